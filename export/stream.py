@@ -1,0 +1,125 @@
+"""Writes every weight of a model into its place in a file that is being made, a few rows at a time.
+
+Runs in a process of its own beside the graph: both are long, and a second thread would wait for the interpreter.
+Memory: one piece of `export.quantize.CHUNK_ELEMENTS` with its temporaries; the checkpoint's mapped pages are let go
+tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from checkpoints.config import ModelConfig
+from export.pack import packed_parts, packed_sizes
+from export.quantize import Quantized, Recipe
+from export.remap import Rows, layout, shape
+
+ALIGNMENT = 128  # bytes; ExecuTorch's segment alignment, twice what XNNPACK asks of its constants
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One ExecuTorch tensor: the rows it is made of and the byte offset of each of its parts."""
+
+    name: str  # "layers.0.attention.wq", without ".weight"
+    rows: Rows
+    offsets: dict[str, int]  # suffix -> offset from the start of the region
+    sizes: dict[str, int]  # suffix -> bytes
+
+    def data(self) -> dict[str, tuple[int, int]]:
+        """Data name -> (offset, size)."""
+        return {f"{self.name}.{suffix}": (self.offsets[suffix], self.sizes[suffix]) for suffix in self.sizes}
+
+
+def place(config: ModelConfig, recipe: Recipe, delegated: Callable[[str], bool]) -> list[Placed]:
+    """Lay out all weights one after another: those of delegates first, then embedding and norms (the constants)."""
+    placed, at = [], 0
+    tensors = layout(config)
+    for name in sorted(tensors, key=lambda name: not delegated(name)):  # stable: the order of the graph within each
+        rows = tensors[name]
+        sizes = packed_sizes(shape(config, name), rows.name, recipe)
+        offsets = {}
+        for suffix, size in sizes.items():
+            at += -at % ALIGNMENT
+            offsets[suffix] = at
+            at += size
+        placed.append(Placed(name.removesuffix(".weight"), rows, offsets, sizes))
+    return placed
+
+
+def end(placed: list[Placed]) -> int:
+    """First byte after the last part."""
+    return max(offset + size for item in placed for offset, size in item.data().values())
+
+
+def write_weights(path: Path, base: int, source: Quantized, placed: list[Placed], progress: Callable[[int], None]) -> None:
+    """Write all parts at `base` + their offsets into an existing file; `progress` gets the bytes of each piece."""
+    with open(path, "r+b", buffering=0) as file:
+        for item in placed:
+            at = dict(item.offsets)
+            for rows in source.rows(item.rows.name, item.rows.start, item.rows.stop):
+                for part in packed_parts(rows):
+                    view = part.bytes()
+                    _write_at(file.fileno(), view, base + at[part.suffix])
+                    at[part.suffix] += len(view)
+                    progress(len(view))
+            written = {suffix: at[suffix] - item.offsets[suffix] for suffix in at}
+            if written != item.sizes:
+                raise RuntimeError(f"{item.name}: wrote {written} bytes, planned {item.sizes}")
+
+
+def _write_at(file: int, view: memoryview, offset: int) -> None:
+    while view:
+        count = os.pwrite(file, view, offset)
+        view, offset = view[count:], offset + count
+
+
+class Beside:
+    """`write_weights` in another process: `written` bytes so far, `join` to wait and get its errors."""
+
+    def __init__(self, path: Path, base: int, source: Callable[[], Quantized], placed: list[Placed]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._written = context.Value("q", 0)
+        self._pool = ProcessPoolExecutor(1, context, _set_up, (self._written,))
+        self._future: Future[None] = self._pool.submit(_work, path, base, source, placed)
+
+    @property
+    def written(self) -> int:
+        return self._written.value
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def join(self) -> None:
+        self._future.result()
+        self._pool.shutdown()
+
+    def stop(self) -> None:
+        """Give up at once; the file is left as it is."""
+        for process in (self._pool._processes or {}).values():
+            process.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+_counter = None
+
+
+def _set_up(counter) -> None:  # type: ignore[no-untyped-def]
+    global _counter
+    _counter = counter
+    # The pieces are small enough to stay in the cache of one core; the other core has the graph.
+    torch.set_num_threads(1)
+
+
+def _work(path: Path, base: int, source: Callable[[], Quantized], placed: list[Placed]) -> None:
+    def count(size: int) -> None:
+        _counter.value += size  # type: ignore[attr-defined]
+
+    write_weights(path, base, source(), placed, count)
