@@ -7,6 +7,7 @@ feed-forward; nothing grows with the vocabulary, and with layers only the graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -82,21 +83,26 @@ def build_graph(
     kv_cache: str,
     full_logits: bool,
     constant_methods: dict[str, int | bool | list[int]],
+    progress: Callable[[str], object] = lambda step: None,
 ) -> Graph:
     """Trace, lower, plan memory and emit. The program's delegates refer to weights by name (`export.pack`)."""
     with torch.device("meta"):
         model = Transformer(config, context, CACHE_DTYPES[kv_cache], full_logits)
     placeholders = _placeholders(model, recipe)
+    progress("lower")
     lower_model(model, chunk, recipe)
+    progress("trace")
     example = (torch.zeros(1, min(3, chunk), dtype=torch.long), torch.zeros(1, dtype=torch.long))
     length = torch.export.Dim("length", min=1, max=chunk)
     with torch.no_grad():
         program = torch.export.export(model, example, dynamic_shapes=({1: length}, None), strict=False)
+        progress("edge passes")
         edge = to_edge(
             program,
             constant_methods=constant_methods,
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
         )
+        progress("plan and emit")
         emitted = edge.to_executorch(
             ExecutorchBackendConfig(
                 extract_delegate_segments=True,

@@ -9,9 +9,11 @@ are touched here and nowhere else.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -26,6 +28,7 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule as Upstr
 from torch import Tensor, nn
 from torch._higher_order_ops.executorch_call_delegate import executorch_call_delegate
 
+from checkpoints.config import ModelConfig
 from export.model import Transformer
 from export.pack import packed_parts, sha256_key
 from export.quantize import Recipe, quantize_rows
@@ -34,6 +37,7 @@ EDGE = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
 # Rows of the head's placeholder. lm_head is the one weight too large to lower whole in 4 GiB (200064 x 3072); a
 # linear's rows are independent, so a few stand for all and the sizes are set afterwards.
 HEAD_ROWS = 61
+MIN_LENGTH = 3  # tokens in an example input: torch.export specializes on 0, 1 and, in views, on equal sizes
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,8 @@ def stamp(template: Template, prefix: str, head_rows: int | None = None) -> _Cal
     def outputs(*inputs: Tensor) -> tuple[Tensor, ...]:
         arguments = [inputs[template.arguments.index(i)] for i in range(len(inputs))]
         results = template.shapes(*arguments)
+        if head_rows is not None:
+            results = tuple(result.new_empty(*result.shape[:-1], head_rows) for result in results)
         return tuple(results[template.results.index(i)] for i in range(len(results)))
 
     return _Call(LoweredBackendModule(blob, outputs), template)
@@ -198,54 +204,53 @@ def lower_model(model: Transformer, chunk: int, recipe: Recipe) -> None:
     Pieces of a layer: wq, wk, wv (one input, quantized once a token), wo with its residual, and the whole
     feed-forward with its residual. Memory: the placeholder weights of one feed-forward, a few copies.
     """
-    config = model.config
-    hidden, inter, heads, kv, size = (
-        config.hidden_size,
-        config.intermediate_size,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-    )
-    length = torch.export.Dim("length", min=1, max=chunk)
-    seq = {1: length}
-    linear = "model.layers.0.linear.weight"
-    probe = type(model)(_one_layer(config), 8)
-    block = probe.layers[0]
-    h = torch.zeros(1, min(3, chunk), hidden)
-    attended = torch.zeros(1, h.shape[1], heads, size)
-
-    project = lower_piece(
-        block.attention, "project", (h,), (seq,), {"wq": linear, "wk": linear, "wv": linear},
-        lambda x: (x.new_empty(1, x.shape[1], heads + kv, size), x.new_empty(1, x.shape[1], kv, size)), recipe,
-    )  # fmt: skip
-    finish = lower_piece(
-        block.attention, "finish", (attended, h), (seq, seq), {"wo": linear},
-        lambda a, r: (torch.empty_like(r),), recipe,
-    )  # fmt: skip
-    feed = lower_piece(
-        block.feed_forward, "project", (h, h.clone()), (seq, seq), {"w1": linear, "w2": linear, "w3": linear},
-        lambda x, r: (torch.empty_like(r),), recipe,
-    )  # fmt: skip
-    assert HEAD_ROWS not in (hidden, inter, chunk)
-    probe.output = nn.Linear(hidden, HEAD_ROWS, bias=False, device="meta")
-    last = h if model.full_logits else h[:, -1]
-    head = lower_piece(
-        probe, "head", (last,), (seq if model.full_logits else {},), {"output": "lm_head.weight"},
-        lambda x: (x.new_empty(*x.shape[:-1], config.vocab_size),), recipe,
-    )  # fmt: skip
-
-    for i, layer in enumerate(model.layers):
-        attention, feed_forward = layer.attention, layer.feed_forward
-        attention.project = stamp(project, f"layers.{i}.attention.")
-        attention.finish = stamp(finish, f"layers.{i}.attention.")
-        feed_forward.project = stamp(feed, f"layers.{i}.feed_forward.")
+    layer = dataclasses.replace(model.config, num_hidden_layers=1, vocab_size=HEAD_ROWS)
+    pieces = _lower_pieces(layer, chunk, recipe, model.full_logits)
+    for i, block in enumerate(model.layers):
+        attention, feed_forward = block.attention, block.feed_forward
+        attention.project = stamp(pieces["project"], f"layers.{i}.attention.")
+        attention.finish = stamp(pieces["finish"], f"layers.{i}.attention.")
+        feed_forward.project = stamp(pieces["feed"], f"layers.{i}.feed_forward.")
         del attention.wq, attention.wk, attention.wv, attention.wo
         del feed_forward.w1, feed_forward.w2, feed_forward.w3
-    model.head = stamp(head, "", config.vocab_size)  # type: ignore[method-assign]
+    model.head = stamp(pieces["head"], "", model.config.vocab_size)  # type: ignore[method-assign]
     del model.output
 
 
-def _one_layer(config: Any) -> Any:
-    import dataclasses
+# Programs that export several files, and tests, lower the same shapes again and again.
+@lru_cache(maxsize=8)
+def _lower_pieces(config: ModelConfig, chunk: int, recipe: Recipe, full_logits: bool) -> dict[str, Template]:
+    """The four distinct pieces of a model whose `vocab_size` is HEAD_ROWS."""
+    hidden, size = config.hidden_size, config.head_dim
+    heads, kv = config.num_attention_heads, config.num_key_value_heads
+    assert HEAD_ROWS not in (hidden, chunk)
+    probe = Transformer(config, MIN_LENGTH, full_logits=full_logits)
+    block = probe.layers[0]
+    length = {1: torch.export.Dim("length", min=1, max=chunk)}
+    h = torch.zeros(1, min(MIN_LENGTH, chunk), hidden)
+    attended = torch.zeros(1, h.shape[1], heads, size)
+    linear, head = "model.layers.0.linear.weight", "lm_head.weight"
 
-    return dataclasses.replace(config, num_hidden_layers=1, vocab_size=HEAD_ROWS)
+    def project(x: Tensor) -> tuple[Tensor, ...]:
+        return x.new_empty(1, x.shape[1], heads + kv, size), x.new_empty(1, x.shape[1], kv, size)
+
+    def like_residual(x: Tensor, residual: Tensor) -> tuple[Tensor, ...]:
+        return (torch.empty_like(residual),)
+
+    def logits(x: Tensor) -> tuple[Tensor, ...]:
+        return (x.new_empty(*x.shape[:-1], HEAD_ROWS),)
+
+    last, last_length = (h, length) if full_logits else (h[:, -1], {})
+    return {
+        "project": lower_piece(
+            block.attention, "project", (h,), (length,), dict.fromkeys(("wq", "wk", "wv"), linear), project, recipe
+        ),
+        "finish": lower_piece(
+            block.attention, "finish", (attended, h), (length, length), {"wo": linear}, like_residual, recipe
+        ),
+        "feed": lower_piece(
+            block.feed_forward, "project", (h, h.clone()), (length, length),
+            dict.fromkeys(("w1", "w2", "w3"), linear), like_residual, recipe,
+        ),
+        "head": lower_piece(probe, "head", (last,), (last_length,), {"output": head}, logits, recipe),
+    }  # fmt: skip

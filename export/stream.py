@@ -7,8 +7,10 @@ tensor by tensor.
 
 from __future__ import annotations
 
+import concurrent.futures
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +38,11 @@ class Placed:
     def data(self) -> dict[str, tuple[int, int]]:
         """Data name -> (offset, size)."""
         return {f"{self.name}.{suffix}": (self.offsets[suffix], self.sizes[suffix]) for suffix in self.sizes}
+
+
+def is_delegated(name: str) -> bool:
+    """Whether a tensor is a linear's weight, which XNNPACK reads by name; the others are the program's constants."""
+    return "norm" not in name and not name.startswith("tok_embeddings.")
 
 
 def place(config: ModelConfig, recipe: Recipe, delegated: Callable[[str], bool]) -> list[Placed]:
@@ -94,8 +101,9 @@ class Beside:
     def written(self) -> int:
         return self._written.value
 
-    def done(self) -> bool:
-        return self._future.done()
+    def wait(self, seconds: float) -> bool:
+        """Wait at most so long; whether it is done, well or with an error."""
+        return bool(concurrent.futures.wait([self._future], seconds).done)
 
     def join(self) -> None:
         self._future.result()
@@ -114,12 +122,17 @@ _counter = None
 def _set_up(counter) -> None:  # type: ignore[no-untyped-def]
     global _counter
     _counter = counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops this process
     # The pieces are small enough to stay in the cache of one core; the other core has the graph.
     torch.set_num_threads(1)
 
 
 def _work(path: Path, base: int, source: Callable[[], Quantized], placed: list[Placed]) -> None:
+    parent = os.getppid()
+
     def count(size: int) -> None:
+        if os.getppid() != parent:  # killed without a chance to stop us
+            os._exit(1)
         _counter.value += size  # type: ignore[attr-defined]
 
     write_weights(path, base, source(), placed, count)

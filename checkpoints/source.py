@@ -1,0 +1,125 @@
+"""Finds the folder of a checkpoint: one on this disk, the small one in this package, or one on the hub.
+
+The hub part is snapshot_download of huggingface_hub with its cache, retries and progress bars; this module
+adds the default model, its pinned revision and one-sentence errors. It does not look inside what it finds.
+"""
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    IncompleteSnapshotError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from checkpoints.errors import BadInput
+
+DEFAULT = "microsoft/Phi-4-mini-instruct"
+EMBEDDED = "phi4-tiny"
+
+# main of 2025-12-10, "Update README.md (#43)"; weights and tokenizer are those of the February 2025 release.
+PINNED = {DEFAULT: "cfbefacb99257ffa30c83adab238a50856ac3083"}
+
+PATTERNS = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "*.tiktoken", "LICENSE*"]
+TIMEOUT = 10.0  # seconds for the first answer of the hub
+WAYS_ON = f"pass --checkpoint DIR for a folder you have, or --checkpoint {EMBEDDED} for the small model included"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint's files are, and what to call it in a manifest."""
+
+    folder: Path
+    name: str  # hub id, folder name, or "phi4-tiny"
+    revision: str | None  # the commit, for "hub" alone
+    kind: Literal["hub", "folder", "embedded"]
+
+
+def resolve(checkpoint: str | None, revision: str | None = None) -> Source:
+    """Turn a --checkpoint value into a folder, downloading it from the hub if needed.
+
+    None is Phi-4-mini-instruct at its pinned commit. An existing folder wins over a hub id of the same name.
+    `revision` is a branch, tag or commit of the hub; other models than the default use main without it.
+    Raises BadInput for a name that is neither, and for a hub that does not answer or does not have it.
+    """
+    name = DEFAULT if checkpoint is None else checkpoint
+    if name == EMBEDDED:
+        return _local(Path(__file__).with_name(EMBEDDED), EMBEDDED, revision, "embedded")
+    if os.path.isdir(name):
+        return _local(Path(name), Path(name).resolve().name, revision, "folder")
+    if os.path.exists(name):
+        raise BadInput(f"{name} is a file, --checkpoint takes the folder it is in")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+        raise BadInput(_neither(name))
+    return _from_hub(name, revision or PINNED.get(name, "main"))
+
+
+def _local(folder: Path, name: str, revision: str | None, kind: Literal["folder", "embedded"]) -> Source:
+    if revision is not None:
+        raise BadInput(f"{name} is a local folder, but the revision {revision} was asked for, as of the hub")
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is missing from this installation")
+    return Source(folder, name, None, kind)
+
+
+def _from_hub(name: str, revision: str) -> Source:
+    wanted = f"{name}@{revision}"
+    # Without a network the client repeats its own first question for half a minute; this one asks once. Its
+    # errors come from whichever HTTP library it is built on, so all are caught and told by name.
+    failure: Exception | None = None
+    try:
+        HfApi().model_info(name, revision=revision, timeout=TIMEOUT)
+    except HFValidationError:
+        raise BadInput(_neither(name)) from None
+    except Exception as problem:
+        failure = problem
+    try:
+        found = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=PATTERNS,
+            ignore_patterns=["*/*"],  # copies of the weights in other formats live in subfolders
+            local_files_only=failure is not None,
+        )
+    except Exception as problem:
+        if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
+            raise
+        raise BadInput(_absent(wanted, failure, problem)) from None
+    folder = Path(found)
+    return Source(folder, name, folder.name, "hub")  # the cache names the folder of a snapshot by its commit
+
+
+def _neither(name: str) -> str:
+    return f"{name!r} is neither an existing folder nor a hub id like {DEFAULT}"
+
+
+def _absent(wanted: str, failure: Exception | None, problem: Exception) -> str:
+    """The sentence for a checkpoint that is not to be had.
+
+    `failure` is why the hub did not answer the first question, None if it did; `problem` is why the download,
+    or after a failure the look into the cache, came to nothing.
+    """
+    cause = failure or problem
+    if isinstance(cause, GatedRepoError):
+        return f"{wanted} is gated: accept its terms on the hub and log in with `hf auth login`, or {WAYS_ON}"
+    if isinstance(cause, RevisionNotFoundError):
+        return f"the hub has no revision {wanted}: check it, or {WAYS_ON}"
+    if isinstance(cause, RepositoryNotFoundError):
+        return f"the hub has no {wanted}, or it is private and you are not logged in: check it, or {WAYS_ON}"
+    if failure is None:
+        return f"the download of {wanted} stopped ({_reason(cause)}): run again, files already whole are kept"
+    cache = "only partly" if isinstance(problem, IncompleteSnapshotError) else "not"
+    return f"{wanted} is {cache} in the local cache and asking the hub failed ({_reason(cause)}): {WAYS_ON}"
+
+
+def _reason(problem: Exception) -> str:
+    text = " ".join(re.split(r"\.?\s*\n|: offline mode", str(problem))[0].split())
+    return f"{type(problem).__name__}: {text[:160]}"

@@ -1,0 +1,21 @@
+"""Fixtures shared by the tests; each test module says what it checks."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from checkpoints.synthesize import synthesize
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights like Phi-4-mini: 2 layers of 64, 512 tokens, 3 shards; not to be written to."""
+    out = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    return synthesize(out, layers=2, hidden=64, intermediate=96, heads=4, vocab=512, max_shard_gb=1e-4)
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_folder` to damage."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
