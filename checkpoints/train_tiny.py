@@ -382,7 +382,7 @@ def main() -> None:
     """Reads the command line, trains unless --eval-only, and prints the evaluation."""
     parser = argparse.ArgumentParser(description="Train the tiny Phi-4-mini shaped checkpoint.")
     parser.add_argument("--out", type=Path, help="folder to write")
-    parser.add_argument("--steps", type=int, default=6000, help="training steps (default 6000)")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps (default 2000)")
     parser.add_argument("--minutes", type=float, help="stop within this many minutes")
     parser.add_argument("--threads", type=int, default=1, help="processor threads (default 1)")
     parser.add_argument("--eval-only", type=Path, metavar="DIR", help="only evaluate this checkpoint")
