@@ -1,4 +1,5 @@
-"""Makes a checkpoint folder beside its name and renames it when it is whole; copies what belongs in every one.
+"""Makes a checkpoint folder beside its name and renames it when it is whole; copies what belongs in every
+one.
 
 Knows file names of the hub's layout and of safetensors; nothing of models, and it reads no weight.
 """
@@ -52,10 +53,15 @@ def whole_folder(out: Path, needed: int = 0) -> Iterator[Path]:
 
 
 def copy_rest(source: Path, folder: Path) -> None:
-    """Copy tokenizer, generation_config.json, chat template and licence: all that is neither weights nor OWN."""
+    """Copy tokenizer, generation_config.json, chat template and licence: all that is neither weights nor
+    OWN."""
     for pattern in (*PATTERNS, "merges.txt"):
         for file in source.glob(pattern):
-            if file.suffix != ".safetensors" and file.name not in OWN and not file.name.endswith(".bin.index.json"):
+            if (
+                file.suffix != ".safetensors"
+                and file.name not in OWN
+                and not file.name.endswith(".bin.index.json")
+            ):
                 shutil.copyfile(file, folder / file.name)
 
 

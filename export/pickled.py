@@ -1,8 +1,9 @@
-"""Finds tensors in files of torch.save without running what a pickle says, and writes such files piece by piece.
+"""Finds tensors in files of torch.save without running what a pickle says, and writes such files piece by
+piece.
 
-A state dict is unpickled by torch's weights_only reader with two classes of torchao allowed and nothing else, onto
-the meta device: no data is read, and each tensor's place in the file comes out. Knows the zip layout of torch.save
-since 1.6; knows nothing of models.
+A state dict is unpickled by torch's weights_only reader with two classes of torchao allowed and nothing else,
+onto the meta device: no data is read, and each tensor's place in the file comes out. Knows the zip layout of
+torch.save since 1.6; knows nothing of models.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +29,15 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 
 from checkpoints.errors import BadInput
 
-ALLOWED = [IntxUnpackedToInt8Tensor, IntxUnpackedToInt8TensorActivationQuantization]
+ALLOWED: list[Any] = [IntxUnpackedToInt8Tensor, IntxUnpackedToInt8TensorActivationQuantization]
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Name -> meta tensor (plain or IntxUnpackedToInt8Tensor of meta tensors); `offset` says where its bytes are.
+    """Name -> meta tensor (plain or IntxUnpackedToInt8Tensor of meta tensors); `offset` says where its bytes
+    are.
 
-    Raises BadInput when the file is not a state dict of such tensors alone; nothing else in it is made or called.
+    Raises BadInput when the file is not a state dict of such tensors alone; nothing else in it is made or
+    called.
     """
     places = _records(file)
     try:
@@ -46,7 +50,9 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
             f"{file} {what}, a state dict holds tensors and IntxUnpackedToInt8Tensor alone: it was not opened"
         ) from None
     except Exception as problem:  # a foreign pickle can make its reader fail in any way
-        raise BadInput(f"{file} is not a state dict: {type(problem).__name__}: {str(problem)[:120]}") from None
+        raise BadInput(
+            f"{file} is not a state dict: {type(problem).__name__}: {str(problem)[:120]}"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise BadInput(f"{file} holds a {type(state).__name__}, not a state dict")
     for name, value in state.items():
@@ -59,18 +65,23 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
             if part.device.type != "meta" or not part.is_contiguous():
                 raise BadInput(f"{file}: {name} is not stored as whole contiguous rows")
             storage = part.untyped_storage()
-            if places.get(getattr(storage, "_checkpoint_offset", -1)) != storage.nbytes():
-                raise BadInput(f"{file}: the {storage.nbytes()} bytes of {name} are not where torch.save puts them")
+            end = part.storage_offset() * part.element_size() + part.nbytes
+            held = places.get(getattr(storage, "_checkpoint_offset", -1))
+            if held != storage.nbytes() or end > held:
+                raise BadInput(
+                    f"{file}: the {storage.nbytes()} bytes of {name} are not where torch.save puts them"
+                )
     return state
 
 
 def offset(tensor: Tensor) -> int:
     """Byte in its file at which a tensor of `read_state_dict` begins."""
-    return tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * tensor.element_size()
+    start = getattr(tensor.untyped_storage(), "_checkpoint_offset")  # noqa: B009  unknown to torch's types
+    return int(start + tensor.storage_offset() * tensor.element_size())
 
 
 @contextmanager
-def _only(classes: list[type]) -> Iterator[None]:
+def _only(classes: list[Any]) -> Iterator[None]:
     """Allow these classes and none that torchao, torch.distributed and others have allowed when imported."""
     others = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
@@ -95,7 +106,9 @@ def _records(file: Path) -> dict[int, int]:
                 places[record.header_offset + 30 + name + extra] = record.file_size
             return places
     except (zipfile.BadZipFile, struct.error, ValueError):
-        raise BadInput(f"{file} is cut short or was not written by torch.save of torch 1.6 or later") from None
+        raise BadInput(
+            f"{file} is cut short or was not written by torch.save of torch 1.6 or later"
+        ) from None
     except OSError as problem:
         raise BadInput(f"{file} cannot be read: {problem.strerror}") from None
 
@@ -103,8 +116,8 @@ def _records(file: Path) -> dict[int, int]:
 def write_state_dict(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Write a state dict of these shapes and dtypes with its data left out; name -> byte where it belongs.
 
-    `tensors` may be meta tensors; a tensor that occurs twice is stored once. The checksums of the archive are those
-    of empty data: torch.load does not look at them, unzip would complain.
+    `tensors` may be meta tensors; a tensor that occurs twice is stored once. The checksums of the archive are
+    those of empty data: torch.load does not look at them, unzip would complain.
     """
     with FakeTensorMode():
         once = {id(tensor): torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in tensors.values()}
@@ -117,7 +130,7 @@ def write_state_dict(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int
 
 def write_at(file: int, data: Tensor, place: int, progress: Callable[[int], None]) -> int:
     """Write a tensor's bytes into an open file; the first byte after them."""
-    view = memoryview(data.contiguous().view(-1).view(torch.uint8).numpy())
+    view = memoryview(data.contiguous().view(-1).view(torch.uint8).numpy().data)
     while view:
         count = os.pwrite(file, view, place)
         view, place = view[count:], place + count

@@ -88,8 +88,9 @@ class Stages:
     def describe(self, name: str, text: str) -> None:
         self._progress.update(self._tasks[name], description=text)
 
-    def end(self, name: str) -> None:
-        self.seconds[name] = round(time.monotonic() - self._begun[name], 2)
+    def end(self, name: str, seconds: float | None = None) -> None:
+        """Finish a stage; `seconds` where it ended before this call."""
+        self.seconds[name] = round(time.monotonic() - self._begun[name] if seconds is None else seconds, 2)
         task = self._progress.tasks[self._tasks[name]]
         self._progress.update(task.id, completed=task.total or 1, total=task.total or 1, description=name)
         if not self.console.is_terminal:

@@ -150,7 +150,7 @@ def _build(partial, weights, config, recipe, options, methods, stages):  # type:
         while not beside.wait(0.2):
             stages.update("weights", beside.written)
         beside.join()
-        stages.end("weights")
+        stages.end("weights", beside.seconds)
     except BaseException:
         beside.stop()
         raise

@@ -3,12 +3,16 @@
 Groups lie along a row, so the rows of a weight are independent: quantizing them in pieces gives bit for bit what
 torchao gives for the whole model loaded in float32, and a piece that fits the processor's cache is several times
 faster than a whole tensor. Knows Hugging Face tensor names; knows nothing of graphs or files to be written.
+`python -m export.quantize --checkpoint C --out DIR` keeps the result, through `export.keep`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -23,7 +27,10 @@ from torchao.quantization import (
 )
 
 from checkpoints.config import ModelConfig
-from checkpoints.errors import BadInput
+from checkpoints.errors import BadInput, run
+from checkpoints.source import DEFAULT, EMBEDDED, resolve
+from checkpoints.weights import open_checkpoint
+from export.progress import quiet
 from export.untie import EMBEDDING, HEAD, Untied
 
 GROUP_SIZES = (32, 64, 128)
@@ -134,3 +141,46 @@ class Quantizing:
                 raise BadInput(f"{self.untied.checkpoint.folder}: {name} has a NaN or Inf in row {row}")
             yield result
         self.untied.release(name)
+
+
+def quantize(
+    checkpoint: str | None = None,
+    *,
+    out: str | os.PathLike[str],
+    revision: str | None = None,
+    group_size: int = 32,
+    embedding_bits: int = 8,
+    head_bits: int = 4,
+) -> Path:
+    """Write a checkpoint (hub id, folder or "phi4-tiny") untied and quantized at `out`; whole or not at all.
+
+    The folder is one of transformers with torchao, see `export.keep`. Raises BadInput as that and Recipe.check do.
+    """
+    from export.folders import bar, check_folder
+    from export.keep import plan, save_quantized, size
+
+    source, out = resolve(checkpoint, revision), Path(out)
+    check_folder(out)
+    recipe = Recipe(True, group_size, embedding_bits, head_bits)
+    quantizing = Quantizing(Untied(open_checkpoint(source.folder)), recipe)
+    with bar("quantize", size(plan(quantizing))) as progress:
+        save_quantized(quantizing, out, progress)
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; see the module docstring."""
+    parser = argparse.ArgumentParser(prog="python -m export.quantize", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--checkpoint", help=f"hub id, folder, or {EMBEDDED} (default: {DEFAULT})")
+    parser.add_argument("--revision", help="commit, branch or tag of a hub id")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--group-size", type=int, choices=GROUP_SIZES, default=32, help="columns to a scale")
+    parser.add_argument("--embedding-bits", type=int, choices=(8, 4), default=8)
+    parser.add_argument("--head-bits", type=int, choices=(4, 8), default=4, help="bits of lm_head")
+    flags = vars(parser.parse_args(argv))
+    quiet(verbose=False)
+    print(quantize(**flags))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,8 +1,8 @@
 """Reads checkpoints that torchao has quantized already; their values go on unchanged.
 
-Two forms: the safetensors that transformers 5.23 saves (each weight as qdata, scale and zero_point, described in
-the header's metadata, see torchao.prototype.safetensors), which `export.keep` writes, and the state dict of
-torch.save that the published recipe leaves. Knows nothing of `.pte` files.
+Two forms: the safetensors that transformers 5.23 saves (each weight as qdata, scale and zero_point, described
+in the header's metadata, see torchao.prototype.safetensors), which `export.keep` writes, and the state dict
+of torch.save that the published recipe leaves. Knows nothing of `.pte` files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ FIRST_LINEAR = "model.layers.0.self_attn.qkv_proj.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How a weight is stored: bits of an element, columns that share a scale, whether activations are int8."""
+    """How a weight is stored: bits of an element, columns that share a scale, whether activations are
+    int8."""
 
     bits: int
     group: int
@@ -46,7 +47,8 @@ class Kind:
 
 
 def open_quantized(folder: Path, recipe: Recipe) -> Quantized:
-    """The model in a folder as quantized rows: made by `recipe` from float weights, or as the folder has them.
+    """The model in a folder as quantized rows: made by `recipe` from float weights, or as the folder has
+    them.
 
     A quantized folder must agree with `recipe` unless that is the default. Raises BadInput.
     """
@@ -56,16 +58,19 @@ def open_quantized(folder: Path, recipe: Recipe) -> Quantized:
         return Quantizing(Untied(open_checkpoint(folder)), recipe)
     method = declared.get("quant_method") if isinstance(declared, dict) else None
     if declared and method != "torchao":
-        raise BadInput(f"{config.path}: quant_method is {json.dumps(method)}, only torchao's weights can be read")
+        raise BadInput(
+            f"{config.path}: quant_method is {json.dumps(method)}, only torchao's weights can be read"
+        )
     checkpoint, kinds = _open_pickles(folder, config, pickles) if pickles else _open_safetensors(folder)
     return Saved(checkpoint, kinds, recipe)
 
 
 class Saved:
-    """A quantized checkpoint as `Quantized`; see open_quantized. Memory: mapped pages of the weight being read.
+    """A quantized checkpoint as `Quantized`; see open_quantized. Memory: mapped pages of the weight being
+    read.
 
-    transformers leaves lm_head, and without include_input_output_embeddings the embedding too, in float without a
-    word: these are quantized here, with the bits `asked` for, and `notes` says so.
+    transformers leaves lm_head, and without include_input_output_embeddings the embedding too, in float
+    without a word: these are quantized here, with the bits `asked` for, and `notes` says so.
     """
 
     def __init__(self, checkpoint: Checkpoint, kinds: dict[str, Kind | None], asked: Recipe) -> None:
@@ -83,7 +88,7 @@ class Saved:
         self.recipe = _find_recipe(checkpoint, kinds, asked)
         self._float = Quantizing(untied, self.recipe)
         self.notes = tuple(
-            f"{self.folder}: {name} was left in float by the recipe that made it and is quantized to int{bits} now"
+            f"{self.folder}: {name} was left in float when the rest was quantized, it becomes int{bits} now"
             for name, bits in ((EMBEDDING, self.recipe.embedding_bits), (HEAD, self.recipe.head_bits))
             if not kinds.get(name)
         )
@@ -105,7 +110,9 @@ class Saved:
         for suffix in PARTS:
             self.checkpoint.release(part(name, suffix))
 
-    def _check_values(self, name: str, row: int, kind: Kind, qdata: Tensor, scale: Tensor, zero_point: Tensor) -> None:
+    def _check_values(
+        self, name: str, row: int, kind: Kind, qdata: Tensor, scale: Tensor, zero_point: Tensor
+    ) -> None:
         low, high = -(1 << kind.bits - 1), (1 << kind.bits - 1) - 1
         in_bf16 = scale.to(torch.bfloat16).to(scale.dtype) == scale
         for what, bad in (
@@ -141,7 +148,9 @@ def _open_safetensors(folder: Path) -> tuple[Checkpoint, dict[str, Kind | None]]
             f"{folder}: config.json says the weights are quantized by torchao, "
             "but their files have no metadata as torchao writes it"
         ) from None
-    return checkpoint, kinds
+    # transformers describes a tied lm_head, which it then does not store
+    present = set(checkpoint.names())
+    return checkpoint, {name: kind for name, kind in kinds.items() if kind or name in present}
 
 
 def _described_kind(folder: Path, name: str, described: dict[str, Any]) -> Kind | None:
@@ -161,7 +170,9 @@ def _kind(folder: Path, name: str, target: str, block: Any, activations: Any) ->
     if not bits or len(block) != 2 or block[0] != 1 or type(block[1]) is not int or block[1] < 1:
         raise BadInput(f"{folder}: {name} is {target} in blocks of {block}, not in groups along its rows")
     if activations not in (None, INT8_PER_TOKEN):
-        raise BadInput(f"{folder}: {name} wants activations {activations}, only {INT8_PER_TOKEN} can be exported")
+        raise BadInput(
+            f"{folder}: {name} wants activations {activations}, only {INT8_PER_TOKEN} can be exported"
+        )
     return Kind(int(bits[1]), block[1], activations is not None)
 
 
@@ -175,7 +186,8 @@ def _pickles(folder: Path) -> list[Path]:
         return []
     shards = read_object(folder / BIN_INDEX).get("weight_map")
     if not isinstance(shards, dict) or not all(
-        isinstance(shard, str) and re.fullmatch(r"\w[\w.-]*\.bin", shard, re.ASCII) for shard in shards.values()
+        isinstance(shard, str) and re.fullmatch(r"\w[\w.-]*\.bin", shard, re.ASCII)
+        for shard in shards.values()
     ):
         raise BadInput(f"{folder / BIN_INDEX}: weight_map must name .bin files in this folder")
     return [folder / shard for shard in sorted(set(shards.values()))]
@@ -192,9 +204,13 @@ def _open_pickles(
             parts = {name: value}
             kinds[name] = None
             if isinstance(value, IntxUnpackedToInt8Tensor):
-                target = str(value.target_dtype).removeprefix("torch.")
-                activations = getattr(value, "activation_quantization", "unknown")
-                kinds[name] = _kind(folder, name, target, tuple(value.block_size), activations)
+                target = str(getattr(value, "target_dtype", None)).removeprefix("torch.")
+                block = tuple(
+                    getattr(value, "block_size", ())
+                )  # other versions of torchao have other attributes
+                kinds[name] = _kind(
+                    folder, name, target, block, getattr(value, "activation_quantization", "?")
+                )
                 parts = {part(name, suffix): getattr(value, suffix) for suffix in PARTS}
             for key, tensor in parts.items():
                 begin = offset(tensor)
@@ -211,14 +227,16 @@ def _check_tensors(checkpoint: Checkpoint, kinds: dict[str, Kind | None]) -> Non
     for name, shape in expected.items():
         if name not in kinds:
             raise BadInput(f"{checkpoint.folder} has no tensor {name}")
-        floats, int8 = MODEL_DTYPES, (torch.int8,)
-        wanted = {name: (shape, floats)}
+        wanted: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {name: (shape, MODEL_DTYPES)}
         if kind := kinds[name]:
             if len(shape) != 2 or shape[1] % kind.group:
                 raise BadInput(f"{checkpoint.folder}: {name} of shape {shape} is {kind}, which does not fit")
             groups = (shape[0], shape[1] // kind.group)
-            described = zip(PARTS, ((shape, int8), (groups, floats), (groups, (*int8, *floats))), strict=True)
-            wanted = {part(name, suffix): want for suffix, want in described}
+            wanted = {
+                part(name, "qdata"): (shape, (torch.int8,)),
+                part(name, "scale"): (groups, MODEL_DTYPES),
+                part(name, "zero_point"): (groups, (torch.int8, *MODEL_DTYPES)),
+            }
         for key, (size, dtypes) in wanted.items():
             if key not in present:
                 raise BadInput(f"{checkpoint.folder} has no tensor {key}")
@@ -233,7 +251,8 @@ def _check_tensors(checkpoint: Checkpoint, kinds: dict[str, Kind | None]) -> Non
 
 
 def _find_recipe(checkpoint: Checkpoint, kinds: dict[str, Kind | None], asked: Recipe) -> Recipe:
-    """The recipe that made these weights; BadInput where they, config.json and `asked` are not of one mind."""
+    """The recipe that made these weights; BadInput where they, config.json and `asked` are not of one
+    mind."""
     folder, config = checkpoint.folder, checkpoint.config
     if not asked.quantized:
         raise BadInput(f"{folder} is quantized already, a float32 file needs the original")
@@ -247,7 +266,9 @@ def _find_recipe(checkpoint: Checkpoint, kinds: dict[str, Kind | None], asked: R
         head_bits=head.bits if head else asked.head_bits,
     )
     if embedding and embedding.bits not in (4, 8) or head and head.bits not in (4, 8):
-        raise BadInput(f"{folder}: {EMBEDDING} is {embedding} and {HEAD} {head}, only 4 and 8 bits can be exported")
+        raise BadInput(
+            f"{folder}: {EMBEDDING} is {embedding} and {HEAD} {head}, only 4 and 8 bits can be exported"
+        )
     recipe.check(config)
     for name, shape in config.expected_tensors().items():
         if recipe.torchao_config(name) is None:
@@ -260,7 +281,7 @@ def _find_recipe(checkpoint: Checkpoint, kinds: dict[str, Kind | None], asked: R
             raise BadInput(f"{folder}: {name} is {kind or 'not quantized'}, not {wanted} as {recipe} has it")
         if kind and (declared := _declared(config, name, shape[1])) not in (None, (bits, group)):
             raise BadInput(
-                f"{config.path}: quantization_config has int{declared[0]} in groups of {declared[1]} for {name}, "
+                f"{config.path}: quantization_config makes {name} int{declared[0]}, groups of {declared[1]}, "
                 f"its tensors are {kind}"
             )
     if asked not in (Recipe(), recipe):
@@ -269,7 +290,8 @@ def _find_recipe(checkpoint: Checkpoint, kinds: dict[str, Kind | None], asked: R
 
 
 def _declared(config: ModelConfig, name: str, columns: int) -> tuple[int, int] | None:
-    """Bits and group size that config.json gives a weight, by torchao's rules of precedence; None without any."""
+    """Bits and group size that config.json gives a weight, by torchao's rules of precedence; None without
+    any."""
     if not (declared := config.raw.get("quantization_config")):
         return None
     try:
@@ -278,7 +300,9 @@ def _declared(config: ModelConfig, name: str, columns: int) -> tuple[int, int] |
         if table:
             module = name.removesuffix(".weight")
             patterns = (key for key in table if key.startswith("re:"))
-            matching = (key for key in patterns if any(re.fullmatch(key[3:], full) for full in (name, module)))
+            matching = (
+                key for key in patterns if any(re.fullmatch(key[3:], full) for full in (name, module))
+            )
             keys = [key for key in (name, module) if key in table]
             chosen = table.get(next(iter(keys), next(matching, "_default")))
         if chosen is None:

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  registers llama::update_cache, custom_sdpa
 import executorch.kernels.quantized  # noqa: F401  registers the quantized embeddings
+import numpy as np
 import torch
 from executorch.runtime import Runtime
 from torch import Tensor
@@ -28,85 +30,112 @@ T = TypeVar("T")
 
 
 class Session:
-    """One loaded file: its constant methods and one KV cache, which `step` writes.
+    """One loaded file: its constant methods, and a KV cache that `step` writes.
 
-    Memory: packed weights, KV cache and planned activations, until the session is dropped. The runtime ends the
-    whole process on some damaged files; `in_child` turns that into an error.
+    Memory: packed weights, KV cache and planned activations, until the session is dropped. On some damaged files
+    and failed assertions the runtime ends the whole process; `in_child` turns that into an error.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise BadInput(f"{path} does not exist or is not a file")
         self.path = path
-        try:
-            with native_log() as log:
-                self._program = Runtime.get().load_program(path)
-                if "forward" not in self._program.method_names:
-                    raise BadInput(f"{path} has no method called forward")
-                self._forward = self._program.load_method("forward")
-        except RuntimeError as problem:
-            raise BadInput(f"{path}: ExecuTorch's runtime refuses it: {_reason(problem, log)}") from None
+        with _native_errors(f"{path}: ExecuTorch's runtime refuses it"):
+            self._program = Runtime.get().load_program(path)
+            if "forward" not in self._program.method_names:
+                raise BadInput(f"{path} has no method called forward")
+            method = self._program.load_method("forward")
+        assert method is not None
+        self._forward = method
 
     def constant(self, name: str) -> int | bool | list[int]:
-        """The value of a constant method, such as get_max_seq_len (tokens) or get_eos_ids."""
+        """The value of a constant method, such as get_max_seq_len (tokens); get_eos_ids is a list."""
         if name not in self._program.method_names:
             raise BadInput(f"{self.path} has no method called {name}")
-        method = self._program.load_method(name)
-        assert method is not None
-        values = list(method.execute([]))
+        with _native_errors(f"{self.path}: ExecuTorch's runtime fails in {name}"):
+            method = self._program.load_method(name)
+            assert method is not None
+            values = list(method.execute([]))
         return values if name == "get_eos_ids" else values[0]
 
     def step(self, tokens: Sequence[int], start_pos: int) -> Tensor:
-        """Feed tokens whose first is at position `start_pos`; what is in the cache from there on is overwritten.
+        """Feed tokens, the first at position `start_pos`; what the cache holds from there on is overwritten.
 
         Returns float32 logits [1, V] of the last token, or [S, V] of all S of them where the file was exported with
         full logits. BadInput where the runtime fails, as with more tokens than get_max_seq_len.
         """
-        assert self._forward is not None
         inputs = (torch.tensor([list(tokens)], dtype=torch.long), torch.tensor([start_pos], dtype=torch.long))
-        try:
-            with native_log() as log:
-                logits = self._forward.execute(inputs)[0]
-        except RuntimeError as problem:
-            what = f"{len(tokens)} tokens at position {start_pos}"
-            raise BadInput(f"{self.path}: ExecuTorch's runtime fails on {what}: {_reason(problem, log)}") from None
-        # The binding copies outputs by default, but says so in no contract: the next step must not change these.
+        what = f"{len(tokens)} tokens at position {start_pos}"
+        with _native_errors(f"{self.path}: ExecuTorch's runtime fails on {what}"):
+            logits = self._forward.execute(inputs)[0]
+        # The binding copies outputs by default, but no contract says so: the next step must not change these.
         return logits.reshape(-1, logits.shape[-1]).clone()
 
 
-def in_child(path: Path, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a picklable function in a process of its own; `path` is the file it runs, named in errors.
+@dataclass(frozen=True)
+class Feed:
+    """One way of feeding tokens: how many in each call, from position 0 on."""
 
-    The runtime's memory is all given back when it returns, and where the runtime aborts the process, as it does on
-    damaged files and failed assertions, BadInput says so with the last line of its log.
+    name: str
+    calls: tuple[int, ...]
+    every: bool = True  # keep the logits of every position where a file gives them, not only of each call's last
+
+
+def run_feeds(path: Path, tokens: Sequence[int], feeds: Sequence[Feed]) -> list[tuple[list[int], np.ndarray]]:
+    """Load the file and feed it the same tokens in several ways.
+
+    For each: positions, and their float32 logits [positions, V]. Arguments and results can be pickled, for `in_child`.
     """
-    with tempfile.TemporaryFile("w+b") as log:
-        context = multiprocessing.get_context("spawn")
-        with native_log() as log, ProcessPoolExecutor(1, context) as pool:
+    session, results = Session(path), []
+    for feed in feeds:
+        at, positions, kept = 0, [], []
+        for count in feed.calls:
+            logits = session.step(tokens[at : at + count], at)
+            at += count
+            logits = logits if feed.every else logits[-1:]
+            positions.extend(range(at - len(logits), at))
+            kept.append(logits.numpy())
+        results.append((positions, np.concatenate(kept)))
+    return results
+
+
+def in_child(path: Path, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a picklable function that runs the file `path`, in a process of its own, and return its result.
+
+    The runtime's memory is all given back at the end. Where the runtime aborts the process BadInput says so, with
+    the last line of its log.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "stderr")
+        with ProcessPoolExecutor(1, context, _log_to, (log,)) as pool:
             try:
                 return pool.submit(function, *args, **kwargs).result()
             except BrokenProcessPool:
                 pass
-            raise BadInput(f"{path}: ExecuTorch's runtime crashed on this file: {_last_line(log)}")
+        raise BadInput(f"{path}: ExecuTorch's runtime crashed on this file{_last_line(log.read_bytes())}")
+
+
+def _log_to(path: Path) -> None:
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
 
 
 @contextmanager
-def native_log() -> Iterator[Callable[[], str]]:
-    """Keep what C++ code and child processes write to stderr away from the terminal; yields a way to read it."""
+def _native_errors(complaint: str) -> Iterator[None]:
+    """Keep what C++ code writes to stderr off the terminal, and turn the runtime's errors into BadInput."""
     with tempfile.TemporaryFile() as log:
-
-        def read() -> str:
-            log.seek(0)
-            return log.read().decode(errors="replace")
-
         stderr = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:
-            yield read
+            yield
+        except RuntimeError as problem:
+            log.seek(0)
+            raise BadInput(f"{complaint}: {problem}{_last_line(log.read())}") from None
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
 
 
-def _reason(problem: Exception, log: Callable[[], str]) -> str:
-    return f"{problem} ({_last_line(log)})"
+def _last_line(log: bytes) -> str:
+    lines = [line for line in log.decode(errors="replace").splitlines() if line.strip()]
+    return f" ({lines[-1].strip()[:300]})" if lines else ""

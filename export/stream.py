@@ -11,6 +11,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -95,7 +96,10 @@ class Beside:
         context = multiprocessing.get_context("spawn")
         self._written = context.Value("q", 0)
         self._pool = ProcessPoolExecutor(1, context, _set_up, (self._written,))
+        began = time.monotonic()
+        self.seconds = 0.0  # from start to end, known once done
         self._future: Future[None] = self._pool.submit(_work, path, base, source, placed)
+        self._future.add_done_callback(lambda _: setattr(self, "seconds", time.monotonic() - began))
 
     @property
     def written(self) -> int:

@@ -159,7 +159,7 @@ def chat_prompt(folder: Path, messages: list[dict[str, Any]]) -> str:
             add_generation_prompt=True,
             **_named(settings),
         )[0]
-    except Exception as problem:  # noqa: BLE001  the template is a stranger's program
+    except Exception as problem:  # the template is a stranger's program: it may raise anything
         reason = f"{type(problem).__name__}: {problem}"
         raise BadInput(f"{folder}: the chat template cannot be rendered: {reason}") from None
     return _strip_spaces(folder, texts[0])
@@ -175,7 +175,7 @@ def runner_ids(path: Path, text: str) -> list[int]:
 
 @lru_cache(maxsize=4)
 def _runner(path: Path) -> Any:
-    import pytorch_tokenizers as cpp  # type: ignore[import-untyped]  # prints when imported
+    import pytorch_tokenizers as cpp  # prints when imported
 
     names = {"huggingface": "CppHFTokenizer", "sentencepiece": "CppSPTokenizer", "tiktoken": "CppTiktoken"}
     runner = getattr(cpp, names[_read(path)[0]])()
@@ -224,7 +224,7 @@ def _huggingface(path: Path) -> Tokenizer:
         whole = [text for text in ids.keys() - special.keys() if len(library.model.tokenize(text)) > 1]
         if whole and not model.get("byte_fallback"):  # there <0x0A> is not text
             notes.append(f"{path.name}: the phone uses {len(whole)} tokens no merge makes, as {min(whole)!r}")
-        library.model.ignore_merges = True  # type: ignore[attr-defined]
+        library.model.ignore_merges = True
     return Tokenizer(
         "huggingface", path, max(ids.values(), default=-1) + 1, special, tuple(notes),
         lambda text: library.encode(text, add_special_tokens=False).ids,

@@ -180,7 +180,7 @@ def test_sizes_have_no_default(tmp_path: Path, missing: str) -> None:
 )
 def test_refuses_what_is_not_an_object(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "config.json").write_bytes(text)
-    with pytest.raises(BadInput, match="config.json"):
+    with pytest.raises(BadInput, match=r"config\.json"):
         read_config(tmp_path)
 
 

@@ -40,20 +40,29 @@ TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content":
 
 TEXTS = [
     *PROBES, " ", "a", "\n", "don't DON'T we'Ll I'VE 'S 'ſ 'd", "1 12 123 1234 12345 1,000.00 ١٢٣٤ Ⅷ½²",
-    "def f(x):\n\tif x != 0:\n\t\treturn x**2  # ok\n\n\n", "a\r\nb\r\r\n\n c \t \n", "tail   ", "   head", "\t\t",
-    "e\u0301\u0323 a\u0308\u0300 \u0301 cafe\u0301s ñ n\u0303", "汉字漢字かなカナ한글\u1112\u1161\u11ab，。", "ǅungla ʰa İIıi ẞß",
-    "שלום עולם", "السَّلَامُ عَلَيْكُمْ", "नमस्ते", "👨\u200d👩\u200d👧 👍🏿 🏴\u200d☠️ 🇺🇳 ❤️", "\u200b\u200c\u200d\u2060\ufeff\xad", "\ufffd\U0010ffff\ue000",
-    "\x01\x02\x1b[31m\x7f\x80\x9f", "a\x00b\x00", "\xa0\xa0 \u2003\u3000\u3000x\u2028y\x85z\x0bw\x0cv", "▁a▁▁b ▁", "<0x41><0x0A>",
-    "<|user|>hi<|end|> <|assistant|>", "<|end|><|end|>\n\n<|end", "<|begin_of_text|>x<|eot_id|><|reserved_special_token_1|>",
-    "<s>x</s><unk>", "x<|endoftext|>", "<|<|user|>|>", "ab" * 500, " " * 300, "é日😀" * 100,
+    "def f(x):\n\tif x != 0:\n\t\treturn x**2  # ok\n\n\n", "a\r\nb\r\r\n\n c \t \n", "tail   ", "   head",
+    "e\u0301\u0323 a\u0308\u0300 \u0301 cafe\u0301s ñ n\u0303", "汉字漢字かなカナ한글\u1112\u1161\u11ab，。",
+    "ǅungla ʰa İIıi ẞß", "שלום עולם", "السَّلَامُ عَلَيْكُمْ", "नमस्ते", "👨\u200d👩\u200d👧 👍🏿 🏴\u200d☠️ 🇺🇳 ❤️",
+    "\u200b\u200c\u200d\u2060\ufeff\xad", "\ufffd\U0010ffff\ue000", "\x01\x02\x1b[31m\x7f\x80\x9f", "a\0b\0",
+    "\xa0\xa0 \u2003\u3000\u3000x\u2028y\x85z\x0bw\x0cv", "▁a▁▁b ▁", "<0x41><0x0A>", "<s>x</s><unk>",
+    "<|user|>hi<|end|> <|assistant|>", "<|end|><|end|>\n\n<|end", "x<|endoftext|>", "<|<|user|>|>",
+    "<|begin_of_text|>x<|eot_id|><|reserved_special_token_1|>", "ab" * 500, " " * 300, "é日😀" * 100,
 ]  # fmt: skip
-CHARACTERS = [*"abzABZ019 .,'’-_/\\<|>{}\t\n\r", *"éßøИяλعש日本한नไ", *"\u0301\u200d\u200b\x00\x7f\xa0\u3000", *"😀👍🏽½Ⅷǅſ"]
-CHARACTERS += ["  ", "\r\n", "'re", "'LL", "the ", " return", "<|user|>", "<|end|>", "<s>", "<|eot_id|>", "▁", "123"]
+BITS = [
+    *"abzABZ019 .,'’-_/\\<|>{}\t\n\réßøИяλعש日本한नไ\u0301\u200d\u200b\x00\x7f\xa0\u3000😀👍🏽½Ⅷǅſ", "  ",
+    "\r\n", "'re", "'LL", "the ", " return", "<|user|>", "<|end|>", "<s>", "<|eot_id|>", "▁", "123",
+]  # fmt: skip
+
+
+# GPT-2's printable stand-in of each byte, which tokenizer.json spells tokens with.
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTES = {chr(byte): bytes([byte]) for byte in PRINTABLE}
+BYTES |= {chr(256 + i): bytes([byte]) for i, byte in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
 
 
 def random_texts(count: int, seed: int) -> list[str]:
     rng = random.Random(seed)
-    return ["".join(rng.choices(CHARACTERS, k=rng.randint(1, 40))) for _ in range(count)]
+    return ["".join(rng.choices(BITS, k=rng.randint(1, 40))) for _ in range(count)]
 
 
 def corpus() -> list[str]:
@@ -66,38 +75,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("tokenizers")
     sentencepiece.SentencePieceTrainer.train(  # as Phi-3's tokenizer.model, which is Llama 2's
         sentence_iterator=(line for text in corpus() if (line := text.strip("\n").replace("\0", ""))),
-        model_prefix=str(folder / "sp"), model_type="bpe", vocab_size=900, byte_fallback=True, split_digits=True,
+        model_prefix=str(folder / "sp"), model_type="bpe", vocab_size=900, byte_fallback=True,
         normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=True,
-        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2, character_coverage=0.98,
+        split_digits=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2, character_coverage=0.98,
     )  # fmt: skip
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=1000, initial_alphabet=alphabet))  # type: ignore[call-arg]
+    trainer = trainers.BpeTrainer(vocab_size=1000, initial_alphabet=list(BYTES), show_progress=False)
+    bpe.train_from_iterator(corpus(), trainer)
     ranks = sorted(bpe.get_vocab().items(), key=lambda entry: entry[1])
     write_tiktoken(folder / "c", [b"".join(BYTES[char] for char in token) for token, _ in ranks])
     (folder / "a").write_bytes((PHI4 / "tokenizer.json").read_bytes())
     (folder / "b").write_bytes((folder / "sp.model").read_bytes())
     return dict(zip(FORMATS, [folder / "a", folder / "b", folder / "c"], strict=True))
-
-
-def byte_level() -> dict[str, bytes]:
-    """GPT-2's printable stand-in of each byte, from the library: ByteLevel spells one byte per character."""
-    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
-    spelled = {byte: spell(chr(byte))[0][0] for byte in range(128)}
-    for lead in range(0xC2, 0xF5):  # every byte that UTF-8 has, in some character
-        tail = {0xE0: b"\xa0\x80", 0xF0: b"\x90\x80\x80"}.get(lead, b"\x80" * (1 + (lead > 0xDF) + (lead > 0xEF)))
-        char = (bytes([lead]) + tail).decode()
-        spelled |= dict(zip(char.encode(), spell(char)[0][0], strict=True))
-    for low in range(0x80, 0xC0):
-        spelled |= dict(zip(chr(low).encode(), spell(chr(low))[0][0], strict=True))
-    unused = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(spelled.values()))
-    return {char: bytes([byte]) for byte, char in spelled.items()} | dict(
-        zip(unused, (bytes([byte]) for byte in range(256) if byte not in spelled), strict=True)
-    )
-
-
-BYTES = byte_level()
 
 
 def write_tiktoken(path: Path, tokens: list[bytes]) -> Path:
@@ -162,7 +152,11 @@ def test_library_and_runner_give_the_same_ids(kind: str, files: dict[str, Path])
 @pytest.mark.parametrize("kind", FORMATS)
 def test_phone_picks_the_same_format(kind: str, files: dict[str, Path]) -> None:
     """load_tokenizer in llm_runner_helper.cpp takes the first of these that loads."""
-    order = [pytorch_tokenizers.CppHFTokenizer, pytorch_tokenizers.CppTiktoken, pytorch_tokenizers.CppSPTokenizer]
+    order = [
+        pytorch_tokenizers.CppHFTokenizer,
+        pytorch_tokenizers.CppTiktoken,
+        pytorch_tokenizers.CppSPTokenizer,
+    ]
     place = ["huggingface", "tiktoken", "sentencepiece"].index(kind)
     for loader in order[:place]:
         with pytest.raises(RuntimeError):
@@ -172,6 +166,9 @@ def test_phone_picks_the_same_format(kind: str, files: dict[str, Path]) -> None:
 
 class Echo(torch.nn.Module):
     """A "model" whose k-th answer is the k-th id of the prompt, one-hot."""
+
+    seen: torch.Tensor
+    calls: torch.Tensor
 
     def __init__(self, vocab: int, context: int) -> None:
         super().__init__()
@@ -191,55 +188,59 @@ def test_runner_itself_computes_these_ids(files: dict[str, Path], tmp_path: Path
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 
     context = 512
-    shapes = ({1: torch.export.Dim("n", min=1, max=context - 1)}, {})
+    shapes: Any = ({1: torch.export.Dim("n", min=1, max=context - 1)}, {})
     example = (torch.ones(1, 3, dtype=torch.long), torch.tensor([0]))
-    facts = {"get_max_seq_len": context - 1, "get_max_context_len": context, "enable_dynamic_shape": True}
-    facts |= {"use_kv_cache": True, "get_vocab_size": 2048, "get_eos_ids": [2047]}
+    facts: dict[str, Any] = {"get_max_seq_len": context - 1, "get_max_context_len": context}
+    facts |= {"enable_dynamic_shape": True, "use_kv_cache": True, "get_eos_ids": [2047]}
     program = torch.export.export(Echo(2048, context), example, dynamic_shapes=shapes)
-    (tmp_path / "echo.pte").write_bytes(to_edge(program, constant_methods=facts).to_executorch().buffer)
+    pte = tmp_path / "echo.pte"
+    pte.write_bytes(to_edge(program, constant_methods=facts).to_executorch().buffer)
+
+    def answers(tokenizer: Path, text: str, num_bos: int, count: int) -> list[str]:
+        found: list[str] = []
+        settings = GenerationConfig(echo=False, temperature=0.0, num_bos=num_bos, max_new_tokens=count)
+        TextLLMRunner(str(pte), str(tokenizer)).generate(text, settings, found.append)
+        return found
 
     # Without a decoder the runner answers with the byte-level spelling, one string per id.
     plain = changed(tmp_path, lambda raw: raw.update(decoder=None))
     names = {i: name for name, i in tokenizers.Tokenizer.from_file(str(plain)).get_vocab().items()}
-    for text in ["it's  two\r\n\tlines ", "<|user|> \n日本 é<|end|><|assistant|>", "a\x00 \xa0\u3000\u180e 12345"]:
-        for num_bos in (0, 1):  # tokenizer.json: no bos without a post_processor
-            answers: list[str] = []
-            settings = GenerationConfig(echo=False, temperature=0.0, num_bos=num_bos, max_new_tokens=len(runner_ids(plain, text)))
-            TextLLMRunner(str(tmp_path / "echo.pte"), str(plain)).generate(text, settings, answers.append)
-            assert answers == [names[i] for i in runner_ids(plain, text)]
+    for text in ["it's  two\r\n\tlines ", "<|user|> \n日本 é<|end|><|assistant|>", "a\0\xa0\u3000\u180e 12"]:
+        ids = runner_ids(plain, text)
+        for num_bos in (0, 1):  # no bos without a post_processor
+            assert answers(plain, text, num_bos, len(ids)) == [names[i] for i in ids]
 
     for kind, bos in (("sentencepiece", " "), ("tiktoken", "<|begin_of_text|>")):
-        ids = runner_ids(files[kind], "two  words 12")
-        answers = []
-        settings = GenerationConfig(echo=False, temperature=0.0, num_bos=2, max_new_tokens=len(ids) + 2)
-        TextLLMRunner(str(tmp_path / "echo.pte"), str(files[kind])).generate("two  words 12", settings, answers.append)
-        assert answers[:2] == [bos, bos]
-        assert "".join(answers[2:]).strip() == load_tokenizer(files[kind]).decode(ids)
-        assert len(answers) == len(ids) + 2
+        tokenizer = load_tokenizer(files[kind])
+        ids = tokenizer.encode("two  words 12")
+        found = answers(files[kind], "two  words 12", 2, len(ids) + 2)
+        assert found[:2] == [bos, bos] and len(found) == len(ids) + 2
+        assert "".join(found[2:]).strip() == tokenizer.decode(ids)
+
+
+def differing(path: Path) -> list[str]:
+    """Code points around which the two split a text differently, out of white space, ASCII and each seventh.
+
+    The whole of Unicode gives U+180E for Phi-4-mini's pattern, and for tiktoken's what Unicode 16 added.
+    """
+    tokenizer = load_tokenizer(path)
+    known = {0x180E, 0x1C89, 0x200B, 0x2060, 0xFEFF, 0x1F469, 0x1F3FD}
+    found = []
+    for code in sorted(known | {i for i in range(0x3101) if i < 128 or i % 7 == 0 or chr(i).isspace()}):
+        text = "ab{0}cd AB{0}Cd  {0}  12{0}3.{0}, {0}{0}\n{0}x'{0} I'{0}".format(chr(code))
+        if tokenizer.encode(text) != runner_ids(path, text):
+            found.append(f"U+{code:04X}")
+    return found
 
 
 def test_only_one_code_point_is_split_differently(tmp_path: Path) -> None:
-    """All of U+0000 to U+3100, where the white space is; the whole of Unicode gives the same answer."""
-    path = pairs_json(tmp_path / "pairs.json")
-    tokenizer = load_tokenizer(path)
-    found = set()
-    for code in range(0x3101):
-        text = "ab{0}cd AB{0}Cd  {0}  12{0}3.{0}, {0}{0}\n{0}x'{0} I'{0}".format(chr(code))
-        if tokenizer.encode(text) != runner_ids(path, text):
-            found.add(code)
-    assert found == {0x180E}
+    assert differing(pairs_json(tmp_path / "pairs.json")) == ["U+180E"]
 
 
 def test_tiktoken_splits_like_the_runner(tmp_path: Path) -> None:
-    bytes_ = [bytes([byte]) for byte in range(256)]
-    path = write_tiktoken(tmp_path / "pairs", [*bytes_, *(a + b for a in bytes_ for b in bytes_)])
-    tokenizer = load_tokenizer(path)
-    found = set()
-    for code in range(0x3101):
-        text = "ab{0}cd AB{0}Cd  {0}  12{0}3.{0}, {0}{0}\n{0}x'{0} I'{0}".format(chr(code))
-        if tokenizer.encode(text) != runner_ids(path, text):
-            found.add(code)
-    assert found == {0x1C89, 0x1C8A}  # letters since Unicode 16
+    singles = [bytes([byte]) for byte in range(256)]
+    pairs = [a + b for a in singles for b in singles]
+    assert differing(write_tiktoken(tmp_path / "pairs", [*singles, *pairs])) == ["U+1C89"]
 
 
 def test_white_space_the_runner_does_not_strip(tmp_path: Path) -> None:
@@ -356,9 +357,10 @@ def test_damaged_files(data: bytes, words: str, tmp_path: Path) -> None:
 def test_truncated_files(kind: str, part: float, files: dict[str, Path], tmp_path: Path) -> None:
     data = files[kind].read_bytes()
     path = tmp_path / "cut"
-    path.write_bytes(data[: int(len(data) * part) // 10 * 10 + 3])
-    if kind == "tiktoken" and part > 0.5:
-        path.write_bytes(data[: data.rindex(b" ")])  # a cut between lines is a smaller tokenizer
+    end = int(len(data) * part) + 3
+    if kind == "tiktoken":  # a cut between lines leaves a smaller tokenizer
+        end = data.index(b" ", end)
+    path.write_bytes(data[:end])
     with pytest.raises(BadInput, match="cut"):
         load_tokenizer(path)
 
@@ -402,12 +404,17 @@ def test_check(files: dict[str, Path]) -> None:
     (note,) = check_tokenizer(phi4, config(vocab_size=2083))
     assert "2048" in note and "2083" in note
     assert check_tokenizer(phi3, config(vocab_size=900, bos_token_id=1, eos_token_ids=(2,))) == ()
-    wrong = [
+    phi3_ids = {
+        "vocab_size": 964,
+        "bos_token_id": 1,
+        "eos_token_ids": (2, 900),
+    }  # 900: <|end|>, only in a .json
+    wrong: list[tuple[Any, dict[str, Any], list[str]]] = [
         (phi4, {"vocab_size": 2047}, ["2048 ids", "vocab_size 2047"]),
         (phi4, {"vocab_size": 5000}, ["2048 ids", "vocab_size 5000"]),
         (phi4, {"eos_token_ids": (2040, 17)}, ["eos_token_id is 17", "2048 ids"]),
         (phi4, {"bos_token_id": 1}, ["bos_token_id is 1", "2048 ids"]),
-        (phi3, {"vocab_size": 964, "bos_token_id": 1, "eos_token_ids": (2, 900)}, ["eos_token_id is 900", "900 ids"]),
+        (phi3, phi3_ids, ["eos_token_id is 900", "900 ids"]),
     ]
     for tokenizer, changes, words in wrong:
         with pytest.raises(BadInput) as caught:
@@ -446,7 +453,9 @@ def test_stop_ids(files: dict[str, Path], tmp_path: Path) -> None:
 def test_chat_prompt_is_that_of_transformers() -> None:
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(PHI4).apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
+    theirs = AutoTokenizer.from_pretrained(PHI4).apply_chat_template(
+        TURNS, tokenize=False, add_generation_prompt=True
+    )
     assert chat_prompt(PHI4, TURNS) == chat_prompt(PHI4 / "tokenizer_config.json", TURNS) == theirs
     assert theirs == "<|system|>Be brief.<|end|><|user|> \n Why?<|end|><|assistant|>"
 
@@ -455,7 +464,10 @@ def test_chat_templates(tmp_path: Path) -> None:
     prompt = "<|system|>Be brief.<|end|><|user|> \n Why?<|end|><|assistant|>"
     assert chat_prompt(tmp_path, TURNS) == prompt  # nothing there: Phi-4-mini's
     settings: dict[str, Any] = {"bos_token": {"content": "<s>"}, "pad_token": None, "add_bos_token": True}
-    listed = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ bos_token }}{{ messages[0].role }}"}]
+    listed = [
+        {"name": "tool_use", "template": "x"},
+        {"name": "default", "template": "{{ bos_token }}{{ messages[0].role }}"},
+    ]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": listed}))
     assert chat_prompt(tmp_path, TURNS) == "<s>system"
     (tmp_path / "chat_template.jinja").write_text("{{ messages[1].content }}|é")

@@ -1,0 +1,93 @@
+"""Prints what `benchmarks.export` measured as tables. Knows the keys of its report and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import GIB
+
+
+def print_export(report: dict[str, Any], console: Console) -> None:
+    checkpoint, options, stages = report["checkpoint"], report["options"], report["stages"]
+    console.print(
+        f"{checkpoint['layers']} layers, hidden {checkpoint['hidden']}, vocabulary {checkpoint['vocab']}, "
+        f"{checkpoint['bytes'] / 1e9:.2f} GB; context {options['context']}, "
+        f"{options['chunk']} tokens at once (upstream {options['peer_chunk']}); {report['machine']['cores']} cores",
+        soft_wrap=True,
+    )
+    table = Table("stage", title="stages, each a process of its own")
+    for name in ("wall s", "CPU s", "private peak GB", "charged peak GiB", "limit GiB", "by"):
+        table.add_column(name, justify="right")
+    for name, stage in stages.items():
+        charged = stage["cgroup_peak_bytes"]
+        table.add_row(
+            f"{name}: {stage['failure']}" if stage["failure"] else name,
+            f"{stage['wall_s']:.1f}",
+            f"{stage['cpu_s']:.1f}",
+            f"{stage['private_peak_bytes'] / 1e9:.2f}",
+            f"{charged / GIB:.2f}" if charged else "–",
+            f"{stage['limit_bytes'] / GIB:.1f}" if stage["limit_bytes"] else "none",
+            stage["limited_by"],
+        )
+    console.print(table)
+    _print_comparison(report, console)
+    if report["where_s"]:
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report["where_s"].items())
+        console.print(f"ours, where the time goes (weights run beside the graph): {parts}", soft_wrap=True)
+    _print_limits(report, console)
+
+
+def totals(report: dict[str, Any], who: str) -> dict[str, float] | None:
+    """Seconds and peak of one path to a file, verification left out; None if a stage of it is missing or
+    failed."""
+    names = [name for name in report["stages"] if name.startswith(f"{who}: ") and name != "ours: verify"]
+    if who not in report["files"] or not names:
+        return None
+    stages = [report["stages"][name] for name in names]
+    return {
+        "seconds": sum(stage["wall_s"] for stage in stages),
+        "private_peak_bytes": max(stage["private_peak_bytes"] for stage in stages),
+    } | report["files"][who]
+
+
+def _print_comparison(report: dict[str, Any], console: Console) -> None:
+    ours, theirs = totals(report, "ours"), totals(report, "upstream")
+    table = Table("checkpoint to file")
+    for name in ("ours", "upstream", "upstream ÷ ours"):
+        table.add_column(name, justify="right")
+    for label, key, divisor, digits in (
+        ("seconds", "seconds", 1.0, 1),
+        ("private peak, GB", "private_peak_bytes", 1e9, 2),
+        ("file, MB", "bytes", 1e6, 1),
+        ("besides quantized weights, MB", "other_bytes", 1e6, 1),
+        ("KV cache, MB", "kv_cache_bytes", 1e6, 1),
+        ("planned activations, MB", "planned_activation_bytes", 1e6, 1),
+        ("delegates", "delegates", 1.0, 0),
+    ):
+        cells = [f"{path[key] / divisor:,.{digits}f}" if path else "–" for path in (ours, theirs)]
+        ratio = f"{theirs[key] / ours[key]:.2f}" if ours and theirs and ours[key] else "–"
+        table.add_row(label, *cells, ratio)
+    console.print(table)
+
+
+def _print_limits(report: dict[str, Any], console: Console) -> None:
+    if not (limits := report["limits"]):
+        return
+    ours = totals(report, "ours")
+    table = Table("this machine's own limits, each alone, one thread")
+    for name in ("s", "rate", "ours ÷ it"):
+        table.add_column(name, justify="right")
+    read, quantize, write = limits["read"], limits["quantize"], limits["write"]
+    for label, part, rate in (
+        (f"read the checkpoint ({'cold' if read['cold'] else 'perhaps cached'})", read, read["bytes"] / 1e9),
+        ("quantize every weight, write nothing", quantize, quantize["elements"] / 1e9),
+        ("write a file of our size, fsync", write, write["bytes"] / 1e9),
+    ):
+        seconds = part["seconds"]
+        unit = "G elements/s" if part is quantize else "GB/s"
+        ratio = f"{ours['seconds'] / seconds:.2f}" if ours else "–"
+        table.add_row(label, f"{seconds:.1f}", f"{rate / seconds:.2f} {unit}", ratio)
+    console.print(table)

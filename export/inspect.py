@@ -1,0 +1,299 @@
+"""Shows what a `.pte` holds and whether everything is quantized: `python -m export.inspect FILE [--strict]`.
+
+`--strict` fails where a linear is not what was asked for, is left to the program, or where something large stayed in
+float32. What was asked for is told by the manifest beside the file, else it is 8da4w: int4 weights in groups and
+dynamic int8 activations. Reads `export.contents`; knows nothing of the file format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from checkpoints.errors import BadInput, run
+from export.progress import quiet
+
+if TYPE_CHECKING:
+    from export.contents import Contents, Linear
+
+LARGE_BYTES = 1 << 20
+RECIPE = re.compile(r"8da4w g(\d+), embedding int(\d), lm_head int(\d)")  # str(export.quantize.Recipe)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What `--strict` asks of the weights."""
+
+    linears: str = "8da4w"  # or "fp32"
+    head_bits: int = 4
+    embedding_bits: int | None = None  # None: any, as long as it is quantized
+    group_size: int | None = None  # None: any
+
+    def __str__(self) -> str:
+        if self.linears == "fp32":
+            return "float32"
+        group = f"groups of {self.group_size}" if self.group_size else "groups"
+        return f"int4 in {group} with dynamic int8 activations, lm_head int{self.head_bits}"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One file's contents and, if it was inspected strictly, what is wrong with them."""
+
+    path: Path
+    contents: Contents
+    expected: Expected | None
+    problems: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for programs."""
+        contents = self.contents
+        return {
+            "file": str(self.path),
+            **asdict(contents),
+            "parameters": contents.parameters,
+            "bits_per_weight": round(contents.bits_per_weight, 4),
+            "linear_bits_per_weight": round(contents.linear_bits_per_weight, 4),
+            "expected": asdict(self.expected) if self.expected else None,
+            "problems": list(self.problems),
+        }
+
+
+def inspect(
+    file: Path, *, strict: bool = False, linears: str | None = None, head_bits: int | None = None
+) -> Inspection:
+    """Read a `.pte` and, if `strict`, check it; BadInput if it is none.
+
+    `linears` ("8da4w" or "fp32") and `head_bits` (4 or 8) overrule what the manifest beside the file asks for.
+    """
+    from export.contents import read_contents  # imports executorch, which takes seconds and warns
+    from export.ptefile import open_pte
+
+    contents = read_contents(open_pte(file))
+    if not strict:
+        return Inspection(file, contents, None, ())
+    expected = _expected(file, linears, head_bits)
+    return Inspection(file, contents, expected, tuple(_problems(contents, expected)))
+
+
+def _expected(file: Path, linears: str | None, head_bits: int | None) -> Expected:
+    recipe = _recipe(file)
+    match = RECIPE.fullmatch(recipe)
+    linears = linears or ("fp32" if recipe == "float32" else "8da4w")
+    if linears not in ("8da4w", "fp32"):
+        raise BadInput(f"--linears {linears} is neither 8da4w nor fp32")
+    if match is None or linears == "fp32":
+        return Expected(linears, head_bits or 4)
+    return Expected(linears, head_bits or int(match[3]), int(match[2]), int(match[1]))
+
+
+def _recipe(file: Path) -> str:
+    """The recipe in the manifest beside the file; empty without one that is this file's."""
+    try:
+        manifest = json.loads(file.with_suffix(".json").read_bytes())
+        return str(manifest["options"]["recipe"]) if manifest["file"]["name"] == file.name else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _problems(contents: Contents, expected: Expected) -> list[str]:
+    """One sentence for everything that is not as expected."""
+    found = [problem for linear in contents.linears if (problem := _linear_problem(linear, expected))]
+    if not contents.linears:
+        found.append("no linear was found")
+    for name, count in contents.operators.items():
+        base = name.rsplit("::", 1)[-1]
+        named = any(linear.operator == name for linear in contents.linears)
+        if not named and (base in ("mm", "addmm", "bmm", "baddbmm", "matmul") or "linear" in base):
+            found.append(f"{name} is not delegated ({count} in each forward)")
+    for number, delegate in enumerate(contents.delegates):
+        if delegate.problem:
+            found.append(f"delegate {number} ({delegate.backend}) cannot be checked: {delegate.problem}")
+    found += [f"{name} is asked for by a delegate, but is not in the file" for name in contents.missing]
+    if expected.linears == "fp32":
+        return found
+    table = contents.embedding
+    if table is None:
+        found.append("no embedding was found")
+    elif table.weight not in ("int4", "int8"):
+        found.append(f"the embedding [{table.rows}, {table.columns}] is {table.weight}, not quantized")
+    elif expected.embedding_bits and table.weight != f"int{expected.embedding_bits}":
+        found.append(f"the embedding is {table.weight}, not int{expected.embedding_bits}")
+    for other in contents.others:
+        if other.dtype == "float32" and other.bytes > LARGE_BYTES:
+            found.append(f"{other.name} {list(other.shape)} is float32 and takes {other.bytes / 1e6:.1f} MB")
+    return found
+
+
+def _linear_problem(linear: Linear, expected: Expected) -> str | None:
+    where = f"{linear.label} [{linear.rows}, {linear.columns}]"
+    if linear.delegate is None:
+        return f"{where} is {linear.weight} and not delegated, the program computes it with {linear.operator}"
+    is_now = f"{_weight(linear)} with {linear.activation} activations"
+    if expected.linears == "fp32":
+        wrong = (linear.weight, linear.activation) != ("float32", "float32")
+        return f"{where} is {is_now}, not float32" if wrong else None
+    bits = expected.head_bits if linear.is_head else 4
+    grouped = linear.group_size is not None
+    right = linear.weight == f"int{bits}" and grouped == (bits == 4) and linear.activation == "dynamic int8"
+    if right and grouped and expected.group_size:
+        right = linear.group_size == expected.group_size
+    form = "a scale a row" if bits == 8 else f"groups of {expected.group_size}" if expected.group_size else "groups"
+    return None if right else f"{where} is {is_now}, not int{bits} in {form} with dynamic int8 activations"
+
+
+def _weight(linear: Linear) -> str:
+    if linear.group_size is not None:
+        return f"{linear.weight} in groups of {linear.group_size}"
+    return f"{linear.weight} with a scale a row" if linear.scale_bytes else linear.weight
+
+
+# ---- what a person sees
+
+
+def show(inspection: Inspection, console: Console) -> None:
+    """Print the tables; made for 100 columns."""
+    contents = inspection.contents
+    facts = [
+        f"{contents.parameters / 1e6:,.1f} M weights", f"{contents.bits_per_weight:.2f} bits each",
+        f"{contents.layers} layers", f"vocabulary {contents.vocab_size:,}",
+    ]  # fmt: skip
+    name = Text.assemble(
+        (inspection.path.name, "bold"), f"  {contents.file_bytes / 1e6:,.1f} MB  ", " · ".join(facts)
+    )
+    console.print(name, soft_wrap=True)
+    sides = Table.grid(padding=(0, 5))
+    sides.add_row(_kinds(contents), Group(_planned(contents), "", _metadata(contents)))
+    for table in (sides, _linears(contents), _delegates(contents), _operators(contents)):
+        console.print()
+        console.print(table)
+    if inspection.expected and not inspection.problems:
+        console.print(Text(f"\nas asked: {inspection.expected}", style="green"), soft_wrap=True)
+
+
+def _table(title: str, *columns: str, right: Sequence[str] = (), header: bool = True) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD if header else None,
+        pad_edge=False, show_edge=False, show_header=header, header_style="dim", padding=(0, 1),
+    )  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
+    return table
+
+
+def _kinds(contents: Contents) -> Table:
+    table = _table("bytes", "kind", "bytes", "share", right=("bytes", "share"))
+    for kind, size in sorted(contents.kinds.items(), key=lambda item: -item[1]):
+        if size:
+            table.add_row(kind, f"{size:,}", f"{100 * size / contents.file_bytes:.1f} %")
+    table.add_section()
+    table.add_row("file", f"{contents.file_bytes:,}", "100.0 %")
+    return table
+
+
+def _planned(contents: Contents) -> Table:
+    table = _table("planned memory", "", "bytes", right=("bytes",), header=False)
+    table.add_row("KV cache", f"{contents.kv_cache_bytes:,}")
+    table.add_row("activations", f"{contents.activation_bytes:,}")
+    return table
+
+
+def _metadata(contents: Contents) -> Table:
+    table = _table("metadata", "", "", header=False)
+    for name, value in contents.metadata.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def _linears(contents: Contents) -> Table:
+    """Linears alike are one row, whatever their layer."""
+    title = f"{len(contents.linears)} linears, {contents.linear_bits_per_weight:.2f} bits a weight with scales"
+    right = ("count", "shape", "MB")
+    table = _table(title, "name", "count", "shape", "weight", "activation", "MB", right=right)
+    alike: dict[tuple[str, ...], list[Linear]] = defaultdict(list)
+    for linear in contents.linears:
+        name = re.sub(r"^linear \d+ of delegate \d+$", "no name", _pattern(linear.label))
+        activation = linear.activation if linear.delegate is not None else f"not delegated, {linear.operator}"
+        alike[name, f"{linear.rows} x {linear.columns}", _weight(linear), activation].append(linear)
+    for (name, shape, weight, activation), linears in alike.items():
+        size = sum(linear.weight_bytes + linear.scale_bytes for linear in linears)
+        style = "" if "int" in weight and linears[0].delegate is not None else "yellow"
+        table.add_row(name, str(len(linears)), shape, weight, activation, f"{size / 1e6:,.2f}", style=style)
+    if contents.embedding:
+        it = contents.embedding
+        scales = (
+            f" in groups of {it.group_size}" if it.group_size else " with a scale a row" if it.scale_bytes else ""
+        )
+        size, style = it.weight_bytes + it.scale_bytes, "" if "int" in it.weight else "yellow"
+        shape = f"{it.rows} x {it.columns}"
+        table.add_row("embedding", "1", shape, it.weight + scales, "", f"{size / 1e6:,.2f}", style=style)
+    return table
+
+
+def _delegates(contents: Contents) -> Table:
+    """Delegates alike are one row, whatever their layer."""
+    title = f"{len(contents.delegates)} delegates"
+    table = _table(title, "backend", "count", "nodes", "linears", right=("count", "nodes"))
+    alike: Counter[tuple[str, str, int, bool]] = Counter()
+    for delegate in contents.delegates:
+        names = [_pattern(name) for name in delegate.linears]
+        first = names[0].rpartition(".")[0] if names else ""
+        held = " ".join(names[:1] + [name.removeprefix(f"{first}.") for name in names[1:]])
+        if names and names[0].startswith("linear "):
+            held = f"{len(names)} without a name"
+        alike[delegate.backend, delegate.problem or held, delegate.nodes, delegate.problem is not None] += 1
+    for (backend, held, nodes, bad), count in alike.items():
+        table.add_row(backend, str(count), str(nodes), held, style="yellow" if bad else "")
+    return table
+
+
+def _operators(contents: Contents) -> Table:
+    table = _table(f"{sum(contents.operators.values())} operators are not delegated", *[""] * 4, header=False)
+    counts: Counter[str] = Counter()
+    for name, count in contents.operators.items():
+        counts[name.rsplit("::", 1)[-1]] += count
+    cells = [f"{count:>4} {name}" for name, count in counts.most_common()]
+    height = -(-len(cells) // 4)
+    for row in range(height):
+        table.add_row(*cells[row::height])
+    return table
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\blayers\.\d+\.", "layers.*.", name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m export.inspect", description=__doc__.split("\n\n")[0])
+    parser.add_argument("file", type=Path, metavar="FILE", help="a .pte, made by anyone")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 unless everything is quantized as asked")
+    parser.add_argument("--linears", choices=("8da4w", "fp32"), help="what --strict asks for (default: the manifest)")
+    parser.add_argument("--head-bits", type=int, choices=(4, 8), help="of lm_head (default: the manifest, else 4)")
+    parser.add_argument("--json", action="store_true", help="print everything for a program")
+    flags = parser.parse_args(argv)
+    quiet(False)
+    strict = flags.strict or flags.linears is not None or flags.head_bits is not None
+    inspection = inspect(flags.file, strict=strict, linears=flags.linears, head_bits=flags.head_bits)
+    if flags.json:
+        print(json.dumps(inspection.as_json(), indent=2))
+    else:
+        show(inspection, Console())
+    for problem in inspection.problems:
+        print(f"error: {flags.file}: {problem}", file=sys.stderr)
+    return 1 if inspection.problems else 0
+
+
+if __name__ == "__main__":
+    run(main)

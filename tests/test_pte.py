@@ -1,0 +1,248 @@
+"""export.pte against independent ways to the same file: the ordinary lowering, torchao's eager model, transformers."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoints.errors import BadInput
+from checkpoints.source import resolve
+from checkpoints.synthesize import synthesize
+from checkpoints.weights import open_checkpoint
+from export import stream
+from export.pte import export_pte
+from export.ptefile import open_pte
+from export.quantize import Quantizing, Recipe
+from export.runtime import Session
+from export.untie import Untied
+from tests.ordinary import eager_model, lower_ordinarily
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Full rotary, no GQA, untied, plain rope, as Phi-3-mini; sizes that share no factor but the group."""
+    out = tmp_path_factory.mktemp("odd") / "checkpoint"
+    return synthesize(out, like="phi3-mini-4k", layers=2, hidden=192, intermediate=320, heads=6, kv_heads=6, vocab=352)
+
+
+def logits_of(file: Path, prompt: list[int]) -> torch.Tensor:
+    """Logits [1, V] after a prefill in two uneven pieces and one decode step."""
+    session = Session(file)
+    cut = len(prompt) // 3
+    session.step(prompt[:cut], 0)
+    session.step(prompt[cut:-1], cut)
+    return session.step(prompt[-1:], len(prompt) - 1)
+
+
+def prompt_for(vocab: int, length: int = 40) -> list[int]:
+    return torch.randint(0, vocab, (length,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("which", ["tiny", "odd"])
+def test_equals_the_file_lowered_ordinarily(which: str, odd: Path, tmp_path: Path) -> None:
+    """Same bytes in every weight, same logits."""
+    folder = resolve("phi4-tiny").folder if which == "tiny" else odd
+    out, peer = tmp_path / "ours.pte", tmp_path / "ordinary.pte"
+    export_pte(str(folder), out=out, context=512, prefill_chunk=32, kv_cache="fp32", verify=False)
+    untied = Untied(open_checkpoint(folder))
+    lower_ordinarily(untied, Recipe(), peer, context=512, chunk=32, kv_cache="fp32")
+
+    ours, theirs = open_pte(out), open_pte(peer)
+    constants = bytes(theirs.bytes(*theirs.constants))
+    weights = Counter(bytes(theirs.data(name)) for name in theirs.named)
+    linears = [name for name in ours.named if stream.is_delegated(name)]
+    assert Counter(bytes(ours.data(name)) for name in linears) == weights
+    assert len(linears) == 2 * (7 * untied.config.num_hidden_layers + 1)
+    for name in ours.named.keys() - set(linears):
+        assert bytes(ours.data(name)) in constants, name
+
+    prompt = prompt_for(untied.config.vocab_size)
+    assert relative_error(logits_of(out, prompt), logits_of(peer, prompt)) < 1e-6
+
+
+RECIPES = {
+    "default": {},
+    "bf16 cache": {"kv_cache": "bf16"},
+    "group 64": {"group_size": 64},
+    "embedding 4": {"embedding_bits": 4},
+    "head 8": {"head_bits": 8},
+    "float": {"quantize": False},
+}
+
+
+@pytest.mark.parametrize("options", RECIPES.values(), ids=RECIPES.keys())
+def test_computes_what_torchao_computes(options: dict, odd: Path, tmp_path: Path) -> None:
+    """Against torchao's eager model, which rounds activations to int8 by the same rule; every option once."""
+    options = {"kv_cache": "fp32"} | options
+    out = tmp_path / "f.pte"
+    exported = export_pte(str(odd), out=out, context=64, prefill_chunk=32, verify=False, **options)
+    recipe = Recipe(
+        options.get("quantize", True),
+        options.get("group_size", 32),
+        options.get("embedding_bits", 8),
+        options.get("head_bits", 4),
+    )
+    untied = Untied(open_checkpoint(odd))
+    model = eager_model(untied, recipe, 64, options["kv_cache"], full_logits=False)
+    prompt = prompt_for(untied.config.vocab_size)
+    with torch.no_grad():
+        wanted = model(torch.tensor([prompt]), torch.tensor([0]))
+    # A value that lies between two int8 steps, or two bfloat16, may fall to either side: sums differ in order.
+    bound = 1e-5 if not recipe.quantized else 3e-2 if options["kv_cache"] == "bf16" else 1e-2
+    assert relative_error(logits_of(out, prompt), wanted) < bound
+    assert exported.manifest["options"]["recipe"] == str(recipe)
+
+
+def test_full_logits_are_those_of_every_position(odd: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.pte"
+    export_pte(
+        str(odd), out=out, context=64, prefill_chunk=32, verify=False, full_logits=True, kv_cache="fp32", quantize=False
+    )
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(odd, dtype=torch.float32)
+    prompt = prompt_for(reference.config.vocab_size, 32)
+    with torch.no_grad():
+        wanted = reference(torch.tensor([prompt])).logits[0]
+    assert relative_error(Session(out).step(prompt, 0), wanted) < 1e-5
+
+
+def test_same_input_same_bytes_and_what_lies_beside(odd: Path, tmp_path: Path) -> None:
+    files = []
+    for name in ("one.pte", "two.pte"):
+        code = f"from export.pte import main; main("
+        code += f"['--checkpoint', {str(odd)!r}, '--out', {name!r}, '--context', '512', '--no-verify'])"
+        paths = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=paths)
+        files.append((tmp_path / name).read_bytes())
+    assert files[0] == files[1]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"one.pte", "one.json", "two.pte", "two.json", "tokenizer.json", "tokenizer_config.json"}
+    manifest = json.loads((tmp_path / "one.json").read_text())
+    assert manifest["file"]["bytes"] == len(files[0])
+    config = Untied(open_checkpoint(odd)).config
+    assert manifest["planned"]["kv_cache_bytes"] == 2 * 2 * config.num_hidden_layers * config.kv_dim * 512
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_leaves_nothing(number: int, odd: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export.pte", "--checkpoint", str(odd), "--out", str(tmp_path / "f.pte")]
+    command += ["--context", "512"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob(".f.pte.*.partial")):  # the work has begun
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_fails_its_verification_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight goes wrong on its way into the file: rows of one projection come out in the wrong order."""
+    from export import pte
+
+    place = stream.place
+
+    def swap(*arguments):  # type: ignore[no-untyped-def]
+        placed = place(*arguments)
+        at = next(i for i, item in enumerate(placed) if item.name == "layers.1.feed_forward.w1")
+        twin = next(item for item in placed if item.name == "layers.1.feed_forward.w3")
+        placed[at] = dataclasses.replace(placed[at], rows=twin.rows)
+        return placed
+
+    monkeypatch.setattr(stream, "place", swap)
+    with pytest.raises(pte.VerificationFailed):
+        export_pte("phi4-tiny", out=tmp_path / "f.pte", context=64, prefill_chunk=32)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_streaming_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """Private memory of the weight stage on 25 and on 100 MB of weights: the same, a piece with its temporaries."""
+    code = """
+import resource, sys, pathlib, functools
+from export.quantized import open_quantized
+from export.quantize import Recipe
+from export import stream
+from export.progress import memory_bytes
+folder = pathlib.Path(sys.argv[1])
+source = open_quantized(folder, Recipe())
+placed = stream.place(source.config, Recipe(), stream.is_delegated)
+out = folder / "weights"; out.touch()
+stream.write_weights(out, 0, source, placed[:1], lambda n: None)  # libraries warm up
+before, peak = memory_bytes(), 0
+def watch(n):
+    global peak
+    peak = max(peak, memory_bytes())
+stream.write_weights(out, 0, source, placed, watch)
+print(peak - before)
+"""
+    growth = {}
+    for layers in (4, 16):
+        folder = synthesize(tmp_path / str(layers), layers=layers, hidden=768, intermediate=1024, heads=6, vocab=2048)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        growth[layers] = int(done.stdout.split()[-1])
+    assert max(growth.values()) < 64e6, growth
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"context": 131073}, "131073"),
+        ({"context": 1}, "--context 1"),
+        ({"prefill_chunk": 8192}, "8192"),
+        ({"kv_cache": "int8"}, "int8"),
+        ({"group_size": 48}, "48"),
+        ({"bos_id": 5000}, "5000"),
+        ({"eos_ids": [7, -1]}, "-1"),
+    ],
+)
+def test_options_out_of_range(options: dict, words: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=words):
+        export_pte("phi4-tiny", out=tmp_path / "f.pte", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_group_size_that_does_not_divide(odd: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"192 cannot be cut into groups of 128, 64 columns"):
+        Quantizing(Untied(open_checkpoint(odd)), Recipe(group_size=128))
+    with pytest.raises(BadInput, match="groups of 128"):
+        export_pte(str(odd), out=tmp_path / "f.pte", group_size=128, context=512)
+
+
+def test_sliding_window_shorter_than_the_context(odd: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="sliding_window 2047 is shorter than the context 4096"):
+        export_pte(str(odd), out=tmp_path / "f.pte", context=4096)
+
+
+@pytest.mark.parametrize("out", ["missing/f.pte", ".", "f.bin", "/proc/f.pte"])
+def test_place_that_cannot_be_written(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="--out"):
+        export_pte("phi4-tiny", out=out)
+
+
+def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1000))
+    with pytest.raises(BadInput, match=r"0.00 GB free, the file needs 0.01 GB"):
+        export_pte("phi4-tiny", out=tmp_path / "f.pte")
+    assert list(tmp_path.iterdir()) == []
