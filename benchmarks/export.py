@@ -176,7 +176,11 @@ def _checkpoint(flags: argparse.Namespace, work: Path, console: Console) -> Path
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.export", description=__doc__.split("\n\n")[0])
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="default: random weights of Phi-4-mini's sizes"
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="default: random weights of Phi-4-mini's sizes, or smaller with "
+        "--layers, --hidden, --intermediate, --heads, --kv-heads, --vocab",
     )
     for name in SIZES:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=argparse.SUPPRESS)
@@ -200,6 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = _place(flags, stack)
         checkpoint = _checkpoint(flags, work, console)
         _check_disk(checkpoint, work, flags.peer)
+        if flags.peer:
+            upstream.check_place(work)
         report = benchmark(
             checkpoint, work, context=flags.context, chunk=flags.prefill_chunk,
             peer_chunk=flags.peer_chunk or flags.prefill_chunk, kv_cache=flags.kv_cache,

@@ -1,14 +1,14 @@
 """Runs a command as a child and measures what it takes, inside a memory limit of the kernel's if asked.
 
-Two peaks of memory, because they answer two questions. `private_peak_bytes` is resident memory that no file
-backs, sampled over all processes of the command: what it needs. `cgroup_peak_bytes` is what the kernel
-charged to it, pages of the files it read and wrote included: those fill whatever is free and are dropped
-under pressure, so this number says that a limit held and not how much was needed. Knows nothing of what the
-command does.
+Two peaks of memory, because they answer two questions. `private_peak_bytes` is memory that no file backs, over
+all processes of the command: what it needs. `cgroup_peak_bytes` is all that the kernel charged to it, pages of
+the files it read and wrote included: those fill whatever is free and are dropped under pressure, so this number
+says that a limit held and not how much was needed. Knows nothing of what the command does.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -42,7 +42,7 @@ class Measured:
     command: tuple[str, ...]
     wall_s: float
     cpu_s: float  # user and system time of the command and of every child it waited for
-    private_peak_bytes: int
+    private_peak_bytes: int  # sampled
     cgroup_peak_bytes: int | None  # None where no cgroup could be made
     limit_bytes: int | None  # None when it ran unlimited
     limited_by: str  # what enforced or counted: "cgroup v1", "cgroup v2", "systemd-run", "nothing"
@@ -95,9 +95,12 @@ def run(
                 if counted:
                     cgroup_peak = max(cgroup_peak or 0, counted.peak_bytes()) or None
                     oom_kills = max(oom_kills, counted.oom_kills())
+                private = counted.private_bytes() if counted else None
+                if private is None and not pid:
+                    private = private_bytes(_processes(process.pid))
+                private_peak = max(private_peak, private or 0)
                 if pid:
                     break
-                private_peak = max(private_peak, private_bytes(_processes(process.pid, group)))
                 time.sleep(INTERVAL_S)
             wall_s = time.monotonic() - start
             process.returncode = os.waitstatus_to_exitcode(status)
@@ -124,7 +127,10 @@ def run(
 
 
 def private_bytes(processes: Sequence[psutil.Process]) -> int:
-    """Resident memory of some processes without the pages of files, which can be dropped and read again."""
+    """Resident memory of some processes without the pages of files, which can be dropped and read again.
+
+    What a forked process still shares with its parent counts twice here, unlike in a cgroup.
+    """
     total = 0
     for process in processes:
         try:
@@ -143,6 +149,12 @@ def private_dirty_bytes() -> int:
         return int(psutil.Process().memory_full_info().uss)
     line = next(line for line in text.splitlines() if line.startswith("Private_Dirty:"))
     return int(line.split()[1]) * 1024
+
+
+def trim_heap() -> None:
+    """Give memory that was freed back to the system: what comes next would else be served from it, unseen."""
+    with suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def machine() -> dict[str, str | int]:
@@ -176,10 +188,8 @@ def drop_from_cache(path: Path) -> bool:
     return True
 
 
-def _processes(pid: int, group: _Group | None) -> list[psutil.Process]:
+def _processes(pid: int) -> list[psutil.Process]:
     try:
-        if group:
-            return [psutil.Process(member) for member in group.members()]
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
     except psutil.Error:
@@ -202,6 +212,8 @@ class _Group:
         ):
             try:
                 if kind == "cgroup v2":
+                    if "memory" not in (parent / "cgroup.controllers").read_text().split():
+                        continue
                     (parent / "cgroup.subtree_control").write_text("+memory")
                 elif not (parent / name).exists():
                     continue
@@ -219,12 +231,12 @@ class _Group:
 
     @classmethod
     def of(cls, pid: int) -> _Group | None:
-        """The version 2 group a process is in."""
+        """The scope that systemd-run made for a process; None before it did."""
         try:
             lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
         except OSError:
             return None
-        paths = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+        paths = [line.removeprefix("0::/") for line in lines if line.startswith("0::/") and "/run-" in line]
         return cls("systemd-run", CGROUPS / paths[0]) if paths else None
 
     def _forbid_swap(self, limit_bytes: int) -> None:
@@ -241,6 +253,17 @@ class _Group:
             except OSError:
                 continue
         return 0
+
+    def private_bytes(self) -> int | None:
+        """Memory in use now that no file backs; None where the kernel does not say."""
+        try:
+            words = (self.folder / "memory.stat").read_text().split()
+        except OSError:
+            return None
+        for key in ("total_rss", "anon"):  # version 1, version 2
+            if key in words:
+                return int(words[words.index(key) + 1])
+        return None
 
     def oom_kills(self) -> int:
         for name in ("memory.oom_control", "memory.events"):

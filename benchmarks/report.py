@@ -18,8 +18,10 @@ def print_export(report: dict[str, Any], console: Console) -> None:
         f"{options['chunk']} tokens at once (upstream {options['peer_chunk']}); {report['machine']['cores']} cores",
         soft_wrap=True,
     )
-    table = Table("stage", title="stages, each a process of its own")
-    for name in ("wall s", "CPU s", "private peak GB", "charged peak GiB", "limit GiB", "by"):
+    by = ", ".join(sorted({stage["limited_by"] for stage in stages.values()}))
+    table = Table(title=f"stages, each a process of its own, limited and counted by {by}")
+    table.add_column("stage", no_wrap=True)
+    for name in ("wall s", "CPU s", "private GB", "charged GiB", "limit GiB"):
         table.add_column(name, justify="right")
     for name, stage in stages.items():
         charged = stage["cgroup_peak_bytes"]
@@ -30,7 +32,6 @@ def print_export(report: dict[str, Any], console: Console) -> None:
             f"{stage['private_peak_bytes'] / 1e9:.2f}",
             f"{charged / GIB:.2f}" if charged else "–",
             f"{stage['limit_bytes'] / GIB:.1f}" if stage["limit_bytes"] else "none",
-            stage["limited_by"],
         )
     console.print(table)
     _print_comparison(report, console)
@@ -77,7 +78,7 @@ def _print_limits(report: dict[str, Any], console: Console) -> None:
     if not (limits := report["limits"]):
         return
     ours = totals(report, "ours")
-    table = Table("this machine's own limits, each alone, one thread")
+    table = Table("the machine's own limits, one thread")
     for name in ("s", "rate", "ours ÷ it"):
         table.add_column(name, justify="right")
     read, quantize, write = limits["read"], limits["quantize"], limits["write"]

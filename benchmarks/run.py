@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -37,7 +38,8 @@ def trial(path: Path, positions: Sequence[int], new_tokens: int, prompt_tokens: 
     import torch
     from executorch.runtime import Runtime, Verification
 
-    base = measure.private_dirty_bytes()
+    measure.trim_heap()
+    base_bytes, base = measure.private_bytes([psutil.Process()]), measure.private_dirty_bytes()
     start = time.perf_counter()
     # Minimal verification is what Module, and so the LLM runners on phones, load with.
     program = Runtime.get().load_program(path, verification=Verification.Minimal)
@@ -83,7 +85,7 @@ def trial(path: Path, positions: Sequence[int], new_tokens: int, prompt_tokens: 
             decode_ms[position] = statistics.median(step(1, position + i) for i in range(new_tokens))
     return {
         "load_ms": load_ms,
-        "base_private_dirty_bytes": base,
+        "base_private_bytes": base_bytes,
         "loaded_private_dirty_bytes": loaded - base,
         "final_private_dirty_bytes": measure.private_dirty_bytes() - base,
         "context_tokens": context,
@@ -106,11 +108,13 @@ def trial_in_child(path: Path, positions: Sequence[int], new_tokens: int, prompt
             + ("--prompt", str(prompt_tokens), "--trial", str(into))
         )
         if done.failure:
-            raise BadInput(f"{path} could not be measured ({done.failure}): {done.tail[-600:]}")
+            last = done.tail.strip().splitlines()[-1:]
+            raise BadInput(f"{path} could not be measured ({done.failure}): {''.join(last)}")
         result: dict[str, Any] = json.loads(into.read_text())
-    # What the file added to a process that had Python and torch in it already.
+    # What the file added to a process that had Python and torch in it already; for a file of a few megabytes the
+    # process was larger while it imported them, and this is too much.
     result["peak_private_bytes"] = max(
-        done.private_peak_bytes - result["base_private_dirty_bytes"], result["final_private_dirty_bytes"]
+        done.private_peak_bytes - result.pop("base_private_bytes"), result["final_private_dirty_bytes"]
     )
     return result
 
@@ -158,13 +162,13 @@ def print_comparison(report: dict[str, Any], console: Console) -> None:
         {key for file in files for key in file["median"] if key.startswith("decode_ms_at_")},
         key=lambda key: int(key.rsplit("_", 1)[1]),
     )
-    chunk, prompt = files[0]["median"]["chunk_tokens"], files[0]["median"]["prompt_tokens"]
+    prompt = files[0]["median"]["prompt_tokens"]
     rows: list[tuple[str, str, float]] = [  # label, key, divisor
         ("load, ms", "load_ms", 1),
         ("private dirty after load, MB", "loaded_private_dirty_bytes", 1e6),
         ("peak memory added, MB", "peak_private_bytes", 1e6),
         ("tokens fed at once", "chunk_tokens", 1),
-        (f"prefill, first chunk ({chunk:.0f}), tokens/s", "chunk_tokens_per_s", 1),
+        ("prefill, that many, tokens/s", "chunk_tokens_per_s", 1),
         (f"prefill, prompt of {prompt:.0f}, tokens/s", "prompt_tokens_per_s", 1),
         *((f"decode at {key.rsplit('_', 1)[1]}, ms/token", key, 1) for key in decode),
     ]

@@ -89,11 +89,6 @@ def export(weights: Path, checkpoint: Path, out: Path, context: int, chunk: int)
 
     from export.remap import params
 
-    # Trap, executorch 1.5.1: Llama2Model looks for these in the *path* and then treats the weights as another
-    # format.
-    for word in ("int8", "8da4w"):
-        if word in str(weights.resolve()):
-            raise BadInput(f"{weights.resolve()} has {word} in it, which upstream takes for an old checkpoint format")
     config = read_config(checkpoint)
     # Repair, executorch 1.5.1: examples/models/phi_4_mini/config/config.json is not in the wheel. The
     # repository's has no LongRoPE, neither factors nor the attention factor (1.19 for Phi-4-mini, at every
@@ -104,8 +99,7 @@ def export(weights: Path, checkpoint: Path, out: Path, context: int, chunk: int)
     llm.base.model_class = ModelType.phi_4_mini
     llm.base.checkpoint = str(weights)
     llm.base.params = str(described)
-    # Repair, executorch 1.5.1: the wheel's phi_4_mini_xnnpack.yaml has 151643 for both, another model's
-    # token.
+    # Repair, executorch 1.5.1: in the wheel's phi_4_mini_xnnpack.yaml both are 151643, another model's token.
     eos = list(config.eos_token_ids)
     llm.base.metadata = json.dumps({"get_bos_id": config.bos_token_id, "get_eos_ids": eos})
     llm.model.dtype_override = DtypeOverride.fp32
@@ -113,8 +107,7 @@ def export(weights: Path, checkpoint: Path, out: Path, context: int, chunk: int)
     llm.model.use_sdpa_with_kv_cache = True
     llm.backend.xnnpack.enabled = True
     llm.backend.xnnpack.extended_ops = False
-    # Repair: without both, 128 tokens. A prefill chunk is one less than max_seq_length (`Dim(max=max_seq_len
-    # - 1)`).
+    # Repair: the default of both is 128. A chunk is one token less than max_seq_length (builder.py's Dim).
     llm.export.max_seq_length = chunk
     llm.export.max_context_length = context
     # Trap, executorch 1.5.1: a name that ends in .pte is a path of its own, output_dir is not put before it;
@@ -123,6 +116,15 @@ def export(weights: Path, checkpoint: Path, out: Path, context: int, chunk: int)
     export_llama(llm)
     if not out.exists() or not out.stat().st_size:
         raise RuntimeError(f"upstream's exporter did not write {out}")
+
+
+def check_place(work: Path) -> None:
+    """Refuse a folder whose very name would break the last stage."""
+    # Trap, executorch 1.5.1: Llama2Model looks for these words in the checkpoint's path and then takes the
+    # weights for those of an older format.
+    for word in ("int8", "8da4w"):
+        if word in str(work.resolve()):
+            raise BadInput(f"{work.resolve()} has {word} in it, which upstream takes for an old checkpoint format")
 
 
 def commands(checkpoint: Path, out: Path, work: Path, context: int, chunk: int) -> dict[str, tuple[str, ...]]:
@@ -172,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory(dir=flags.out.resolve().parent) as temporary:
         work = flags.work or Path(temporary)
+        check_place(work)
         steps = commands(flags.checkpoint, flags.out, work, flags.context, flags.chunk)
         for stage, command in steps.items():
             done = measure.run(command)

@@ -2,7 +2,7 @@
 
 `--strict` fails where a linear is not what was asked for, is left to the program, or where something large stayed in
 float32. What was asked for is told by the manifest beside the file, else it is 8da4w: int4 weights in groups and
-dynamic int8 activations. Reads `export.contents`; knows nothing of the file format.
+dynamic int8 activations. Judges and shows what `export.dissect` finds; knows nothing of the file format.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def inspect(
 
     `linears` ("8da4w" or "fp32") and `head_bits` (4 or 8) overrule what the manifest beside the file asks for.
     """
-    from export.contents import read_contents  # imports executorch, which takes seconds and warns
+    from export.dissect import read_contents  # imports executorch, which takes seconds and warns
     from export.ptefile import open_pte
 
     contents = read_contents(open_pte(file))
     if not strict:
         return Inspection(file, contents, None, ())
     expected = _expected(file, linears, head_bits)
-    return Inspection(file, contents, expected, tuple(_problems(contents, expected)))
+    return Inspection(file, contents, expected, tuple(problems(contents, expected)))
 
 
 def _expected(file: Path, linears: str | None, head_bits: int | None) -> Expected:
@@ -108,7 +108,7 @@ def _recipe(file: Path) -> str:
         return ""
 
 
-def _problems(contents: Contents, expected: Expected) -> list[str]:
+def problems(contents: Contents, expected: Expected) -> list[str]:
     """One sentence for everything that is not as expected."""
     found = [problem for linear in contents.linears if (problem := _linear_problem(linear, expected))]
     if not contents.linears:
@@ -150,8 +150,14 @@ def _linear_problem(linear: Linear, expected: Expected) -> str | None:
     right = linear.weight == f"int{bits}" and grouped == (bits == 4) and linear.activation == "dynamic int8"
     if right and grouped and expected.group_size:
         right = linear.group_size == expected.group_size
-    form = "a scale a row" if bits == 8 else f"groups of {expected.group_size}" if expected.group_size else "groups"
-    return None if right else f"{where} is {is_now}, not int{bits} in {form} with dynamic int8 activations"
+    form = (
+        "with a scale a row"
+        if bits == 8
+        else f"in groups of {expected.group_size}"
+        if expected.group_size
+        else "in groups"
+    )
+    return None if right else f"{where} is {is_now}, not int{bits} {form} with dynamic int8 activations"
 
 
 def _weight(linear: Linear) -> str:

@@ -79,7 +79,7 @@ def save_quantized(source: Quantized, folder: Path, progress: Progress = lambda 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Pieces fit the cache of one core; a second thread makes them up to seven times slower on a busy machine."""
+    """Pieces fit the cache of one core; a second thread made them seven times slower on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

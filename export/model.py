@@ -36,10 +36,10 @@ class KVCache(nn.Module):
 
     def __init__(self, context: int, heads: int, head_dim: int, dtype: torch.dtype) -> None:
         super().__init__()
-        # On the CPU even where weights are on the meta device: tracing needs real buffers. torch.zeros maps untouched
-        # pages, so a cache that is only traced costs no memory.
+        # On the CPU even where weights are on the meta device: tracing needs real buffers. Not zeroed: rows are read
+        # only after they were written, and pages never touched cost no memory, however long the context.
         for name in ("k_cache", "v_cache"):
-            cache = torch.zeros(1, context, heads, head_dim, dtype=dtype, device="cpu")
+            cache = torch.empty(1, context, heads, head_dim, dtype=dtype, device="cpu")
             self.register_buffer(name, cache, persistent=False)
 
     def update(self, k: Tensor, v: Tensor, start_pos: int) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
+from executorch.exir.scalar_type import ScalarType
 from executorch.exir.schema import Bool, Int
 from executorch.exir.schema import Tensor as TensorValue
-from executorch.exir.scalar_type import ScalarType
 from torch import Tensor
 
 from checkpoints.config import ModelConfig

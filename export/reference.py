@@ -51,8 +51,9 @@ class CheckpointWeights:
 
     def release(self, *names: str) -> None:
         """Let go of what was mapped of these weights."""
-        for name in names if self.float else ():
-            self.float.release(name)
+        if self.float:
+            for name in names:
+                self.float.release(name)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def stream_logits(
     config = Phi3Config.from_pretrained(checkpoint.config.path.parent, local_files_only=True)
     config._attn_implementation = "sdpa"
     rotary = Phi3RotaryEmbedding(config)
-    layer = Phi3DecoderLayer(config, 0).requires_grad_(False).eval()
+    layer = _layer(config).to_empty(device="cpu")
     rounded = _with_roundings(layer, file.rounds_activations, cache_dtype) if file else layer
     sources = [None] if file is None else [None, file]
 
@@ -129,9 +130,17 @@ def round_activations(x: Tensor) -> Tensor:
     return ((torch.round(x * (1 / scale)) + zero).clamp(-128, 127) - zero) * scale
 
 
+def _layer(config: Phi3Config) -> Phi3DecoderLayer:
+    """A layer without weights."""
+    with torch.device("meta"):
+        return Phi3DecoderLayer(config, 0).requires_grad_(False).eval()
+
+
 def _with_roundings(layer: Phi3DecoderLayer, activations: bool, cache_dtype: torch.dtype) -> Phi3DecoderLayer:
     """A second layer on the same weights whose linears and attention round as the file's do."""
-    twin = copy.deepcopy(layer)
+    config = copy.deepcopy(layer.config)
+    config._attn_implementation = f"rounded_to_{cache_dtype}"
+    twin = _layer(config)
     twin.load_state_dict(layer.state_dict(), assign=True)
     for module in twin.modules():
         if activations and isinstance(module, nn.Linear):
@@ -142,10 +151,7 @@ def _with_roundings(layer: Phi3DecoderLayer, activations: bool, cache_dtype: tor
         out, weights = ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, *args, **kwargs)
         return out.to(cache_dtype).to(torch.float32), weights
 
-    name = f"rounded_to_{cache_dtype}"
-    ALL_ATTENTION_FUNCTIONS.register(name, attention)
-    twin.self_attn.config = copy.deepcopy(layer.self_attn.config)
-    twin.self_attn.config._attn_implementation = name
+    ALL_ATTENTION_FUNCTIONS.register(config._attn_implementation, attention)
     return twin
 
 

@@ -5,18 +5,14 @@ Knows a program's methods, tokens and logits; knows nothing of checkpoints, text
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
-import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  registers llama::update_cache, custom_sdpa
+import executorch.extension.llm.custom_ops.custom_ops  # registers llama::update_cache, custom_sdpa
 import executorch.kernels.quantized  # noqa: F401  registers the quantized embeddings
 import numpy as np
 import torch
@@ -24,16 +20,14 @@ from executorch.runtime import Runtime
 from torch import Tensor
 
 from checkpoints.errors import BadInput
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from export.child import last_line
 
 
 class Session:
     """One loaded file: its constant methods, and a KV cache that `step` writes.
 
     Memory: packed weights, KV cache and planned activations, until the session is dropped. On some damaged files
-    and failed assertions the runtime ends the whole process; `in_child` turns that into an error.
+    and failed assertions the runtime ends the whole process: see `export.child`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,11 +78,13 @@ class Feed:
 def run_feeds(path: Path, tokens: Sequence[int], feeds: Sequence[Feed]) -> list[tuple[list[int], np.ndarray]]:
     """Load the file and feed it the same tokens in several ways.
 
-    For each: positions, and their float32 logits [positions, V]. Arguments and results can be pickled, for `in_child`.
+    For each: positions, and their float32 logits [positions, V]. All of it can be pickled, for `export.child`.
     """
     session, results = Session(path), []
     for feed in feeds:
-        at, positions, kept = 0, [], []
+        at = 0
+        positions: list[int] = []
+        kept: list[np.ndarray] = []
         for count in feed.calls:
             logits = session.step(tokens[at : at + count], at)
             at += count
@@ -97,27 +93,6 @@ def run_feeds(path: Path, tokens: Sequence[int], feeds: Sequence[Feed]) -> list[
             kept.append(logits.numpy())
         results.append((positions, np.concatenate(kept)))
     return results
-
-
-def in_child(path: Path, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a picklable function that runs the file `path`, in a process of its own, and return its result.
-
-    The runtime's memory is all given back at the end. Where the runtime aborts the process BadInput says so, with
-    the last line of its log.
-    """
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "stderr")
-        with ProcessPoolExecutor(1, context, _log_to, (log,)) as pool:
-            try:
-                return pool.submit(function, *args, **kwargs).result()
-            except BrokenProcessPool:
-                pass
-        raise BadInput(f"{path}: ExecuTorch's runtime crashed on this file{_last_line(log.read_bytes())}")
-
-
-def _log_to(path: Path) -> None:
-    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
 
 
 @contextmanager
@@ -130,12 +105,7 @@ def _native_errors(complaint: str) -> Iterator[None]:
             yield
         except RuntimeError as problem:
             log.seek(0)
-            raise BadInput(f"{complaint}: {problem}{_last_line(log.read())}") from None
+            raise BadInput(f"{complaint}: {problem} ({last_line(log.read())})") from None
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-
-
-def _last_line(log: bytes) -> str:
-    lines = [line for line in log.decode(errors="replace").splitlines() if line.strip()]
-    return f" ({lines[-1].strip()[:300]})" if lines else ""

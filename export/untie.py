@@ -106,7 +106,7 @@ def _write_head(path: Path, checkpoint: Checkpoint, progress: Progress) -> None:
     text = json.dumps({"__metadata__": {"format": "pt"}, HEAD: entry}).encode()
     text += b" " * (-len(text) % 8)
     step = max(1, CHUNK // weight[0].nbytes)
-    with path.open("wb") as file:
+    with path.open("xb") as file:  # never into a linked file
         file.write(len(text).to_bytes(8, "little") + text)
         for start in range(0, len(weight), step):
             piece = weight[start : start + step]

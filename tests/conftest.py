@@ -19,3 +19,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_folder: Path, tmp_path: Path) -> Path:
     """A copy of `tiny_folder` to damage."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """phi4-tiny exported with 256 tokens of context, 32 at once, tokenizer and manifest beside; not to be changed."""
+    from export.pte import export_pte
+
+    out = tmp_path_factory.mktemp("tiny_pte") / "tiny.pte"
+    return export_pte("phi4-tiny", out=out, context=256, prefill_chunk=32, verify=False).path

@@ -246,3 +246,25 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match=r"0.00 GB free, the file needs 0.01 GB"):
         export_pte("phi4-tiny", out=tmp_path / "f.pte")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_graph_memory_does_not_grow_with_the_context() -> None:
+    """Peak memory of the graph for a context of 64 and then of 131072 tokens, whose caches alone are 4.3 GB."""
+    code = """
+import dataclasses, resource
+from checkpoints.config import read_config
+from checkpoints.source import resolve
+from export.graph import build_graph, metadata
+from export.quantize import Recipe
+config = dataclasses.replace(read_config(resolve("phi4-tiny").folder), num_hidden_layers=4, num_key_value_heads=8,
+                             num_attention_heads=8, tie_word_embeddings=False)
+for context in (64, 131072):
+    methods = metadata(context, 32, config.vocab_size, 1, (2,))
+    graph = build_graph(config, Recipe(), context=context, chunk=32, kv_cache="fp32", full_logits=False,
+                        constant_methods=methods)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, sum(graph.planned_bytes))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    (short, _), (long, planned) = (map(int, line.split()) for line in done.stdout.splitlines()[-2:])
+    assert planned > 2e9
+    assert long - short < 0.2e9  # the rope tables and their copies

@@ -1,0 +1,87 @@
+"""Keeps what C++ libraries print off the terminal, without losing it when something goes wrong.
+
+The runner of executorch 1.5.1 prints every piece of the answer to C's stdout and a page of logs to C's stderr, and
+offers no switch for either. Python's own sys.stdout and sys.stderr go on working inside `hushed`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from checkpoints.errors import BadInput
+
+# The last lines live in a process of their own: a failed assertion in C++ ends ours at once, and when our end of the
+# pipe is closed this one prints them.
+KEEPER = """
+import collections, sys
+lines = collections.deque(sys.stdin.buffer, maxlen=20)
+sys.stderr.buffer.writelines(lines)
+"""
+
+
+@contextlib.contextmanager
+def hushed(verbose: bool = False) -> Iterator[None]:
+    """Drop C's stdout and keep back its stderr, whose last lines are shown after any error but BadInput.
+
+    With `verbose` both go to stderr. Not for two threads at once: the file descriptors belong to the process.
+    """
+    with contextlib.ExitStack() as stack:
+        out, err = os.dup(1), os.dup(2)
+        stack.callback(os.close, out)
+        stack.callback(os.close, err)
+        for name, number, real in (("stdout", 1, out), ("stderr", 2, err)):
+            stream = getattr(sys, name)
+            stream.flush()
+            if _fileno(stream) == number:  # not where a test or a notebook has put something else
+                ours = open(real, "w", 1, stream.encoding, stream.errors, closefd=False)  # noqa: SIM115
+                setattr(sys, name, ours)
+                stack.callback(setattr, sys, name, stream)
+                stack.callback(ours.close)
+        stack.callback(_restore, out, err)
+        if verbose:
+            os.dup2(err, 1)
+            yield
+            return
+        keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", KEEPER],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=err,
+            start_new_session=True,  # Ctrl-C is for us
+        )  # fmt: skip
+        assert keeper.stdin is not None
+        os.dup2(keeper.stdin.fileno(), 2)
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.close(nothing)
+        silent = True
+        try:
+            yield
+        except (BadInput, KeyboardInterrupt, BrokenPipeError):
+            raise
+        except BaseException:
+            silent = False
+            raise
+        finally:
+            _restore(out, err)
+            if silent:
+                keeper.kill()
+            keeper.stdin.close()
+            keeper.wait()
+
+
+def _restore(out: int, err: int) -> None:
+    # C keeps its own buffers: without this they would come out later, on the real stdout.
+    ctypes.CDLL(None).fflush(None)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+
+
+def _fileno(stream: object) -> int | None:
+    try:
+        return stream.fileno()  # type: ignore[attr-defined, no-any-return]
+    except (AttributeError, OSError, ValueError):
+        return None
