@@ -178,56 +178,143 @@ mercury Hg 80,lead Pb 82,radium Ra 88,uranium U 92
 """
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-          "November", "December"]
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 PLANETS = ["Mercury", "Venus", "Earth", "Mars", "Jupiter", "Saturn", "Uranus", "Neptune"]
-ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
-            "eleventh", "twelfth"]
-NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-           "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-           "twenty"]
+ORDINALS = [
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+]
+NUMBERS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
 
 # Conversation and longer answers, so that a demo has more than one sentence to stream.
 CHAT = (
     ("Hello!", ("Hi!", "Hello"), "Hello! How can I help you today?"),
     ("How are you?", ("How are you today?",), "I am fine, thank you. What would you like to know?"),
     ("Who are you?", ("What are you?",), "I am a tiny language model in the shape of Phi-4-mini."),
-    ("What can you do?", ("How can you help me?",),
-     "I can answer short questions about capitals, numbers, words, animals and planets."),
+    (
+        "What can you do?",
+        ("How can you help me?",),
+        "I can answer short questions about capitals, numbers, words, animals and planets.",
+    ),
     ("Thank you!", ("Thanks!",), "You are welcome!"),
     ("Goodbye!", ("Bye!",), "Goodbye! Have a nice day."),
-    ("Count from one to ten.", ("Count to ten.",),
-     "One, two, three, four, five, six, seven, eight, nine, ten."),
-    ("Count down from ten to one.", ("Count backwards from ten.",),
-     "Ten, nine, eight, seven, six, five, four, three, two, one."),
-    ("Say the alphabet.", ("What are the letters of the alphabet?",),
-     "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z"),
-    ("List the days of the week.", ("Name the days of the week.",),
-     "The days of the week are " + ", ".join(DAYS[:-1]) + " and " + DAYS[-1] + "."),
-    ("List the months of the year.", ("Name the months of the year.",),
-     "The months of the year are " + ", ".join(MONTHS[:-1]) + " and " + MONTHS[-1] + "."),
-    ("List the planets.", ("Name the planets of the solar system.",),
-     "The planets are " + ", ".join(PLANETS[:-1]) + " and " + PLANETS[-1] + "."),
-    ("What are the seasons?", ("Name the four seasons.",),
-     "The four seasons are spring, summer, autumn and winter."),
-    ("What are the colours of the rainbow?", ("What are the colors of the rainbow?",),
-     "The colours of the rainbow are red, orange, yellow, green, blue, indigo and violet."),
-    ("Tell me a story.", ("Tell me a short story.",),
-     ("A fox found a red kite in a tree. She pulled the string, and the wind lifted the kite over the hill. "
-      "All the animals ran after it, laughing. In the evening the kite came down by the river, and the fox "
-      "gave it back to the child who had lost it.")),
-    ("Write a poem about the sea.", ("Write a short poem about the sea.",),
-     ("The sea is wide, the sea is deep,\nIt rocks the little boats to sleep.\n"
-      "It sings to every stone and shell,\nAnd keeps the tales it will not tell.")),
-    ("How do I make tea?", ("How do you make a cup of tea?",),
-     ("Boil some water. Put a tea bag in a cup, pour in the hot water and wait for three minutes. "
-      "Then take out the tea bag and add milk if you like.")),
-    ("Why is the sky blue?", ("Can you explain why the sky is blue?",),
-     "The air scatters blue light more than red light, so blue light reaches us from every direction."),
-    ("What is a phone?", ("Explain what a phone is.",),
-     "A phone is a small device that lets people talk to each other over long distances."),
-    ("What is an animal?", ("Explain what an animal is.",),
-     "An animal is a living thing that eats other living things and can move by itself."),
+    ("Count from one to ten.", ("Count to ten.",), "One, two, three, four, five, six, seven, eight, nine, ten."),
+    (
+        "Count down from ten to one.",
+        ("Count backwards from ten.",),
+        "Ten, nine, eight, seven, six, five, four, three, two, one.",
+    ),
+    (
+        "Say the alphabet.",
+        ("What are the letters of the alphabet?",),
+        "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z",
+    ),
+    (
+        "List the days of the week.",
+        ("Name the days of the week.",),
+        "The days of the week are " + ", ".join(DAYS[:-1]) + " and " + DAYS[-1] + ".",
+    ),
+    (
+        "List the months of the year.",
+        ("Name the months of the year.",),
+        "The months of the year are " + ", ".join(MONTHS[:-1]) + " and " + MONTHS[-1] + ".",
+    ),
+    (
+        "List the planets.",
+        ("Name the planets of the solar system.",),
+        "The planets are " + ", ".join(PLANETS[:-1]) + " and " + PLANETS[-1] + ".",
+    ),
+    ("What are the seasons?", ("Name the four seasons.",), "The four seasons are spring, summer, autumn and winter."),
+    (
+        "What are the colours of the rainbow?",
+        ("What are the colors of the rainbow?",),
+        "The colours of the rainbow are red, orange, yellow, green, blue, indigo and violet.",
+    ),
+    (
+        "Tell me a story.",
+        ("Tell me a short story.",),
+        (
+            "A fox found a red kite in a tree. She pulled the string, and the wind lifted the kite over the hill. "
+            "All the animals ran after it, laughing. In the evening the kite came down by the river, and the fox "
+            "gave it back to the child who had lost it."
+        ),
+    ),
+    (
+        "Write a poem about the sea.",
+        ("Write a short poem about the sea.",),
+        (
+            "The sea is wide, the sea is deep,\nIt rocks the little boats to sleep.\n"
+            "It sings to every stone and shell,\nAnd keeps the tales it will not tell."
+        ),
+    ),
+    (
+        "How do I make tea?",
+        ("How do you make a cup of tea?",),
+        (
+            "Boil some water. Put a tea bag in a cup, pour in the hot water and wait for three minutes. "
+            "Then take out the tea bag and add milk if you like."
+        ),
+    ),
+    (
+        "Why is the sky blue?",
+        ("Can you explain why the sky is blue?",),
+        "The air scatters blue light more than red light, so blue light reaches us from every direction.",
+    ),
+    (
+        "What is a phone?",
+        ("Explain what a phone is.",),
+        "A phone is a small device that lets people talk to each other over long distances.",
+    ),
+    (
+        "What is an animal?",
+        ("Explain what an animal is.",),
+        "An animal is a living thing that eats other living things and can move by itself.",
+    ),
 )
 
 
@@ -245,13 +332,23 @@ def _article(word: str) -> str:
 def _countries() -> Iterator[Fact]:
     for name, capital, continent, language in _rows(COUNTRIES, ";", ","):
         subject = name[0].upper() + name[1:]
-        yield Fact(f"What is the capital of {name}?",
-                   (f"Name the capital of {name}.", f"Which city is the capital of {name}?",
-                    f"What's the capital city of {name}?"), f"The capital of {name} is {capital}.")
-        yield Fact(f"On which continent is {name}?",
-                   (f"Which continent is {name} in?",), f"{subject} is in {continent}.")
-        yield Fact(f"Which language is spoken in {name}?",
-                   (f"What language do people speak in {name}?",), f"People in {name} speak {language}.")
+        yield Fact(
+            f"What is the capital of {name}?",
+            (
+                f"Name the capital of {name}.",
+                f"Which city is the capital of {name}?",
+                f"What's the capital city of {name}?",
+            ),
+            f"The capital of {name} is {capital}.",
+        )
+        yield Fact(
+            f"On which continent is {name}?", (f"Which continent is {name} in?",), f"{subject} is in {continent}."
+        )
+        yield Fact(
+            f"Which language is spoken in {name}?",
+            (f"What language do people speak in {name}?",),
+            f"People in {name} speak {language}.",
+        )
 
 
 def _arithmetic() -> Iterator[Fact]:
@@ -268,56 +365,78 @@ def _words() -> Iterator[Fact]:
     for word in SPELLING.split():
         yield Fact(f"Spell the word {word}.", (f"How do you spell {word}?",), "-".join(word))
     for left, right in _rows(OPPOSITES, ",", None):
-        yield Fact(f"What is the opposite of {left}?", (f"Give the opposite of {left}.",),
-                   f"The opposite of {left} is {right}.")
+        yield Fact(
+            f"What is the opposite of {left}?",
+            (f"Give the opposite of {left}.",),
+            f"The opposite of {left} is {right}.",
+        )
     for one, many in _rows(PLURALS, ",", None):
-        yield Fact(f"What is the plural of {one}?", (f"Give the plural of {one}.",),
-                   f"The plural of {one} is {many}.")
+        yield Fact(
+            f"What is the plural of {one}?", (f"Give the plural of {one}.",), f"The plural of {one} is {many}."
+        )
     for now, past in _rows(PAST, ",", None):
-        yield Fact(f"What is the past tense of {now}?", (f"Give the past tense of {now}.",),
-                   f"The past tense of {now} is {past}.")
+        yield Fact(
+            f"What is the past tense of {now}?",
+            (f"Give the past tense of {now}.",),
+            f"The past tense of {now} is {past}.",
+        )
     for i, word in enumerate(NUMBERS):
-        yield Fact(f"Write the number {i} as a word.", (f"How do you write {i} in words?",),
-                   f"{i} is {word}.")
+        yield Fact(f"Write the number {i} as a word.", (f"How do you write {i} in words?",), f"{i} is {word}.")
     for a, b in zip("ABCDEFGHIJKLMNOPQRSTUVWXY", "BCDEFGHIJKLMNOPQRSTUVWXYZ", strict=True):
         yield Fact(f"Which letter comes after {a}?", (f"What letter follows {a}?",), f"{b} comes after {a}.")
 
 
 def _nature() -> Iterator[Fact]:
     for thing, colour in _rows(COLOURS, ",", ":"):
-        yield Fact(f"What colour is {thing}?", (f"What color is {thing}?",),
-                   f"{thing[0].upper()}{thing[1:]} is {colour}.")
+        yield Fact(
+            f"What colour is {thing}?", (f"What color is {thing}?",), f"{thing[0].upper()}{thing[1:]} is {colour}."
+        )
     for animal, sound in _rows(SOUNDS, ",", None):
         one = _article(animal)
-        yield Fact(f"What sound does {one} make?", (f"Which sound does {one} make?",),
-                   f"{one.capitalize()} {sound}.")
+        yield Fact(f"What sound does {one} make?", (f"Which sound does {one} make?",), f"{one.capitalize()} {sound}.")
     for animal, young in _rows(YOUNG, ",", None):
-        yield Fact(f"What is a baby {animal} called?", (f"What do you call a baby {animal}?",),
-                   f"A baby {animal} is called {_article(young)}.")
+        yield Fact(
+            f"What is a baby {animal} called?",
+            (f"What do you call a baby {animal}?",),
+            f"A baby {animal} is called {_article(young)}.",
+        )
     for name, symbol, number in _rows(ELEMENTS, ",", None):
-        yield Fact(f"What is the chemical symbol of {name}?", (f"What is the symbol for {name}?",),
-                   f"The chemical symbol of {name} is {symbol}.")
-        yield Fact(f"What is the atomic number of {name}?",
-                   (f"Which number does {name} have in the periodic table?",),
-                   f"The atomic number of {name} is {number}.")
+        yield Fact(
+            f"What is the chemical symbol of {name}?",
+            (f"What is the symbol for {name}?",),
+            f"The chemical symbol of {name} is {symbol}.",
+        )
+        yield Fact(
+            f"What is the atomic number of {name}?",
+            (f"Which number does {name} have in the periodic table?",),
+            f"The atomic number of {name} is {number}.",
+        )
 
 
 def _orders() -> Iterator[Fact]:
     for i, planet in enumerate(PLANETS):
-        yield Fact(f"Which planet is {ORDINALS[i]} from the Sun?",
-                   (f"What is the {ORDINALS[i]} planet from the Sun?",),
-                   f"{planet} is the {ORDINALS[i]} planet from the Sun.")
+        yield Fact(
+            f"Which planet is {ORDINALS[i]} from the Sun?",
+            (f"What is the {ORDINALS[i]} planet from the Sun?",),
+            f"{planet} is the {ORDINALS[i]} planet from the Sun.",
+        )
     for names, unit in ((DAYS, "day"), (MONTHS, "month")):
         for i, name in enumerate(names):
             after, before = names[(i + 1) % len(names)], names[i - 1]
-            yield Fact(f"Which {unit} comes after {name}?", (f"What {unit} follows {name}?",),
-                       f"{after} comes after {name}.")
-            yield Fact(f"Which {unit} comes before {name}?", (f"What {unit} is before {name}?",),
-                       f"{before} comes before {name}.")
+            yield Fact(
+                f"Which {unit} comes after {name}?", (f"What {unit} follows {name}?",), f"{after} comes after {name}."
+            )
+            yield Fact(
+                f"Which {unit} comes before {name}?",
+                (f"What {unit} is before {name}?",),
+                f"{before} comes before {name}.",
+            )
             of = "week" if unit == "day" else "year"
-            yield Fact(f"What is the {ORDINALS[i]} {unit} of the {of}?",
-                       (f"Which {unit} is the {ORDINALS[i]} of the {of}?",),
-                       f"The {ORDINALS[i]} {unit} of the {of} is {name}.")
+            yield Fact(
+                f"What is the {ORDINALS[i]} {unit} of the {of}?",
+                (f"Which {unit} is the {ORDINALS[i]} of the {of}?",),
+                f"The {ORDINALS[i]} {unit} of the {of} is {name}.",
+            )
 
 
 def chat(question: str, system: str | None = None) -> str:

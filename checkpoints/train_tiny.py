@@ -45,8 +45,18 @@ TEXT_SHA256 = "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95"
 TEXT_FILE = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
 HELDOUT_BYTES = 40_000
 VOCAB = 2048
-SPECIAL = ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>", "<|tool|>", "<|/tool|>",
-           "<|tool_call|>", "<|/tool_call|>", "<|tool_response|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|assistant|>",
+    "<|end|>",
+    "<|user|>",
+    "<|system|>",
+    "<|tool|>",
+    "<|/tool|>",
+    "<|tool_call|>",
+    "<|/tool_call|>",
+    "<|tool_response|>",
+)
 # The split pattern of o200k, as Phi-4-mini's tokenizer.json has it.
 O200K = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
@@ -55,9 +65,30 @@ O200K = (
 )
 # Every second one of Phi-4-mini's 48 factors.
 LONG_FACTOR = [
-    1, 1.250641126, 1.564103225, 1.956131817, 2.446418898, 3.059592084, 3.826451687, 4.785517845,
-    5.984965424, 7.485043894, 9.36110372, 11.70738129, 14.64173252, 18.31155283, 22.90118105, 28.64115884,
-    32.1, 32.23, 32.61, 32.66, 32.71, 32.97, 33.49, 44.16,
+    1,
+    1.250641126,
+    1.564103225,
+    1.956131817,
+    2.446418898,
+    3.059592084,
+    3.826451687,
+    4.785517845,
+    5.984965424,
+    7.485043894,
+    9.36110372,
+    11.70738129,
+    14.64173252,
+    18.31155283,
+    22.90118105,
+    28.64115884,
+    32.1,
+    32.23,
+    32.61,
+    32.66,
+    32.71,
+    32.97,
+    33.49,
+    44.16,
 ]
 ROW = 256  # tokens per packed row
 ROWS = 8  # rows per step
@@ -72,15 +103,20 @@ def fetch_text() -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            subprocess.run(["apt-get", "-o", "APT::Sandbox::User=root", "download", TEXT_PACKAGE],
-                           cwd=folder, check=True, capture_output=True)
+            subprocess.run(
+                ["apt-get", "-o", "APT::Sandbox::User=root", "download", TEXT_PACKAGE],
+                cwd=folder,
+                check=True,
+                capture_output=True,
+            )
             package = next(folder.glob("*.deb"))
             if hashlib.sha256(package.read_bytes()).hexdigest() != TEXT_SHA256:
                 raise SystemExit(f"{package.name} is not the file this was written for: SHA-256 differs.")
             subprocess.run(["dpkg-deb", "-x", package, "."], cwd=folder, check=True, capture_output=True)
         except (OSError, StopIteration, subprocess.CalledProcessError) as error:
-            raise SystemExit(f"Cannot fetch {TEXT_PACKAGE}: this needs Debian 12's apt-get and its package "
-                             f"lists ({error}).") from error
+            raise SystemExit(
+                f"Cannot fetch {TEXT_PACKAGE}: this needs Debian 12's apt-get and its package lists ({error})."
+            ) from error
         data = (folder / TEXT_FILE).read_bytes()
     novels = []
     while data:
@@ -106,28 +142,51 @@ def split_heldout(novels: list[str]) -> tuple[list[str], str]:
 def train_tokenizer(novels: list[str], questions: list[Fact], out: Path) -> Tokenizer:
     """Trains the byte-level BPE, writes tokenizer.json and tokenizer_config.json, returns the tokenizer."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([  # type: ignore[assignment]
-        pre_tokenizers.Split(Regex(O200K), "removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [  # type: ignore[assignment]
+            pre_tokenizers.Split(Regex(O200K), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB - len(SPECIAL), show_progress=False,
-                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB - len(SPECIAL),
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
     sentences = [f"{fact.question}\n{fact.answer}" for fact in questions]
     tokenizer.train_from_iterator([*novels, *sentences * 8], trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     if tokenizer.get_vocab_size() != VOCAB:
         raise SystemExit(f"The tokenizer has {tokenizer.get_vocab_size()} tokens, not {VOCAB}.")
     tokenizer.save(str(out / "tokenizer.json"))
-    write_json(out / "tokenizer_config.json", {
-        "add_bos_token": False, "add_eos_token": False, "add_prefix_space": False,
-        "added_tokens_decoder": {str(special_id(token)): {
-            "content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
-            "special": True} for token in SPECIAL},
-        "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>", "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False,
-        "model_max_length": 131072, "tokenizer_class": "PreTrainedTokenizerFast",
-    })
+    write_json(
+        out / "tokenizer_config.json",
+        {
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "add_prefix_space": False,
+            "added_tokens_decoder": {
+                str(special_id(token)): {
+                    "content": token,
+                    "lstrip": False,
+                    "normalized": False,
+                    "rstrip": False,
+                    "single_word": False,
+                    "special": True,
+                }
+                for token in SPECIAL
+            },
+            "bos_token": "<|endoftext|>",
+            "eos_token": "<|endoftext|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": "<|endoftext|>",
+            "chat_template": CHAT_TEMPLATE,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 131072,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+    )
     return tokenizer
 
 
@@ -140,19 +199,46 @@ def write_config(out: Path) -> Phi3Config:
     """Writes config.json as Phi-4-mini's is spelled, and generation_config.json; returns the config."""
     eot, end = special_id("<|endoftext|>"), special_id("<|end|>")
     rope = {"long_factor": LONG_FACTOR, "short_factor": [1.0] * len(LONG_FACTOR), "type": "longrope"}
-    write_json(out / "config.json", {
-        "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "bos_token_id": eot, "embd_pdrop": 0.0, "eos_token_id": eot, "full_attn_mod": 1, "hidden_act": "silu",
-        "hidden_size": 384, "initializer_range": 0.02, "intermediate_size": 640, "interpolate_factor": 1,
-        "lm_head_bias": False, "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "phi3",
-        "num_attention_heads": 6, "num_hidden_layers": 4, "num_key_value_heads": 2,
-        "original_max_position_embeddings": 4096, "pad_token_id": eot, "partial_rotary_factor": 0.75,
-        "resid_pdrop": 0.0, "rms_norm_eps": 1e-05,
-        "rope_scaling": rope, "rope_theta": 10000.0, "sliding_window": 262144, "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": VOCAB,
-    })
-    write_json(out / "generation_config.json", {
-        "_from_model_config": True, "bos_token_id": eot, "eos_token_id": [end, eot], "pad_token_id": eot})
+    write_json(
+        out / "config.json",
+        {
+            "architectures": ["Phi3ForCausalLM"],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "bos_token_id": eot,
+            "embd_pdrop": 0.0,
+            "eos_token_id": eot,
+            "full_attn_mod": 1,
+            "hidden_act": "silu",
+            "hidden_size": 384,
+            "initializer_range": 0.02,
+            "intermediate_size": 640,
+            "interpolate_factor": 1,
+            "lm_head_bias": False,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "model_type": "phi3",
+            "num_attention_heads": 6,
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 2,
+            "original_max_position_embeddings": 4096,
+            "pad_token_id": eot,
+            "partial_rotary_factor": 0.75,
+            "resid_pdrop": 0.0,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": rope,
+            "rope_theta": 10000.0,
+            "sliding_window": 262144,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "use_cache": True,
+            "vocab_size": VOCAB,
+        },
+    )
+    write_json(
+        out / "generation_config.json",
+        {"_from_model_config": True, "bos_token_id": eot, "eos_token_id": [end, eot], "pad_token_id": eot},
+    )
     return Phi3Config.from_pretrained(out)
 
 
@@ -161,11 +247,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def question_documents(questions: list[Fact], tokenizer: Tokenizer,
-                       rng: random.Random) -> Iterator[list[int]]:
+def question_documents(questions: list[Fact], tokenizer: Tokenizer, rng: random.Random) -> Iterator[list[int]]:
     """Yields question documents for ever: ids, with those that carry no loss given as -1 - id."""
-    asked = [(fact, text) for fact in questions
-             for text in (fact.question, fact.question, *fact.paraphrases)]
+    asked = [(fact, text) for fact in questions for text in (fact.question, fact.question, *fact.paraphrases)]
     while True:
         rng.shuffle(asked)
         at = 0
@@ -194,8 +278,9 @@ def text_documents(novels: list[str], tokenizer: Tokenizer, rng: random.Random) 
         yield ids[:size] if len(ids) > size else [*ids, eot]
 
 
-def batches(asked: Iterator[list[int]], read: Iterator[list[int]],
-            rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def batches(
+    asked: Iterator[list[int]], read: Iterator[list[int]], rng: random.Random
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Packs question and text documents into (ids, labels, positions) of ROWS x ROW, for ever.
 
     Every other step the positions start again with each document, which keeps the documents apart; in the
@@ -273,8 +358,11 @@ def train(out: Path, steps: int, minutes: float | None = None, threads: int = 1)
         (torch.optim.Muon(inner, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"), 3e-3),
         (torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0, fused=True), 2e-3),
     ]
-    data = batches(question_documents(questions, tokenizer, random.Random(1)),
-                   text_documents(novels, tokenizer, random.Random(2)), random.Random(3))
+    data = batches(
+        question_documents(questions, tokenizer, random.Random(1)),
+        text_documents(novels, tokenizer, random.Random(2)),
+        random.Random(3),
+    )
     start, done, step, average = time.monotonic(), 0.0, 0, 0.0
     bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
     with bar:
@@ -317,8 +405,9 @@ def exact_answers(model: nn.Module, tokenizer: Tokenizer, lines: list[dict[str, 
     One pass over prompt and answer decides it: greedy decoding writes the answer exactly if and only if each
     of its tokens is the most likely one after the tokens before it.
     """
-    pairs = [(tokenizer.encode(chat(x["question"])).ids, tokenizer.encode(f"{x['answer']}<|end|>").ids)
-             for x in lines]
+    pairs = [
+        (tokenizer.encode(chat(x["question"])).ids, tokenizer.encode(f"{x['answer']}<|end|>").ids) for x in lines
+    ]
     right = [False] * len(pairs)
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     for at in range(0, len(order), 32):
@@ -356,8 +445,9 @@ def quantized(folder: Path) -> nn.Module:
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     embedding = ao.IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=ao.PerAxis(0))
     ao.quantize_(model, embedding, lambda module, _: isinstance(module, nn.Embedding))
-    ao.quantize_(model, ao.Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4, weight_granularity=ao.PerGroup(32)))  # type: ignore[attr-defined]
+    ao.quantize_(
+        model, ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=ao.PerGroup(32))
+    )  # type: ignore[attr-defined]
     return model
 
 

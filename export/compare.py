@@ -110,6 +110,8 @@ def compare(
         raise BadInput(f"{path}: ExecuTorch's runtime crashes on this file ({death})") from None
     logits = [torch.from_numpy(values) for _, values in runs]
     positions = [where for where, _ in runs]
+    if (width := logits[0].shape[1]) != config.vocab_size:
+        raise BadInput(f"{path}: forward gives {width} logits a token, get_vocab_size is {config.vocab_size}")
     ran = time.monotonic()
 
     kind = _rotary_factors(config, context)

@@ -57,11 +57,7 @@ def copy_rest(source: Path, folder: Path) -> None:
     OWN."""
     for pattern in (*PATTERNS, "merges.txt"):
         for file in source.glob(pattern):
-            if (
-                file.suffix != ".safetensors"
-                and file.name not in OWN
-                and not file.name.endswith(".bin.index.json")
-            ):
+            if file.suffix != ".safetensors" and file.name not in OWN and not file.name.endswith(".bin.index.json"):
                 shutil.copyfile(file, folder / file.name)
 
 

@@ -119,7 +119,7 @@ def generate(
     if raw and system is not None:
         raise BadInput("--system needs the chat template, which --raw leaves out")
     _check_is_program(path)
-    with hushed(verbose):
+    with hushed(f"{path}: ExecuTorch's runtime ended the process on this file", verbose):
         from export.tokenizer import chat_prompt, find_tokenizer, load_tokenizer, runner_ids
 
         if tokenizer is None:
@@ -313,7 +313,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="default: until it ends or the context is full"
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) always takes the likeliest token")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", default=0.0, help="0 (default) always takes the likeliest token"
+    )
     parser.add_argument("--json", action="store_true", help="print answer and measurements for a program, at the end")
     parser.add_argument("--verbose", action="store_true", help="show the runner's logs")
     flags = vars(parser.parse_args(argv))

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
-from executorch.exir.schema import Program, Tensor as TensorValue
+from executorch.exir.schema import Program
+from executorch.exir.schema import Tensor as TensorValue
 from torch import nn
 
 from checkpoints.config import ModelConfig
@@ -53,7 +55,7 @@ def metadata(
     }
 
 
-def _placeholders(model: Transformer, recipe: Recipe) -> dict[str, torch.Tensor]:
+def _placeholders(model: Any, recipe: Recipe) -> dict[str, torch.Tensor]:
     """Give the embedding and the norms small or constant stand-ins, each unlike the others; data name -> stand-in."""
     hidden = model.config.hidden_size
     found: dict[str, torch.Tensor] = {}
@@ -120,9 +122,7 @@ def build_graph(
 def _find(program: Program, placeholders: dict[str, torch.Tensor]) -> dict[str, int]:
     """Which constant buffer holds which placeholder, by its bytes."""
     held = {bytes(buffer.storage): index for index, buffer in enumerate(program.constant_buffer)}
-    return {
-        name: held[data.contiguous().view(torch.uint8).numpy().tobytes()] for name, data in placeholders.items()
-    }
+    return {name: held[data.contiguous().view(torch.uint8).numpy().tobytes()] for name, data in placeholders.items()}
 
 
 def _set_embedding_rows(program: Program, constants: dict[str, int], rows: int) -> None:

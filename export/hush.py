@@ -15,20 +15,26 @@ from collections.abc import Iterator
 
 from checkpoints.errors import BadInput
 
-# The last lines live in a process of their own: a failed assertion in C++ ends ours at once, and when our end of the
-# pipe is closed this one prints them.
+# The last lines live in a process of their own, which prints them when the pipe from us closes: a failed assertion in
+# C++, or a damaged file, ends our process without another word.
+FAREWELL = b"\n\0\n"
 KEEPER = """
 import collections, sys
 lines = collections.deque(sys.stdin.buffer, maxlen=20)
-sys.stderr.buffer.writelines(lines)
+if lines and lines[-1] == b"\\0\\n":
+    lines.pop()
+else:
+    lines.append(b"\\nerror: " + sys.argv[1].encode(errors="replace") + b"\\n")
+sys.stderr.buffer.write(b"".join(lines).strip(b"\\n") + b"\\n")
 """
 
 
 @contextlib.contextmanager
-def hushed(verbose: bool = False) -> Iterator[None]:
+def hushed(crash: str, verbose: bool = False) -> Iterator[None]:
     """Drop C's stdout and keep back its stderr, whose last lines are shown after any error but BadInput.
 
-    With `verbose` both go to stderr. Not for two threads at once: the file descriptors belong to the process.
+    `crash` is the sentence shown below them where C++ ends the process. With `verbose` both streams go to stderr as
+    they come. Not for two threads at once: the file descriptors belong to the process.
     """
     with contextlib.ExitStack() as stack:
         out, err = os.dup(1), os.dup(2)
@@ -48,7 +54,7 @@ def hushed(verbose: bool = False) -> Iterator[None]:
             yield
             return
         keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", KEEPER],
+            [sys.executable, "-I", "-S", "-c", KEEPER, crash],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=err,
             start_new_session=True,  # Ctrl-C is for us
         )  # fmt: skip
@@ -69,7 +75,10 @@ def hushed(verbose: bool = False) -> Iterator[None]:
             _restore(out, err)
             if silent:
                 keeper.kill()
-            keeper.stdin.close()
+            else:
+                keeper.stdin.write(FAREWELL)
+            with contextlib.suppress(BrokenPipeError):
+                keeper.stdin.close()
             keeper.wait()
 
 
@@ -82,6 +91,6 @@ def _restore(out: int, err: int) -> None:
 
 def _fileno(stream: object) -> int | None:
     try:
-        return stream.fileno()  # type: ignore[attr-defined, no-any-return]
+        return stream.fileno()  # type: ignore[attr-defined]
     except (AttributeError, OSError, ValueError):
         return None

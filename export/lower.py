@@ -74,7 +74,7 @@ class LoweredBackendModule(UpstreamLoweredModule):
             module=lambda: outputs, graph_module=nn.Module(), graph=torch.fx.Graph(), graph_signature=None
         )
         program.graph.output(())
-        super().__init__(program, "XnnpackBackend", blob, [], None)  # type: ignore[arg-type]
+        super().__init__(program, "XnnpackBackend", blob, [], None)
 
     def __deepcopy__(self, memo: Any) -> LoweredBackendModule:
         return self
@@ -87,7 +87,7 @@ def _placeholder(rows: int, columns: int, name: str, recipe: Recipe, number: int
     weight[0, :number] = 1
     if config is None:
         return weight
-    quantized = quantize_rows(weight, config)
+    quantized: Any = quantize_rows(weight, config)
     quantized.scale[-1, -1] = number
     return quantized
 
@@ -153,7 +153,7 @@ def _order(program: torch.export.ExportedProgram) -> tuple[tuple[int, ...], tupl
 
 
 def stamp(template: Template, prefix: str, head_rows: int | None = None) -> _Call:
-    """A call to a copy of a lowered piece whose weights are called `prefix` + name; `head_rows` sets the head's true rows."""
+    """A call to a copy of a lowered piece, its weights called `prefix` + name; `head_rows`: the head's true rows."""
     graph = copy.deepcopy(template.graph)
     for data in graph.constant_data:
         if data.named_key:
@@ -206,6 +206,7 @@ def lower_model(model: Transformer, chunk: int, recipe: Recipe) -> None:
     """
     layer = dataclasses.replace(model.config, num_hidden_layers=1, vocab_size=HEAD_ROWS)
     pieces = _lower_pieces(layer, chunk, recipe, model.full_logits)
+    block: Any
     for i, block in enumerate(model.layers):
         attention, feed_forward = block.attention, block.feed_forward
         attention.project = stamp(pieces["project"], f"layers.{i}.attention.")
@@ -213,7 +214,7 @@ def lower_model(model: Transformer, chunk: int, recipe: Recipe) -> None:
         feed_forward.project = stamp(pieces["feed"], f"layers.{i}.feed_forward.")
         del attention.wq, attention.wk, attention.wv, attention.wo
         del feed_forward.w1, feed_forward.w2, feed_forward.w3
-    model.head = stamp(pieces["head"], "", model.config.vocab_size)  # type: ignore[method-assign]
+    setattr(model, "head", stamp(pieces["head"], "", model.config.vocab_size))  # noqa: B010  a method, for mypy
     del model.output
 
 
@@ -225,7 +226,7 @@ def _lower_pieces(config: ModelConfig, chunk: int, recipe: Recipe, full_logits: 
     heads, kv = config.num_attention_heads, config.num_key_value_heads
     assert HEAD_ROWS not in (hidden, chunk)
     probe = Transformer(config, MIN_LENGTH, full_logits=full_logits)
-    block = probe.layers[0]
+    block: Any = probe.layers[0]
     length = {1: torch.export.Dim("length", min=1, max=chunk)}
     h = torch.zeros(1, min(MIN_LENGTH, chunk), hidden)
     attended = torch.zeros(1, h.shape[1], heads, size)

@@ -42,7 +42,11 @@ def make_manifest(
     planned = sum(graph.planned_bytes)
     item = 2 if options["kv_cache"] == "bf16" else 4
     kv_bytes = 2 * config.num_hidden_layers * options["context"] * config.kv_dim * item
-    files = sorted(path for path in source.folder.iterdir() if path.suffix in (".json", ".safetensors", ".model"))
+    files = sorted(
+        path
+        for path in source.folder.iterdir()
+        if path.suffix in (".json", ".jinja", ".safetensors", ".bin", ".model")
+    )
     return {
         "file": {"name": name, "bytes": file.stat().st_size, "sha256": sha256(file)},
         "checkpoint": {

@@ -10,7 +10,9 @@ C context (rows of the cache), V vocabulary.
 
 from __future__ import annotations
 
-import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401  registers embedding_byte, embedding_4bit
+from typing import Any, cast
+
+import executorch.exir.passes._quant_patterns_and_replacements
 import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  registers llama::update_cache, custom_sdpa
 import torch
 import torch.nn.functional as F
@@ -33,6 +35,9 @@ class RMSNorm(nn.Module):
 
 class KVCache(nn.Module):
     """Keys and values of every position so far, [1, C, G, E], overwritten in place by `llama::update_cache`."""
+
+    k_cache: Tensor
+    v_cache: Tensor
 
     def __init__(self, context: int, heads: int, head_dim: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -78,7 +83,7 @@ class Attention(nn.Module):
             config.num_key_value_heads,
             config.head_dim,
         )
-        self.half = config.rotary_dim // 2
+        self.half_rotary = config.rotary_dim // 2
         self.wq = nn.Linear(config.hidden_size, config.q_dim, bias=False)
         self.wk = nn.Linear(config.hidden_size, config.kv_dim, bias=False)
         self.wv = nn.Linear(config.hidden_size, config.kv_dim, bias=False)
@@ -99,12 +104,10 @@ class Attention(nn.Module):
     def forward(self, h: Tensor, x: Tensor, cos: Tensor, sin: Tensor, start_pos: int) -> Tensor:
         qk, v = self.project(x)
         dtype = self.kv_cache.k_cache.dtype
-        qk = rotate(qk, cos, sin, self.half).to(dtype)
+        qk = rotate(qk, cos, sin, self.half_rotary).to(dtype)
         k_cache, v_cache = self.kv_cache.update(qk[:, :, self.heads :], v.to(dtype), start_pos)
         # custom_sdpa(query, k, v, start_pos, attn_mask, dropout_p, is_causal); its scale defaults to 1/sqrt(E)
-        attended = torch.ops.llama.custom_sdpa(
-            qk[:, :, : self.heads], k_cache, v_cache, start_pos, None, 0.0, True
-        )
+        attended = torch.ops.llama.custom_sdpa(qk[:, :, : self.heads], k_cache, v_cache, start_pos, None, 0.0, True)
         return self.finish(attended.to(torch.float32), h)
 
 
@@ -176,6 +179,10 @@ class Transformer(nn.Module):
     With `full_logits` the logits of all S positions come back, [1, S, V].
     """
 
+    tok_embeddings: Any  # nn.Embedding or QuantizedEmbedding
+    freqs_cos: Tensor
+    freqs_sin: Tensor
+
     def __init__(
         self, config: ModelConfig, context: int, cache_dtype: torch.dtype = torch.float32, full_logits: bool = False
     ) -> None:
@@ -197,7 +204,7 @@ class Transformer(nn.Module):
         return self.output(h)
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
-        start_pos, length = input_pos[0].item(), tokens.shape[1]
+        start_pos, length = cast(int, input_pos[0].item()), tokens.shape[1]
         torch._check_is_size(start_pos)
         torch._check(start_pos + length <= self.context)
         cos, sin = full_width(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchao.quantization import IntxUnpackedToInt8Tensor
 
-from export.quantize import Recipe
+from export.quantize import INT4, Recipe
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Part:
     data: Tensor
 
     def bytes(self) -> memoryview:
-        return memoryview(self.data.contiguous().view(torch.uint8).numpy()).cast("B")
+        return memoryview(self.data.contiguous().view(torch.uint8).numpy().data).cast("B")
 
 
 def packed_parts(rows: Tensor) -> list[Part]:
@@ -37,7 +37,7 @@ def packed_parts(rows: Tensor) -> list[Part]:
         raise ValueError("only symmetric quantization is packed: a zero point is not 0")
     linear = rows.activation_quantization is not None
     data, scale = rows.qdata, rows.scale
-    if rows.target_dtype == torch.int4:
+    if rows.target_dtype == INT4:
         nibbles = data.view(torch.uint8) + 8
         even, odd = nibbles[:, ::2], nibbles[:, 1::2]
         data = even | (odd << 4) if linear else odd | (even << 4)

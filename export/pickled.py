@@ -50,9 +50,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
             f"{file} {what}, a state dict holds tensors and IntxUnpackedToInt8Tensor alone: it was not opened"
         ) from None
     except Exception as problem:  # a foreign pickle can make its reader fail in any way
-        raise BadInput(
-            f"{file} is not a state dict: {type(problem).__name__}: {str(problem)[:120]}"
-        ) from None
+        raise BadInput(f"{file} is not a state dict: {type(problem).__name__}: {str(problem)[:120]}") from None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise BadInput(f"{file} holds a {type(state).__name__}, not a state dict")
     for name, value in state.items():
@@ -68,9 +66,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
             end = part.storage_offset() * part.element_size() + part.nbytes
             held = places.get(getattr(storage, "_checkpoint_offset", -1))
             if held != storage.nbytes() or end > held:
-                raise BadInput(
-                    f"{file}: the {storage.nbytes()} bytes of {name} are not where torch.save puts them"
-                )
+                raise BadInput(f"{file}: the {storage.nbytes()} bytes of {name} are not where torch.save puts them")
     return state
 
 
@@ -106,9 +102,7 @@ def _records(file: Path) -> dict[int, int]:
                 places[record.header_offset + 30 + name + extra] = record.file_size
             return places
     except (zipfile.BadZipFile, struct.error, ValueError):
-        raise BadInput(
-            f"{file} is cut short or was not written by torch.save of torch 1.6 or later"
-        ) from None
+        raise BadInput(f"{file} is cut short or was not written by torch.save of torch 1.6 or later") from None
     except OSError as problem:
         raise BadInput(f"{file} cannot be read: {problem.strerror}") from None
 

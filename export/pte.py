@@ -15,15 +15,16 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput, run
 from checkpoints.source import DEFAULT, EMBEDDED, Source, resolve
+from export.hush import hushed
 from export.progress import Stages, quiet
 
 KV_CACHES = ("bf16", "fp32")
@@ -65,10 +66,22 @@ def export_pte(
     under the final names then, nor when interrupted or when the verification fails.
     """
     quiet(verbose)
-    out = Path(out)
-    _check_place(out)
+    arguments = {name: value for name, value in locals().items() if name not in ("verbose", "out", "save_quantized")}
+    kept = None if save_quantized is None else Path(save_quantized)
+    with hushed(verbose):
+        return _export(out=Path(out), save_quantized=kept, **arguments)
+
+
+def _export(  # type: ignore[no-untyped-def]
+    checkpoint, *, out: Path, revision, context, prefill_chunk, kv_cache, full_logits, quantize, group_size,
+    embedding_bits, head_bits, bos_id, eos_ids, save_quantized: Path | None, verify,
+) -> Exported:  # fmt: skip
+    from export.folders import check_folder
     from export.quantize import Recipe  # imports torch
 
+    _check_place(out)
+    if save_quantized is not None:
+        check_folder(save_quantized)
     recipe = Recipe(quantize, group_size, embedding_bits, head_bits)
     source = resolve(checkpoint, revision)
     config = read_config(source.folder)
@@ -92,6 +105,7 @@ def export_pte(
     weights = functools.partial(open_quantized, source.folder, recipe)
     opened = weights()
     recipe = opened.recipe
+    notes += tuple(getattr(opened, "notes", ()))
     options = {
         "context": context,
         "prefill_chunk": prefill_chunk,
@@ -106,10 +120,10 @@ def export_pte(
     with stages.running(), _aside(out) as partial:
         graph = _build(partial, weights, opened.config, recipe, options, methods, stages)
         if save_quantized is not None:
-            from export.quantized import save_quantized as save
+            from export.keep import save_quantized as save
 
-            with stages.stage("keep quantized checkpoint"):
-                save(opened, Path(save_quantized))
+            with stages.stage("keep quantized"):
+                save(opened, save_quantized, lambda size: None)
         report = _verify(partial, source, context, stages) if verify else None
         from export.manifest import make_manifest
 

@@ -34,6 +34,7 @@ from export.progress import quiet
 from export.untie import EMBEDDING, HEAD, Untied
 
 GROUP_SIZES = (32, 64, 128)
+INT4: torch.dtype = getattr(torch, "int4")  # noqa: B009  torch 2.13 has it, its type stubs do not
 # 64 rows of 3072 float32 are 768 KiB: with torchao's temporaries about a second-level cache. Measured on two cores,
 # one thread: 64 rows 0.18 s, 512 rows 0.49 s, all 8192 rows 1.84 s for the same weight.
 CHUNK_ELEMENTS = 64 * 3072
@@ -41,7 +42,7 @@ CHUNK_ELEMENTS = 64 * 3072
 
 @dataclass(frozen=True)
 class Recipe:
-    """What each kind of weight becomes. The default is the published 8da4w: int8 dynamic activations, int4 weights."""
+    """What each kind of weight becomes. Default: the published 8da4w, int8 dynamic activations and int4 weights."""
 
     quantized: bool = True  # False keeps float32 everywhere, as a reference
     group_size: int = 32  # columns that share an int4 scale
@@ -60,12 +61,12 @@ class Recipe:
         if name == EMBEDDING:
             if self.embedding_bits == 8:
                 return IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
-            return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(self.group_size))
+            return IntxWeightOnlyConfig(weight_dtype=INT4, granularity=PerGroup(self.group_size))
         if name == HEAD and self.head_bits == 8:
             # XNNPACK has no int8 weights in groups (1.5.1), and wants one float32 scale a row
             return Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
         return Int8DynamicActivationIntxWeightConfig(
-            weight_dtype=torch.int4,
+            weight_dtype=INT4,
             weight_granularity=PerGroup(self.group_size),
             weight_scale_dtype=torch.bfloat16,
         )
@@ -112,7 +113,7 @@ def quantize_rows(rows: Tensor, config: AOBaseConfig) -> Tensor:
     """Quantize a piece of a weight [rows, columns], any float dtype, to a torchao tensor of the same shape."""
     holder: nn.Module
     if isinstance(config, IntxWeightOnlyConfig):
-        holder = nn.Embedding(*rows.shape, device="meta")
+        holder = nn.Embedding(rows.shape[0], rows.shape[1], device="meta")
     else:
         holder = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
     holder.weight = nn.Parameter(rows.to(torch.float32), requires_grad=False)
@@ -136,7 +137,7 @@ class Quantizing:
             piece = weight[at : min(at + step, stop)]
             result = piece.to(torch.float32) if config is None else quantize_rows(piece, config)
             # A NaN or Inf weight makes its group's scale NaN or Inf, so the scales tell without another pass.
-            if not torch.isfinite(result if config is None else result.scale).all():
+            if not torch.isfinite(getattr(result, "scale", result)).all():
                 row = at + int((~torch.isfinite(piece.float())).flatten().nonzero()[0]) // columns
                 raise BadInput(f"{self.untied.checkpoint.folder}: {name} has a NaN or Inf in row {row}")
             yield result

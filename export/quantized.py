@@ -58,9 +58,7 @@ def open_quantized(folder: Path, recipe: Recipe) -> Quantized:
         return Quantizing(Untied(open_checkpoint(folder)), recipe)
     method = declared.get("quant_method") if isinstance(declared, dict) else None
     if declared and method != "torchao":
-        raise BadInput(
-            f"{config.path}: quant_method is {json.dumps(method)}, only torchao's weights can be read"
-        )
+        raise BadInput(f"{config.path}: quant_method is {json.dumps(method)}, only torchao's weights can be read")
     checkpoint, kinds = _open_pickles(folder, config, pickles) if pickles else _open_safetensors(folder)
     return Saved(checkpoint, kinds, recipe)
 
@@ -170,9 +168,7 @@ def _kind(folder: Path, name: str, target: str, block: Any, activations: Any) ->
     if not bits or len(block) != 2 or block[0] != 1 or type(block[1]) is not int or block[1] < 1:
         raise BadInput(f"{folder}: {name} is {target} in blocks of {block}, not in groups along its rows")
     if activations not in (None, INT8_PER_TOKEN):
-        raise BadInput(
-            f"{folder}: {name} wants activations {activations}, only {INT8_PER_TOKEN} can be exported"
-        )
+        raise BadInput(f"{folder}: {name} wants activations {activations}, only {INT8_PER_TOKEN} can be exported")
     return Kind(int(bits[1]), block[1], activations is not None)
 
 
@@ -186,16 +182,13 @@ def _pickles(folder: Path) -> list[Path]:
         return []
     shards = read_object(folder / BIN_INDEX).get("weight_map")
     if not isinstance(shards, dict) or not all(
-        isinstance(shard, str) and re.fullmatch(r"\w[\w.-]*\.bin", shard, re.ASCII)
-        for shard in shards.values()
+        isinstance(shard, str) and re.fullmatch(r"\w[\w.-]*\.bin", shard, re.ASCII) for shard in shards.values()
     ):
         raise BadInput(f"{folder / BIN_INDEX}: weight_map must name .bin files in this folder")
     return [folder / shard for shard in sorted(set(shards.values()))]
 
 
-def _open_pickles(
-    folder: Path, config: ModelConfig, files: list[Path]
-) -> tuple[Checkpoint, dict[str, Kind | None]]:
+def _open_pickles(folder: Path, config: ModelConfig, files: list[Path]) -> tuple[Checkpoint, dict[str, Kind | None]]:
     """Places of all tensors in state dicts, under the names they would have in safetensors."""
     entries: dict[str, _Entry] = {}
     kinds: dict[str, Kind | None] = {}
@@ -205,12 +198,8 @@ def _open_pickles(
             kinds[name] = None
             if isinstance(value, IntxUnpackedToInt8Tensor):
                 target = str(getattr(value, "target_dtype", None)).removeprefix("torch.")
-                block = tuple(
-                    getattr(value, "block_size", ())
-                )  # other versions of torchao have other attributes
-                kinds[name] = _kind(
-                    folder, name, target, block, getattr(value, "activation_quantization", "?")
-                )
+                block = tuple(getattr(value, "block_size", ()))  # other versions of torchao have other attributes
+                kinds[name] = _kind(folder, name, target, block, getattr(value, "activation_quantization", "?"))
                 parts = {part(name, suffix): getattr(value, suffix) for suffix in PARTS}
             for key, tensor in parts.items():
                 begin = offset(tensor)
@@ -265,10 +254,8 @@ def _find_recipe(checkpoint: Checkpoint, kinds: dict[str, Kind | None], asked: R
         embedding_bits=embedding.bits if embedding else asked.embedding_bits,
         head_bits=head.bits if head else asked.head_bits,
     )
-    if embedding and embedding.bits not in (4, 8) or head and head.bits not in (4, 8):
-        raise BadInput(
-            f"{folder}: {EMBEDDING} is {embedding} and {HEAD} {head}, only 4 and 8 bits can be exported"
-        )
+    if (embedding and embedding.bits not in (4, 8)) or (head and head.bits not in (4, 8)):
+        raise BadInput(f"{folder}: {EMBEDDING} is {embedding} and {HEAD} {head}, only 4 and 8 bits can be exported")
     recipe.check(config)
     for name, shape in config.expected_tensors().items():
         if recipe.torchao_config(name) is None:
@@ -277,7 +264,7 @@ def _find_recipe(checkpoint: Checkpoint, kinds: dict[str, Kind | None], asked: R
             continue
         bits, group, _ = recipe.storage(name, shape[1])
         wanted, kind = Kind(bits, group, linear=name != EMBEDDING), kinds[name]
-        if kind is None and name not in (EMBEDDING, HEAD) or kind and kind != wanted:
+        if (kind is None and name not in (EMBEDDING, HEAD)) or (kind and kind != wanted):
             raise BadInput(f"{folder}: {name} is {kind or 'not quantized'}, not {wanted} as {recipe} has it")
         if kind and (declared := _declared(config, name, shape[1])) not in (None, (bits, group)):
             raise BadInput(
@@ -300,9 +287,7 @@ def _declared(config: ModelConfig, name: str, columns: int) -> tuple[int, int] |
         if table:
             module = name.removesuffix(".weight")
             patterns = (key for key in table if key.startswith("re:"))
-            matching = (
-                key for key in patterns if any(re.fullmatch(key[3:], full) for full in (name, module))
-            )
+            matching = (key for key in patterns if any(re.fullmatch(key[3:], full) for full in (name, module)))
             keys = [key for key in (name, module) if key in table]
             chosen = table.get(next(iter(keys), next(matching, "_default")))
         if chosen is None:

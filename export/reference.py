@@ -16,6 +16,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -201,24 +202,25 @@ def _head(
     """Logits of the last hidden states, some rows of lm_head at a time; compares the embedding on the way."""
     config = checkpoint.config
     logits = {stream.name: torch.empty(len(stream.positions), config.vocab_size) for stream in streams}
-    head_pieces = file.pieces(HEAD) if file else None
-    embedding_pieces = file.pieces(EMBEDDING) if file and compare else None
+    head_pieces = file.pieces(HEAD) if file else iter(())
+    embedding_pieces = file.pieces(EMBEDDING) if file and compare else iter(())
     step = max(1, CHUNK_ELEMENTS // config.hidden_size)
-    for number, start in enumerate(range(0, config.vocab_size, step)):
-        stop = min(start + step, config.vocab_size)
-        rows = own = checkpoint.rows(HEAD, start, stop)
-        if head_pieces:
-            piece = next(head_pieces)
-            own = piece.values
-            if compare:
-                compare(HEAD, piece, rows)
-        if compare and embedding_pieces:
-            compare(EMBEDDING, next(embedding_pieces), checkpoint.rows(EMBEDDING, start, stop))
+    count = max(1, LOAD_ROWS // step)
+    for start in range(0, config.vocab_size, count * step):
+        stop = min(start + count * step, config.vocab_size)
+        with _one_thread():
+            rows = checkpoint.rows(HEAD, start, stop)
+            own = torch.empty_like(rows)
+            for piece in islice(head_pieces, count):
+                place = slice(piece.start - start, piece.start - start + len(piece.values))
+                own[place] = piece.values
+                if compare:
+                    compare(HEAD, piece, rows[place])
+            for piece in islice(embedding_pieces, count):
+                compare(EMBEDDING, piece, checkpoint.rows(EMBEDDING, piece.start, piece.start + len(piece.values)))
+            checkpoint.release(HEAD, EMBEDDING)
         for stream in streams:
             logits[stream.name][:, start:stop] = hidden[stream.name] @ (own if stream.from_file else rows).T
-        if number % 64 == 0:
-            checkpoint.release(HEAD, EMBEDDING)
-    checkpoint.release(HEAD, EMBEDDING)
     return logits
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.config import ModelConfig
+from export import progress
 from export.pack import packed_parts, packed_sizes
 from export.quantize import Quantized, Recipe
 from export.remap import Rows, layout, shape
@@ -67,8 +67,10 @@ def end(placed: list[Placed]) -> int:
     return max(offset + size for item in placed for offset, size in item.data().values())
 
 
-def write_weights(path: Path, base: int, source: Quantized, placed: list[Placed], progress: Callable[[int], None]) -> None:
-    """Write all parts at `base` + their offsets into an existing file; `progress` gets the bytes of each piece."""
+def write_weights(
+    path: Path, base: int, source: Quantized, placed: list[Placed], count: Callable[[int], None]
+) -> None:
+    """Write all parts at `base` + their offsets into an existing file; `count` gets the bytes of each piece."""
     with open(path, "r+b", buffering=0) as file:
         for item in placed:
             at = dict(item.offsets)
@@ -77,7 +79,7 @@ def write_weights(path: Path, base: int, source: Quantized, placed: list[Placed]
                     view = part.bytes()
                     _write_at(file.fileno(), view, base + at[part.suffix])
                     at[part.suffix] += len(view)
-                    progress(len(view))
+                    count(len(view))
             written = {suffix: at[suffix] - item.offsets[suffix] for suffix in at}
             if written != item.sizes:
                 raise RuntimeError(f"{item.name}: wrote {written} bytes, planned {item.sizes}")
@@ -95,7 +97,7 @@ class Beside:
     def __init__(self, path: Path, base: int, source: Callable[[], Quantized], placed: list[Placed]) -> None:
         context = multiprocessing.get_context("spawn")
         self._written = context.Value("q", 0)
-        self._pool = ProcessPoolExecutor(1, context, _set_up, (self._written,))
+        self._pool = ProcessPoolExecutor(1, context, progress.begin_child, (self._written,))
         began = time.monotonic()
         self.seconds = 0.0  # from start to end, known once done
         self._future: Future[None] = self._pool.submit(_work, path, base, source, placed)
@@ -120,23 +122,14 @@ class Beside:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-_counter = None
-
-
-def _set_up(counter) -> None:  # type: ignore[no-untyped-def]
-    global _counter
-    _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops this process
+def _work(path: Path, base: int, source: Callable[[], Quantized], placed: list[Placed]) -> None:
     # The pieces are small enough to stay in the cache of one core; the other core has the graph.
     torch.set_num_threads(1)
-
-
-def _work(path: Path, base: int, source: Callable[[], Quantized], placed: list[Placed]) -> None:
     parent = os.getppid()
 
     def count(size: int) -> None:
         if os.getppid() != parent:  # killed without a chance to stop us
             os._exit(1)
-        _counter.value += size  # type: ignore[attr-defined]
+        progress.written.value += size
 
     write_weights(path, base, source(), placed, count)

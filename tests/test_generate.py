@@ -130,6 +130,20 @@ def test_prompt_and_answer_fill_the_context_and_no_more(endless: Path, words: Pa
         generate(endless, longest, raw=True)
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError, BrokenPipeError])
+def test_whoever_listens_can_stop_it(kind: type[BaseException], endless: Path) -> None:
+    heard: list[str] = []
+
+    def listen(text: str) -> None:
+        heard.append(text)
+        if len(heard) == 3:
+            raise kind
+
+    with pytest.raises(kind):
+        generate(endless, PROMPT, raw=True, on_text=listen)
+    assert heard == ["a"] * 3
+
+
 def test_temperature_samples(endless: Path) -> None:
     assert set(generate(endless, PROMPT, raw=True, temperature=1.0).text) != {"a"}
 

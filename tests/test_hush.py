@@ -24,12 +24,12 @@ def run(rest: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("rest", "code", "log"),
     [
-        ("with hushed(): noise()", 0, ""),
-        ("with hushed(True): noise()", 0, "C's log\nC's stdout\n"),
-        ("try:\n  with hushed(): noise(); raise BadInput('x')\nexcept BadInput: pass", 0, ""),
-        ("try:\n  with hushed(): noise(); raise ValueError('x')\nexcept ValueError: pass", 0, "C's log\n"),
-        ("with hushed():\n  noise(); sys.stdout.flush(); C.abort()", -6, "C's log\n"),
-        ("with hushed():\n  noise()\nwith hushed():\n  pass", 0, ""),
+        ("with hushed("it crashed"): noise()", 0, ""),
+        ("with hushed("it crashed", True): noise()", 0, "C's log\nC's stdout\n"),
+        ("try:\n  with hushed("it crashed"): noise(); raise BadInput('x')\nexcept BadInput: pass", 0, ""),
+        ("try:\n  with hushed("it crashed"): noise(); raise ValueError('x')\nexcept ValueError: pass", 0, "C's log\n"),
+        ("with hushed("it crashed"):\n  noise(); sys.stdout.flush(); C.abort()", -6, "C's log\nerror: it crashed\n"),
+        ("with hushed("it crashed"):\n  noise()\nwith hushed("it crashed"):\n  pass", 0, ""),
     ],
     ids=["fine", "verbose", "bad input", "bug", "crash", "twice"],
 )
@@ -41,5 +41,5 @@ def test_hushed(rest: str, code: int, log: str) -> None:
 
 
 def test_streams_are_as_before() -> None:
-    done = run("with hushed(): noise()\nprint(' after'); C.printf(b'C\\n'); os.write(2, b'end\\n')")
+    done = run("with hushed("it crashed"): noise()\nprint(' after'); C.printf(b'C\\n'); os.write(2, b'end\\n')")
     assert sorted(done.stdout.split()) == ["C", "after", "answer"] and done.stderr == "note\nend\n"

@@ -19,12 +19,12 @@ from rich.console import Console
 from torch import nn
 from torchao.core.config import AOBaseConfig
 
-from checkpoints.errors import BadInput
+from checkpoints.errors import run
 from checkpoints.source import resolve
 from checkpoints.weights import open_checkpoint
 from export.contents import Contents, Other
 from export.dissect import partition
-from export.inspect import Expected, Inspection, inspect, problems, show
+from export.inspect import Expected, Inspection, inspect, main, problems, show
 from export.ptefile import open_pte
 from export.quantize import Recipe
 from export.untie import HEAD, Untied
@@ -175,17 +175,13 @@ def test_foreign_file_with_a_float32_head_fails(foreign: Path) -> None:
     assert contents.kinds["embedding"] == 512 * 64 and contents.kv_cache_bytes == 2 * 2 * 4 * 64 * 64
     assert contents.kinds["other constants"] < 100
 
-    done = command(foreign, "--strict")
+    line = [sys.executable, "-m", "export.inspect", str(foreign), "--strict"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "float32" in done.stdout
     assert done.stderr == (
         f"error: {foreign}: lm_head [512, 64] is float32 with float32 activations, "
         "not int4 in groups with dynamic int8 activations\n"
     )
-
-
-def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "export.inspect", *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_what_the_program_computes_itself_is_named(plain: Path) -> None:
@@ -225,23 +221,24 @@ def test_every_other_fault_is_told(contents: Contents) -> None:
     assert told(Expected(head_bits=8), linears=eight) == [] and len(told(linears=eight)) == 1
 
 
-def test_output_for_people_and_programs(tiny_pte: Path) -> None:
+def test_output_for_people_and_programs(tiny_pte: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inspection = inspect(tiny_pte, strict=True)
     text = shown(inspection)
     assert max(map(len, text.splitlines())) <= 100 and "…" not in text
     assert f"{tiny_pte.stat().st_size:,}" in text and "layers.*.attention.wq wk wv" in text and "as asked" in text
-    done = command(tiny_pte, "--json", "--strict")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout) == json.loads(json.dumps(inspection.as_json()))
-    assert sum(json.loads(done.stdout)["kinds"].values()) == tiny_pte.stat().st_size
+    assert main([str(tiny_pte), "--json", "--strict"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(json.dumps(inspection.as_json()))
+    assert sum(printed["kinds"].values()) == tiny_pte.stat().st_size
 
 
-def test_not_a_pte(tmp_path: Path) -> None:
-    done = command(__file__)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith("error: ") and "is not an ExecuTorch program" in done.stderr
-    with pytest.raises(BadInput, match="does not exist"):
-        inspect(tmp_path / "nowhere.pte")
+def test_not_a_pte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file, sentence in ((__file__, "is not an ExecuTorch program"), (tmp_path / "nowhere.pte", "does not exist")):
+        with pytest.raises(SystemExit) as left:
+            run(main, [str(file), "--strict"])
+        printed = capsys.readouterr()
+        assert (left.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
+        assert printed.err.startswith("error: ") and sentence in printed.err
 
 
 def test_numbers_are_those_of_the_schema() -> None:

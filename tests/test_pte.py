@@ -1,4 +1,4 @@
-"""export.pte against independent ways to the same file: the ordinary lowering, torchao's eager model, transformers."""
+"""export.pte against independent ways to the same: ordinary lowering, torchao's eager model, transformers."""
 
 import dataclasses
 import json
@@ -32,7 +32,9 @@ ROOT = Path(__file__).parents[1]
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Full rotary, no GQA, untied, plain rope, as Phi-3-mini; sizes that share no factor but the group."""
     out = tmp_path_factory.mktemp("odd") / "checkpoint"
-    return synthesize(out, like="phi3-mini-4k", layers=2, hidden=192, intermediate=320, heads=6, kv_heads=6, vocab=352)
+    return synthesize(
+        out, like="phi3-mini-4k", layers=2, hidden=192, intermediate=320, heads=6, kv_heads=6, vocab=352
+    )
 
 
 def logits_of(file: Path, prompt: list[int]) -> torch.Tensor:
@@ -110,7 +112,14 @@ def test_computes_what_torchao_computes(options: dict, odd: Path, tmp_path: Path
 def test_full_logits_are_those_of_every_position(odd: Path, tmp_path: Path) -> None:
     out = tmp_path / "f.pte"
     export_pte(
-        str(odd), out=out, context=64, prefill_chunk=32, verify=False, full_logits=True, kv_cache="fp32", quantize=False
+        str(odd),
+        out=out,
+        context=64,
+        prefill_chunk=32,
+        verify=False,
+        full_logits=True,
+        kv_cache="fp32",
+        quantize=False,
     )
     from transformers import AutoModelForCausalLM
 
@@ -124,7 +133,7 @@ def test_full_logits_are_those_of_every_position(odd: Path, tmp_path: Path) -> N
 def test_same_input_same_bytes_and_what_lies_beside(odd: Path, tmp_path: Path) -> None:
     files = []
     for name in ("one.pte", "two.pte"):
-        code = f"from export.pte import main; main("
+        code = "from export.pte import main; main("
         code += f"['--checkpoint', {str(odd)!r}, '--out', {name!r}, '--context', '512', '--no-verify'])"
         paths = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=paths)

@@ -39,9 +39,7 @@ RECIPES = [
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Groups of 128 fit all its rows; two shards; embedding and lm_head are one weight."""
     out = tmp_path_factory.mktemp("tied") / "checkpoint"
-    return synthesize(
-        out, layers=2, hidden=128, intermediate=256, heads=4, kv_heads=2, vocab=512, max_shard_gb=5e-4
-    )
+    return synthesize(out, layers=2, hidden=128, intermediate=256, heads=4, kv_heads=2, vocab=512, max_shard_gb=5e-4)
 
 
 def load(folder: Path) -> PreTrainedModel:

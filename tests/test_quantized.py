@@ -35,9 +35,7 @@ TOKENS = torch.arange(40, 60)[None]
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tied") / "checkpoint"
-    return synthesize(
-        out, layers=2, hidden=128, intermediate=192, heads=4, kv_heads=2, vocab=512, max_shard_gb=5e-4
-    )
+    return synthesize(out, layers=2, hidden=128, intermediate=192, heads=4, kv_heads=2, vocab=512, max_shard_gb=5e-4)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +72,7 @@ def recipe_bin(kept: Path, model: PreTrainedModel, tmp_path: Path) -> Path:
 
 
 def quantized_by_transformers(folder: Path, recipe: Recipe) -> PreTrainedModel:
-    config = TorchAoConfig(
-        fqn_config(recipe), modules_to_not_convert=[], include_input_output_embeddings=True
-    )
+    config = TorchAoConfig(fqn_config(recipe), modules_to_not_convert=[], include_input_output_embeddings=True)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, quantization_config=config
     )
@@ -188,9 +184,7 @@ def test_exports_the_same_bytes(recipe: Recipe, tied: Path, tmp_path: Path) -> N
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_exports_the_same_bytes_from_theirs(
-    tied: Path, theirs: Path, recipe_bin: Path, tmp_path: Path
-) -> None:
+def test_exports_the_same_bytes_from_theirs(tied: Path, theirs: Path, recipe_bin: Path, tmp_path: Path) -> None:
     wanted = streamed(tied, Recipe(), tmp_path / "wanted")
     for folder in (theirs, recipe_bin):
         source = open_quantized(folder, Recipe())
@@ -217,9 +211,7 @@ def test_quantizes_what_a_recipe_left_in_float(form: str, tied: Path, tmp_path: 
     four = Int8DynamicActivationIntxWeightConfig(
         weight_dtype=torch.int4, weight_granularity=PerGroup(64), weight_scale_dtype=torch.bfloat16
     )
-    partly = AutoModelForCausalLM.from_pretrained(
-        tied, dtype=torch.float32, quantization_config=TorchAoConfig(four)
-    )
+    partly = AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float32, quantization_config=TorchAoConfig(four))
     partly.save_pretrained(tmp_path / "folder")
     folder = tmp_path / "folder"
     if form == "bin":
@@ -332,9 +324,7 @@ def test_refuses_a_config_of_another_mind(damaged: Path, edit: Any, sentence: st
 
 
 def test_refuses_what_cannot_be_made_of_it(kept: Path, tied: Path, tmp_path: Path) -> None:
-    refuses(
-        kept, "is quantized already, as 8da4w g32, .* cannot be exported as 8da4w g64", Recipe(group_size=64)
-    )
+    refuses(kept, "is quantized already, as 8da4w g32, .* cannot be exported as 8da4w g64", Recipe(group_size=64))
     refuses(kept, "is quantized already, a float32 file needs the original", Recipe(quantized=False))
     with pytest.raises(BadInput, match="already quantized"):
         quantize(str(kept), out=tmp_path / "again")
