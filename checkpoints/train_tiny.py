@@ -445,9 +445,9 @@ def quantized(folder: Path) -> nn.Module:
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     embedding = ao.IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=ao.PerAxis(0))
     ao.quantize_(model, embedding, lambda module, _: isinstance(module, nn.Embedding))
-    ao.quantize_(
-        model, ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=ao.PerGroup(32))
-    )  # type: ignore[attr-defined]
+    int4 = getattr(torch, "int4")  # noqa: B009  torch 2.13 has it, its type stubs do not
+    linears = ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=int4, weight_granularity=ao.PerGroup(32))
+    ao.quantize_(model, linears)
     return model
 
 

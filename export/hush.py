@@ -21,11 +21,11 @@ FAREWELL = b"\n\0\n"
 KEEPER = """
 import collections, sys
 lines = collections.deque(sys.stdin.buffer, maxlen=20)
-if lines and lines[-1] == b"\\0\\n":
-    lines.pop()
-else:
-    lines.append(b"\\nerror: " + sys.argv[1].encode(errors="replace") + b"\\n")
-sys.stderr.buffer.write(b"".join(lines).strip(b"\\n") + b"\\n")
+farewell = lines and lines[-1] == b"\\0\\n" and lines.pop()
+lines = [line.rstrip() + b"\\n" for line in lines if line.strip()]
+if not farewell:
+    lines.append(b"error: " + sys.argv[1].encode(errors="replace") + b"\\n")
+sys.stderr.buffer.writelines(lines)
 """
 
 

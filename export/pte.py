@@ -68,7 +68,7 @@ def export_pte(
     quiet(verbose)
     arguments = {name: value for name, value in locals().items() if name not in ("verbose", "out", "save_quantized")}
     kept = None if save_quantized is None else Path(save_quantized)
-    with hushed(verbose):
+    with hushed(f"the export of {out} was ended by C++ code; --verbose shows more", verbose):
         return _export(out=Path(out), save_quantized=kept, **arguments)
 
 
@@ -183,7 +183,7 @@ def _verify(partial: Path, source: Source, context: int, stages: Stages) -> Any:
     return report
 
 
-class VerificationFailed(RuntimeError):
+class VerificationFailed(BadInput):
     """The new file failed its verification and was removed."""
 
 

@@ -217,7 +217,9 @@ def _head(
                 if compare:
                     compare(HEAD, piece, rows[place])
             for piece in islice(embedding_pieces, count):
-                compare(EMBEDDING, piece, checkpoint.rows(EMBEDDING, piece.start, piece.start + len(piece.values)))
+                if compare:
+                    kept = checkpoint.rows(EMBEDDING, piece.start, piece.start + len(piece.values))
+                    compare(EMBEDDING, piece, kept)
             checkpoint.release(HEAD, EMBEDDING)
         for stream in streams:
             logits[stream.name][:, start:stop] = hidden[stream.name] @ (own if stream.from_file else rows).T

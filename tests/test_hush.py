@@ -8,10 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 START = """
-import ctypes, os, sys
+import ctypes, functools, os, sys
 from checkpoints.errors import BadInput
 from export.hush import hushed
 C = ctypes.CDLL(None)
+quietly = functools.partial(hushed, "it crashed")
 def noise():
     C.printf(b"C's stdout\\n"); os.write(2, b"C's log\\n"); print("answer", end=""); print("note", file=sys.stderr)
 """
@@ -24,12 +25,12 @@ def run(rest: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("rest", "code", "log"),
     [
-        ("with hushed("it crashed"): noise()", 0, ""),
-        ("with hushed("it crashed", True): noise()", 0, "C's log\nC's stdout\n"),
-        ("try:\n  with hushed("it crashed"): noise(); raise BadInput('x')\nexcept BadInput: pass", 0, ""),
-        ("try:\n  with hushed("it crashed"): noise(); raise ValueError('x')\nexcept ValueError: pass", 0, "C's log\n"),
-        ("with hushed("it crashed"):\n  noise(); sys.stdout.flush(); C.abort()", -6, "C's log\nerror: it crashed\n"),
-        ("with hushed("it crashed"):\n  noise()\nwith hushed("it crashed"):\n  pass", 0, ""),
+        ("with quietly(): noise()", 0, ""),
+        ("with quietly(verbose=True): noise()", 0, "C's log\nC's stdout\n"),
+        ("try:\n  with quietly(): noise(); raise BadInput('x')\nexcept BadInput: pass", 0, ""),
+        ("try:\n  with quietly(): noise(); raise ValueError('x')\nexcept ValueError: pass", 0, "C's log\n"),
+        ("with quietly():\n  noise(); sys.stdout.flush(); C.abort()", -6, "C's log\nerror: it crashed\n"),
+        ("with quietly():\n  noise()\nwith quietly():\n  pass", 0, ""),
     ],
     ids=["fine", "verbose", "bad input", "bug", "crash", "twice"],
 )
@@ -41,5 +42,5 @@ def test_hushed(rest: str, code: int, log: str) -> None:
 
 
 def test_streams_are_as_before() -> None:
-    done = run("with hushed("it crashed"): noise()\nprint(' after'); C.printf(b'C\\n'); os.write(2, b'end\\n')")
+    done = run("with quietly(): noise()\nprint(' after'); C.printf(b'C\\n'); os.write(2, b'end\\n')")
     assert sorted(done.stdout.split()) == ["C", "after", "answer"] and done.stderr == "note\nend\n"
