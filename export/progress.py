@@ -78,6 +78,7 @@ class Stages:
         self.peak_bytes = 0
         self._begun: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
+        self._asked: dict[str, Callable[[], int]] = {}
         self._progress = Progress(
             TextColumn("{task.description:<28}"),
             BarColumn(bar_width=24),
@@ -90,9 +91,11 @@ class Stages:
             disable=not self.console.is_terminal,
         )
 
-    def begin(self, name: str, total: int | None = None) -> None:
-        """Start a stage; `total` is in bytes, or None where the end cannot be foreseen."""
+    def begin(self, name: str, total: int | None = None, done: Callable[[], int] | None = None) -> None:
+        """Start a stage; `total` is in bytes, None where the end cannot be foreseen; `done` is asked how far it is."""
         self._begun[name] = time.monotonic()
+        if done is not None:
+            self._asked[name] = done
         self._tasks[name] = self._progress.add_task(name, total=total)
 
     def update(self, name: str, done: int) -> None:
@@ -103,6 +106,7 @@ class Stages:
 
     def end(self, name: str, seconds: float | None = None) -> None:
         """Finish a stage; `seconds` where it ended before this call."""
+        self._asked.pop(name, None)
         self.seconds[name] = round(time.monotonic() - self._begun[name] if seconds is None else seconds, 2)
         task = self._progress.tasks[self._tasks[name]]
         self._progress.update(task.id, completed=task.total or 1, total=task.total or 1, description=name)
@@ -118,6 +122,8 @@ class Stages:
     def _watch(self, stop: threading.Event) -> None:
         while not stop.wait(0.25):
             self.peak_bytes = max(self.peak_bytes, memory_bytes())
+            for name, done in list(self._asked.items()):
+                self.update(name, done())
 
     @contextmanager
     def running(self) -> Iterator[Stages]:

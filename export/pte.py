@@ -15,17 +15,23 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput, run
 from checkpoints.source import DEFAULT, EMBEDDED, Source, resolve
 from export.hush import hushed
 from export.progress import Stages, quiet
+
+if TYPE_CHECKING:
+    from export.compare import Report
+    from export.graph import Graph
+    from export.quantize import Quantized, Recipe
+    from export.tokenizer import Tokenizer
 
 KV_CACHES = ("bf16", "fp32")
 MIN_CHUNK = 2  # torch.export makes a dynamic length of at least two values
@@ -66,74 +72,79 @@ def export_pte(
     under the final names then, nor when interrupted or when the verification fails.
     """
     quiet(verbose)
-    arguments = {name: value for name, value in locals().items() if name not in ("verbose", "out", "save_quantized")}
-    kept = None if save_quantized is None else Path(save_quantized)
+    out, kept = Path(out), None if save_quantized is None else Path(save_quantized)
     with hushed(f"the export of {out} was ended by C++ code; --verbose shows more", verbose):
-        return _export(out=Path(out), save_quantized=kept, **arguments)
+        _check_place(out)
+        from export.folders import check_folder
+        from export.quantize import Recipe  # imports torch
+
+        if kept is not None:
+            check_folder(kept)
+        recipe = Recipe(quantize, group_size, embedding_bits, head_bits)
+        source = resolve(checkpoint, revision)
+        config = read_config(source.folder)
+        _check_lengths(config, context, prefill_chunk, kv_cache)
+
+        from export.graph import metadata
+        from export.keep import save_quantized as save
+        from export.manifest import make_manifest
+        from export.quantized import open_quantized
+        from export.tokenizer import check_tokenizer, find_tokenizer, load_tokenizer
+
+        tokenizer = load_tokenizer(find_tokenizer(source.folder))
+        notes = check_tokenizer(tokenizer, config)
+        bos, eos = _ends(tokenizer, config, source.folder, bos_id, eos_ids)
+        weights = functools.partial(open_quantized, source.folder, recipe)
+        opened = weights()
+        options = {
+            "context": context,
+            "prefill_chunk": prefill_chunk,
+            "kv_cache": kv_cache,
+            "full_logits": full_logits,
+            "recipe": str(opened.recipe),
+            "bos_id": bos,
+            "eos_ids": list(eos),
+        }
+        methods = metadata(context, prefill_chunk, config.vocab_size, bos, eos)
+        stages = Stages()
+        with stages.running(), _aside(out) as partial:
+            graph = _build(partial, weights, opened.config, opened.recipe, options, methods, stages)
+            report = _verify(partial, source, stages) if verify else None
+            with stages.stage("hash"):
+                notes += tuple(getattr(opened, "notes", ()))
+                manifest = make_manifest(partial, out.name, source, opened, options, graph, report, notes)
+            if kept is not None:
+                with stages.stage("keep quantized"):
+                    save(opened, kept, lambda size: None)
+            manifest["export"] = {"seconds": dict(stages.seconds), "peak_memory_bytes": stages.peak_bytes}
+            return _publish(partial, out, source.folder, tokenizer.path, manifest)
 
 
-def _export(  # type: ignore[no-untyped-def]
-    checkpoint, *, out: Path, revision, context, prefill_chunk, kv_cache, full_logits, quantize, group_size,
-    embedding_bits, head_bits, bos_id, eos_ids, save_quantized: Path | None, verify,
-) -> Exported:  # fmt: skip
-    from export.folders import check_folder
-    from export.quantize import Recipe  # imports torch
+def _ends(
+    tokenizer: Tokenizer, config: ModelConfig, folder: Path, bos_id: int | None, eos_ids: Sequence[int] | None
+) -> tuple[int, tuple[int, ...]]:
+    """The ids that begin a text and end an answer: as given, else the checkpoint's."""
+    from export.tokenizer import stop_ids
 
-    _check_place(out)
-    if save_quantized is not None:
-        check_folder(save_quantized)
-    recipe = Recipe(quantize, group_size, embedding_bits, head_bits)
-    source = resolve(checkpoint, revision)
-    config = read_config(source.folder)
-    _check_lengths(config, context, prefill_chunk, kv_cache)
-
-    from export.graph import metadata
-    from export.quantized import open_quantized
-    from export.tokenizer import check_tokenizer, find_tokenizer, load_tokenizer, stop_ids
-
-    tokenizer = load_tokenizer(find_tokenizer(source.folder))
-    notes = check_tokenizer(tokenizer, config)
-    if bos_id is None:
-        bos_id = config.bos_token_id
-    if bos_id is None:
+    bos = config.bos_token_id if bos_id is None else bos_id
+    if bos is None:
         raise BadInput(f"{config.path} names no bos_token_id, give one with --bos-id")
-    eos = tuple(eos_ids) if eos_ids else stop_ids(tokenizer, config, source.folder)
-    for flag, token in (("--bos-id", bos_id), *(("--eos-ids", token) for token in eos)):
+    eos = tuple(eos_ids) if eos_ids else stop_ids(tokenizer, config, folder)
+    for flag, token in (("--bos-id", bos), *(("--eos-ids", token) for token in eos)):
         if not 0 <= token < config.vocab_size:
             raise BadInput(f"{flag} {token} is not below vocab_size {config.vocab_size} of {config.path}")
-
-    weights = functools.partial(open_quantized, source.folder, recipe)
-    opened = weights()
-    recipe = opened.recipe
-    notes += tuple(getattr(opened, "notes", ()))
-    options = {
-        "context": context,
-        "prefill_chunk": prefill_chunk,
-        "kv_cache": kv_cache,
-        "full_logits": full_logits,
-        "recipe": str(recipe),
-        "bos_id": bos_id,
-        "eos_ids": list(eos),
-    }
-    methods = metadata(context, prefill_chunk, config.vocab_size, bos_id, eos)
-    stages = Stages()
-    with stages.running(), _aside(out) as partial:
-        graph = _build(partial, weights, opened.config, recipe, options, methods, stages)
-        if save_quantized is not None:
-            from export.keep import save_quantized as save
-
-            with stages.stage("keep quantized"):
-                save(opened, save_quantized, lambda size: None)
-        report = _verify(partial, source, context, stages) if verify else None
-        from export.manifest import make_manifest
-
-        with stages.stage("hash"):
-            manifest = make_manifest(partial, out.name, source, opened, options, graph, report, notes)
-        manifest["export"] = {"seconds": dict(stages.seconds), "peak_memory_bytes": stages.peak_bytes}
-        return _publish(partial, out, source.folder, tokenizer.path, manifest)
+    return bos, eos
 
 
-def _build(partial, weights, config, recipe, options, methods, stages):  # type: ignore[no-untyped-def]
+def _build(
+    partial: Path,
+    weights: Callable[[], Quantized],
+    config: ModelConfig,
+    recipe: Recipe,
+    options: dict[str, Any],
+    methods: dict[str, int | bool | list[int]],
+    stages: Stages,
+) -> Graph:
     """Graph and weights side by side into `partial`; the graph's facts."""
     from export import assemble
     from export.graph import build_graph
@@ -145,7 +156,7 @@ def _build(partial, weights, config, recipe, options, methods, stages):  # type:
     _make_room(partial, base + total)
     beside = Beside(partial, base, weights, placed)
     try:
-        stages.begin("weights", total)
+        stages.begin("weights", total, lambda: beside.written)
         stages.begin("graph")
         graph = build_graph(
             config,
@@ -155,14 +166,9 @@ def _build(partial, weights, config, recipe, options, methods, stages):  # type:
             kv_cache=options["kv_cache"],
             full_logits=options["full_logits"],
             constant_methods=methods,
-            progress=lambda step: (
-                stages.describe("graph", f"graph: {step}"),
-                stages.update("weights", beside.written),
-            ),
+            progress=lambda step: stages.describe("graph", f"graph: {step}"),
         )
         stages.end("graph")
-        while not beside.wait(0.2):
-            stages.update("weights", beside.written)
         beside.join()
         stages.end("weights", beside.seconds)
     except BaseException:
@@ -173,11 +179,16 @@ def _build(partial, weights, config, recipe, options, methods, stages):  # type:
     return graph
 
 
-def _verify(partial: Path, source: Source, context: int, stages: Stages) -> Any:
+def _verify(partial: Path, source: Source, stages: Stages) -> Report:
     from export.verify import verify
 
     with stages.stage("verify"):
-        report = verify(partial, str(source.folder) if source.kind != "embedded" else EMBEDDED, short=True)
+        report = verify(
+            partial,
+            str(source.folder),
+            short=True,
+            progress=lambda step: stages.describe("verify", f"verify: {step}"),
+        )
     if not report.passed:
         raise VerificationFailed("the file does not compute what the model computes: " + "; ".join(report.failures))
     return report

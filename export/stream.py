@@ -7,7 +7,6 @@ tensor by tensor.
 
 from __future__ import annotations
 
-import concurrent.futures
 import multiprocessing
 import os
 import time
@@ -106,10 +105,6 @@ class Beside:
     @property
     def written(self) -> int:
         return self._written.value
-
-    def wait(self, seconds: float) -> bool:
-        """Wait at most so long; whether it is done, well or with an error."""
-        return bool(concurrent.futures.wait([self._future], seconds).done)
 
     def join(self) -> None:
         self._future.result()
