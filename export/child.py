@@ -32,12 +32,12 @@ def in_child(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
                 return pool.submit(function, *args, **kwargs).result()
             except BrokenProcessPool:
                 pass
-        raise ChildDied(last_line(log.read_bytes()))
+        raise ChildDied(last_line(log.read_text(errors="replace")))
 
 
-def last_line(log: bytes) -> str:
-    """The last line that says something, cut to 300 characters; of C++'s uncaught exceptions, what they said."""
-    lines = [line.strip() for line in log.decode(errors="replace").splitlines() if line.strip()]
+def last_line(log: str) -> str:
+    """The last line that says something, cut to 300 characters."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it wrote nothing to stderr"
 
 

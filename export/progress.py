@@ -92,7 +92,7 @@ class Stages:
         )
 
     def begin(self, name: str, total: int | None = None, done: Callable[[], int] | None = None) -> None:
-        """Start a stage; `total` is in bytes, None where the end cannot be foreseen; `done` is asked how far it is."""
+        """Start a stage; `total` is in bytes, None where it cannot be foreseen; `done` is asked how far it is."""
         self._begun[name] = time.monotonic()
         if done is not None:
             self._asked[name] = done

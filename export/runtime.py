@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +98,8 @@ def run_feeds(path: Path, tokens: Sequence[int], feeds: Sequence[Feed]) -> list[
 @contextmanager
 def _native_errors(complaint: str) -> Iterator[None]:
     """Keep what C++ code writes to stderr off the terminal, and turn the runtime's errors into BadInput."""
-    with tempfile.TemporaryFile() as log:
+    # What C++ logs comes partly by way of Python's stderr, partly through the descriptor.
+    with tempfile.TemporaryFile("w+", errors="replace", buffering=1) as log, redirect_stderr(log):
         stderr = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:

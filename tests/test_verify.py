@@ -242,8 +242,8 @@ def coarser_group(data: bytearray, file: PteFile, config: ModelConfig) -> None:
 
 
 def scale_is_nan(data: bytearray, file: PteFile, config: ModelConfig) -> None:
-    start = file.named["output.scale"][0]
-    data[start : start + 2] = b"\xc0\x7f"
+    start = file.named["tok_embeddings.scale"][0]
+    data[start : start + 4] = b"\0\0\xc0\x7f"
 
 
 def one_embedding(data: bytearray, file: PteFile, config: ModelConfig) -> None:
@@ -400,19 +400,19 @@ def test_what_is_no_pte_is_one_sentence(
 def test_foreign_programs_and_models_are_refused(
     quantized: Path, tiny_folder: Path, near: Path, far: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match="get_vocab_size is 2048, .*config.json says vocab_size 512"):
+    with pytest.raises(BadInput, match=r"get_vocab_size is 2048, .*config.json says vocab_size 512"):
         verify(quantized, str(tiny_folder))
-    with pytest.raises(BadInput, match="does not exist|is not a file"):
+    with pytest.raises(BadInput, match=r"does not exist|is not a file"):
         verify(tmp_path / "none.pte", "phi4-tiny")
-    with pytest.raises(BadInput, match="--tokens must be at least 2"):
+    with pytest.raises(BadInput, match=r"--tokens must be at least 2"):
         verify(quantized, "phi4-tiny", tokens=1)
-    with pytest.raises(BadInput, match="--long needs a context beyond .* 4096 .* is 512"):
+    with pytest.raises(BadInput, match=r"--long needs a context beyond .* 4096 .* is 512"):
         verify(quantized, "phi4-tiny", long=True)
     (tmp_path / "few.txt").write_text("Few words.", encoding="utf-8")
     with pytest.raises(BadInput, match=r"few\.txt: .* 16 are needed"):
         verify(quantized, "phi4-tiny", text=tmp_path / "few.txt")
     (tmp_path / "latin.txt").write_bytes("déjà vu".encode("latin-1"))
-    with pytest.raises(BadInput, match="is not text in UTF-8"):
+    with pytest.raises(BadInput, match=r"is not text in UTF-8"):
         verify(quantized, "phi4-tiny", text=tmp_path / "latin.txt")
     with pytest.raises(BadInput, match="no text"):
         verify(quantized, "phi4-tiny", text=tmp_path / "no text")
@@ -423,7 +423,7 @@ def test_foreign_programs_and_models_are_refused(
     with pytest.raises(BadInput, match=r"holds layers\.1\..*, which the model of .* does not have"):
         verify(far, str(folder))
     (folder / "config.json").write_text(json.dumps(raw | {"intermediate_size": 128}))
-    with pytest.raises(BadInput, match="which no recipe explains for 128 x 64 elements"):
+    with pytest.raises(BadInput, match=r"which no recipe explains for 128 x 64 elements"):
         verify(far, str(folder))
 
 
@@ -449,9 +449,9 @@ def test_a_session_tells_what_it_cannot_do(quantized: Path, tmp_path: Path) -> N
     session.step([4], 3)
     assert torch.equal(first, kept), "logits are the caller's own"
     assert torch.equal(session.step([1, 2, 3], 0), kept), "a new sequence overwrites the old"
-    with pytest.raises(BadInput, match="no method called get_nothing"):
+    with pytest.raises(BadInput, match=r"no method called get_nothing"):
         session.constant("get_nothing")
-    with pytest.raises(BadInput, match="fails on 65 tokens at position 0"):
+    with pytest.raises(BadInput, match=r"fails on 65 tokens at position 0"):
         session.step([1] * 65, 0)
     cut = tmp_path / "cut.pte"
     cut.write_bytes(quantized.read_bytes()[:100_000])
