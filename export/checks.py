@@ -108,7 +108,7 @@ class WeightComparison:
             found.append(at_most("weights, scales", value, 1.0, "times", detail))
         if "float32" in self._worst:
             value, place = self._worst["float32"]
-            found.append(at_most("weights, float32", value, 0.0, "off", f"from the checkpoint, {place}"))
+            found.append(at_most("weights, float32", value, 0.0, "", f"from the checkpoint, {place}"))
         return found
 
 

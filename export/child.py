@@ -32,6 +32,10 @@ def in_child(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
                 return pool.submit(function, *args, **kwargs).result()
             except BrokenProcessPool:
                 pass
+            except KeyboardInterrupt:  # leaving the pool would wait for the function to end
+                for process in (pool._processes or {}).values():
+                    process.terminate()
+                raise
         raise ChildDied(last_line(log.read_text(errors="replace")))
 
 

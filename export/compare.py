@@ -94,9 +94,7 @@ def compare(
     origin, ids = _tokens(source.folder, config, text)
     count = min(tokens, len(ids), context)
     if len(ids) < MIN_TOKENS or count < 2:
-        raise BadInput(
-            f"{origin}: {count} tokens cannot be compared, the text has {len(ids)}, {MIN_TOKENS} are needed"
-        )
+        raise BadInput(f"{origin} has {len(ids)} tokens, {count} of them to compare: {MIN_TOKENS} are needed, and 2")
     feeds = plan(count, chunk, context, short)
     if long:
         feeds.append(_beyond(path, config, chunk, context))
@@ -108,8 +106,7 @@ def compare(
         runs = in_child(run_feeds, path, sequence, feeds)
     except ChildDied as death:
         raise BadInput(f"{path}: ExecuTorch's runtime crashes on this file ({death})") from None
-    logits = [torch.from_numpy(values) for _, values in runs]
-    positions = [where for where, _ in runs]
+    positions, logits = [where for where, _ in runs], [torch.from_numpy(values) for _, values in runs]
     if (width := logits[0].shape[1]) != config.vocab_size:
         raise BadInput(f"{path}: forward gives {width} logits a token, get_vocab_size is {config.vocab_size}")
     ran = time.monotonic()
@@ -123,27 +120,17 @@ def compare(
     )  # fmt: skip
     everywhere = next(stream.positions for stream in streams if stream.name == "same")
     rounding = Rounding(everywhere, reference["rounded"], reference["same"])
-
-    found = weighed.checks()
-    for feed, where, values in zip(feeds, positions, logits, strict=True):
-        found += checks.same_weights(feed.name, values, where, rounding)
-    found.append(checks.top1(logits[0], positions[0], rounding))
-    for feed, where, values in zip(feeds[1:], positions[1:], logits[1:], strict=True):
-        if common := sorted(set(positions[0]) & set(where)):
-            pair = (at(common, positions[0], logits[0]), at(common, where, values))
-            found.append(checks.agreement(f"{feeds[0].name} = {feed.name}", *pair, common, rounding))
-    if "other" in reference:
-        wrong, where = {"short": "long", "long": "short"}[kind], positions[0][-ROPE_POSITIONS:]
-        values = at(where, positions[0], logits[0])
-        found.append(checks.nearer_rope(values, where, rounding, reference["other"], kind, wrong))
     following = [ids[p + 1] if p + 1 < len(ids) else None for p in positions[0]]
     quality = checks.quality(logits[0], reference["original"], following)
-    rounded = checks.quality(rounding.pair(positions[0])[0], reference["original"], following)
-    found.append(checks.original_weights(quality, rounded))
+    explained = checks.quality(rounding.pair(positions[0])[0], reference["original"], following)
+    found = weighed.checks() + _logit_checks([feed.name for feed in feeds], positions, logits, rounding)
+    if "other" in reference:
+        found.append(_rope_check(positions[0], logits[0], rounding, reference["other"], kind))
+    found.append(checks.original_weights(quality, explained))
 
     failures = [check.sentence() for check in found if not check.passed]
     return Report(
-        file=str(path),
+        file=path.name,
         checkpoint=source.name + (f"@{source.revision}" if source.revision else ""),
         recipe=str(weights.recipe()),
         kv_cache=str(kv_dtype).removeprefix("torch."),
@@ -158,6 +145,28 @@ def compare(
         quality=quality,
         seconds={"file": round(ran - started, 2), "reference": round(time.monotonic() - ran, 2)},
     )
+
+
+def _logit_checks(
+    names: list[str], positions: list[list[int]], logits: list[torch.Tensor], rounding: Rounding
+) -> list[Check]:
+    """Each way of feeding against the reference, and against the first way where they share positions."""
+    found = []
+    for name, where, values in zip(names, positions, logits, strict=True):
+        found += checks.same_weights(name, values, where, rounding)
+    found.append(checks.top1(logits[0], positions[0], rounding))
+    for name, where, values in zip(names[1:], positions[1:], logits[1:], strict=True):
+        if common := sorted(set(positions[0]) & set(where)):
+            pair = at(common, positions[0], logits[0]), at(common, where, values)
+            found.append(checks.agreement(f"{names[0]} = {name}", *pair, common, rounding))
+    return found
+
+
+def _rope_check(
+    positions: list[int], logits: torch.Tensor, rounding: Rounding, other: torch.Tensor, kind: str
+) -> Check:
+    where, wrong = positions[-ROPE_POSITIONS:], {"short": "long", "long": "short"}[kind]
+    return checks.nearer_rope(at(where, positions, logits), where, rounding, other, kind, wrong)
 
 
 def at(wanted: Sequence[int], positions: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
@@ -240,4 +249,4 @@ def _tokens(folder: Path, config: ModelConfig, text: Path | None) -> tuple[str, 
     ids = tokenizer.encode(words)
     if ids and max(ids) >= config.vocab_size:  # the runtime ends the process on a token it has no embedding for
         raise BadInput(f"{tokenizer.path} has token {max(ids)}, {config.path} says vocab_size {config.vocab_size}")
-    return "the text in export.compare" if path is None else str(path), ids
+    return "a page of English" if path is None else path.name, ids

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from checkpoints.errors import BadInput, run
@@ -67,15 +68,15 @@ def print_report(report: Report) -> None:
     """For people: the checks, and what quantization costs."""
     console = Console()
     console.print(
-        f"[bold]{report.file}[/]: {report.recipe}; {report.kv_cache} KV cache of {report.context_tokens} tokens, "
-        f"{report.chunk_tokens} at once; {report.rotary_factors} rotary factors\n"
-        f"against {report.checkpoint}, on {report.tokens} tokens of {report.text}",
+        f"[bold]{escape(report.file)}[/]: {report.recipe}; {report.kv_cache} KV cache of {report.context_tokens} "
+        f"tokens, {report.chunk_tokens} at once; {report.rotary_factors} rotary factors\n"
+        f"against {escape(report.checkpoint)}, on {report.tokens} tokens of {escape(report.text)}",
         highlight=False,
     )
     table = Table("check", "measured", "at most", "", "", box=SIMPLE_HEAD, pad_edge=False)
     for check in report.checks:
         verdict = "[green]pass" if check.passed else "[bold red]FAIL"
-        table.add_row(check.name, *check.numbers(), verdict, check.detail)
+        table.add_row(check.name, *check.numbers(), verdict, escape(check.detail))
     console.print(table)
     quality = report.quality
     console.print(

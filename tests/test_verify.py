@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import Phi3ForCausalLM
 from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput, run
 from checkpoints.source import resolve
+from checkpoints.synthesize import synthesize
 from checkpoints.weights import open_checkpoint
 from export import compare as compare_module
 from export.child import ChildDied, in_child
@@ -25,7 +25,7 @@ from export.model import rope_tables
 from export.pack import packed_parts
 from export.pte import export_pte
 from export.ptefile import PteFile, open_pte
-from export.quantize import Quantizing, Recipe, quantize_rows
+from export.quantize import Quantizing, Recipe, quantize, quantize_rows
 from export.quantized import open_quantized
 from export.readback import FileWeights, Storage, unpack
 from export.reference import CheckpointWeights, Stream, round_activations, stream_logits
@@ -107,9 +107,7 @@ def test_rope_length_forces_long_factors(near: Path) -> None:
     assert relative(found["long"], found["short"]) > 1e-3
 
 
-def test_reference_reads_an_untied_checkpoint_and_frees_its_pages(tiny_folder: Path, tmp_path: Path) -> None:
-    from checkpoints.synthesize import synthesize
-
+def test_reference_reads_an_untied_checkpoint(tmp_path: Path) -> None:
     folder = synthesize(tmp_path / "untied", layers=2, hidden=64, intermediate=96, heads=4, vocab=512, untied=True)
     ids = ids_for(512, 20)
     model = Phi3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -215,6 +213,16 @@ def test_plan_feeds_all_tokens_within_chunks(short: bool, count: int, chunk: int
         assert all(0 < call <= chunk for call in feed.calls)
 
 
+def test_a_checkpoint_that_is_quantized_already(quantized: Path, here: None, tmp_path: Path) -> None:
+    """Its weights must be found unchanged, so a single step is too much."""
+    folder = quantize("phi4-tiny", out=tmp_path / "kept")
+    report = verify(quantized, str(folder), short=True)
+    levels = next(check for check in report.checks if check.name == "weights, levels")
+    assert report.passed and levels.measured < 1e-4
+    wrong = verify(changed(quantized, tmp_path / "wrong.pte", one_step), str(folder), short=True)
+    assert failed(wrong) == {"weights, levels"}
+
+
 # wrong files
 
 Change = Callable[[bytearray, PteFile, ModelConfig], None]
@@ -224,6 +232,12 @@ def flip_nibbles(data: bytearray, file: PteFile, config: ModelConfig) -> None:
     """One group of 32 weights."""
     start = file.named["layers.2.feed_forward.w3.weight"][0] + 64
     data[start : start + 16] = bytes(byte ^ 0x44 for byte in data[start : start + 16])
+
+
+def one_step(data: bytearray, file: PteFile, config: ModelConfig) -> None:
+    """One weight, to the next level."""
+    at = file.named["layers.0.attention.wk.weight"][0] + 1000
+    data[at] += 1 if data[at] & 15 < 15 else -1
 
 
 def double_a_scale(data: bytearray, file: PteFile, config: ModelConfig) -> None:
@@ -409,7 +423,7 @@ def test_foreign_programs_and_models_are_refused(
     with pytest.raises(BadInput, match=r"--long needs a context beyond .* 4096 .* is 512"):
         verify(quantized, "phi4-tiny", long=True)
     (tmp_path / "few.txt").write_text("Few words.", encoding="utf-8")
-    with pytest.raises(BadInput, match=r"few\.txt: .* 16 are needed"):
+    with pytest.raises(BadInput, match=r"few\.txt has \d tokens, .* 16 are needed"):
         verify(quantized, "phi4-tiny", text=tmp_path / "few.txt")
     (tmp_path / "latin.txt").write_bytes("déjà vu".encode("latin-1"))
     with pytest.raises(BadInput, match=r"is not text in UTF-8"):
@@ -459,19 +473,18 @@ def test_a_session_tells_what_it_cannot_do(quantized: Path, tmp_path: Path) -> N
         Session(cut)
 
 
-def die(path: Path, *args: object) -> None:
-    os.write(2, b"[op.cpp:7] assert failed\n\n")
-    os._exit(134)
+CRASH = "import os; os.write(2, b'[op.cpp:7] assert failed\\n\\n'); os._exit(134)"
 
 
 def test_a_crash_of_the_runtime_is_one_sentence(quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ChildDied, match=r"^\[op\.cpp:7\] assert failed$"):
-        in_child(die, quantized)
-    monkeypatch.setattr(compare_module, "run_feeds", die)
+        in_child(exec, CRASH)
+    monkeypatch.setattr(compare_module, "in_child", lambda *_: in_child(exec, CRASH))
     with pytest.raises(BadInput, match=r"tiny\.pte: ExecuTorch's runtime crashes on this file \(\[op\.cpp:7\]"):
         verify(quantized, "phi4-tiny", short=True)
 
 
-def test_an_exception_in_a_child_comes_back(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="none"):
-        in_child(open_pte, tmp_path / "none")
+def test_results_and_exceptions_of_a_child_come_back() -> None:
+    assert in_child(divmod, 7, 3) == (2, 1)
+    with pytest.raises(BadInput, match="a sentence"):
+        in_child(exec, "from checkpoints.errors import BadInput; raise BadInput('a sentence')")
