@@ -125,7 +125,9 @@ def compare(
     explained = checks.quality(rounding.pair(positions[0])[0], reference["original"], following)
     found = weighed.checks() + _logit_checks([feed.name for feed in feeds], positions, logits, rounding)
     if "other" in reference:
-        found.append(_rope_check(positions[0], logits[0], rounding, reference["other"], kind))
+        where, wrong = streams[-1].positions, {"short": "long", "long": "short"}[kind]
+        own = at(where, positions[0], logits[0])
+        found.append(checks.nearer_rope(own, where, rounding, reference["other"], kind, wrong))
     found.append(checks.original_weights(quality, explained))
 
     failures = [check.sentence() for check in found if not check.passed]
@@ -160,13 +162,6 @@ def _logit_checks(
             pair = at(common, positions[0], logits[0]), at(common, where, values)
             found.append(checks.agreement(f"{names[0]} = {name}", *pair, common, rounding))
     return found
-
-
-def _rope_check(
-    positions: list[int], logits: torch.Tensor, rounding: Rounding, other: torch.Tensor, kind: str
-) -> Check:
-    where, wrong = positions[-ROPE_POSITIONS:], {"short": "long", "long": "short"}[kind]
-    return checks.nearer_rope(at(where, positions, logits), where, rounding, other, kind, wrong)
 
 
 def at(wanted: Sequence[int], positions: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
@@ -230,9 +225,16 @@ def _streams(
         Stream("rounded", length, everywhere, context, from_file=True, rounded=True),
     ]
     if kind != "default":
-        other = config.original_max_position_embeddings + (1 if kind == "short" else 0)
-        streams.append(Stream("other", count, first[-ROPE_POSITIONS:], other, from_file=True))
+        border = config.original_max_position_embeddings
+        where = _rope_positions(first, border)
+        other = border + 1 if kind == "short" else border
+        streams.append(Stream("other", where[-1] + 1, where, other, from_file=True))
     return streams
+
+
+def _rope_positions(positions: Sequence[int], border: int) -> tuple[int, ...]:
+    """Beyond `border` tokens transformers cannot be made to take short factors, so positions stay below it."""
+    return tuple(position for position in positions if position < border)[-ROPE_POSITIONS:]
 
 
 def _tokens(folder: Path, config: ModelConfig, text: Path | None) -> tuple[str, list[int]]:

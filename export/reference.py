@@ -31,9 +31,8 @@ from export.readback import FileWeights, Piece
 from export.untie import EMBEDDING, HEAD
 
 LOAD_ROWS = 1024  # of a checkpoint's weight at once
-Compare = Callable[
-    [str, Piece, Tensor], None
-]  # (name, piece of the file's weight, the checkpoint's rows in its place)
+# Takes a name, a piece of the file's weight, and the checkpoint's rows in its place.
+Compare = Callable[[str, Piece, Tensor], None]
 
 
 class CheckpointWeights:

@@ -10,28 +10,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchao.quantization import quantize_
-from transformers import Phi3ForCausalLM
 
 from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput, run
 from checkpoints.source import resolve
-from checkpoints.synthesize import synthesize
 from checkpoints.weights import open_checkpoint
 from export import compare as compare_module
 from export.child import ChildDied, in_child
 from export.compare import Report, plan
 from export.model import rope_tables
-from export.pack import packed_parts
 from export.pte import export_pte
 from export.ptefile import PteFile, open_pte
-from export.quantize import Quantizing, Recipe, quantize, quantize_rows
-from export.quantized import open_quantized
-from export.readback import FileWeights, Storage, unpack
-from export.reference import CheckpointWeights, Stream, round_activations, stream_logits
+from export.quantize import Quantizing, Recipe, quantize
+from export.readback import FileWeights
 from export.runtime import Session
-from export.untie import EMBEDDING, HEAD, Untied
+from export.untie import EMBEDDING, Untied
 from export.verify import main, verify
+from tests.test_reference import near_checkpoint
 
 TINY = resolve("phi4-tiny").folder
 CONTEXT = 512
@@ -46,11 +41,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def near(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose long factors start after 64 tokens."""
-    folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("near") / "near"))
-    raw = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(raw | {"original_max_position_embeddings": 64}))
-    return folder
+    return near_checkpoint(tiny_folder, tmp_path_factory.mktemp("near") / "near")
 
 
 @pytest.fixture(scope="module")
@@ -67,84 +58,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare_module, "in_child", lambda function, *args: function(*args))
 
 
-def ids_for(vocab: int, count: int) -> list[int]:
-    return torch.randint(0, vocab, (count,), generator=torch.Generator().manual_seed(3)).tolist()
-
-
-def weights_of(folder: Path) -> CheckpointWeights:
-    return CheckpointWeights(open_quantized(folder, Recipe()))
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
-
-
-# the reference
-
-
-@pytest.mark.parametrize("which", ["phi4-tiny", "near"])
-def test_streamed_reference_is_transformers(which: str, near: Path) -> None:
-    """80 tokens: short factors in phi4-tiny, long ones in `near`, each by transformers' own choice."""
-    folder = TINY if which == "phi4-tiny" else near
-    ids = ids_for(read_config(folder).vocab_size, 80)
-    model = Phi3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        expected = model(torch.tensor([ids])).logits[0]
-    streams = [Stream("all", 80, tuple(range(80)), 80), Stream("some", 30, (3, 29), 80)]
-    found = stream_logits(streams, ids, weights_of(folder))
-    assert relative(found["all"], expected) < 1e-6
-    assert relative(found["some"], expected[[3, 29]]) < 1e-6, "a prefix sees the factors of the whole"
-
-
-def test_rope_length_forces_long_factors(near: Path) -> None:
-    ids = ids_for(512, 40)
-    streams = [Stream("short", 40, (39,), 64), Stream("long", 40, (39,), 65), Stream("longer", 40, (39,), 9999)]
-    found = stream_logits(streams, ids, weights_of(near))
-    model = Phi3ForCausalLM.from_pretrained(near, dtype=torch.float32)
-    with torch.no_grad():
-        assert relative(found["short"], model(torch.tensor([ids])).logits[0, -1:]) < 1e-6
-    assert torch.equal(found["long"], found["longer"])
-    assert relative(found["long"], found["short"]) > 1e-3
-
-
-def test_reference_reads_an_untied_checkpoint(tmp_path: Path) -> None:
-    folder = synthesize(tmp_path / "untied", layers=2, hidden=64, intermediate=96, heads=4, vocab=512, untied=True)
-    ids = ids_for(512, 20)
-    model = Phi3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        expected = model(torch.tensor([ids])).logits[0, -1:]
-    assert relative(stream_logits([Stream("a", 20, (19,), 20)], ids, weights_of(folder))["a"], expected) < 1e-6
-
-
-def test_activations_are_rounded_as_torchao_rounds_them() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(7, 96) * torch.logspace(-3, 3, 7).unsqueeze(1)
-    x[2] = 0
-    x[3].abs_()
-    linear = nn.Linear(96, 96, bias=False)
-    linear.weight.data = torch.eye(96) * 7.5  # int4 with scale 1: the identity times 7
-    quantize_(linear, Recipe().torchao_config("linear"))
-    with torch.no_grad():
-        assert torch.equal(linear(x), round_activations(x) @ linear.weight.dequantize().T)
-
-
-# the weights read back
-
-
-@pytest.mark.parametrize("group", [32, 64])
-@pytest.mark.parametrize("name", [EMBEDDING, HEAD, "model.layers.0.mlp.down_proj.weight"])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_unpack_undoes_packed_parts(name: str, group: int, bits: int) -> None:
-    torch.manual_seed(0)
-    config = Recipe(True, group, bits, bits).torchao_config(name)
-    assert config is not None
-    rows = quantize_rows(torch.randn(6, 128), config)
-    parts = {part.suffix: part.data for part in packed_parts(rows)}
-    scale = parts["scale"].float().view(6, -1)
-    storage = Storage(
-        6, 128, 4 if rows.target_dtype == torch.int4 else 8, scale.shape[1], torch.float32, name == EMBEDDING
-    )
-    assert torch.equal(unpack(parts["weight"], scale, storage), rows.dequantize())
+# right files
 
 
 def test_weights_in_a_file_are_those_torchao_makes(quantized: Path) -> None:
@@ -154,15 +68,11 @@ def test_weights_in_a_file_are_those_torchao_makes(quantized: Path) -> None:
     quantizing = Quantizing(untied, Recipe())
     for name in untied.names():
         rows = torch.cat([piece.values for piece in weights.pieces(name)])
-        made = list(quantizing.rows(name, 0, untied.shape(name)[0]))
-        assert torch.equal(rows, torch.cat([piece.dequantize() if piece.dim() == 2 else piece for piece in made])), (
-            name
-        )
+        made = quantizing.rows(name, 0, untied.shape(name)[0])
+        expected = torch.cat([piece.dequantize() if piece.dim() == 2 else piece for piece in made])
+        assert torch.equal(rows, expected), name
     table = torch.cat([piece.values for piece in weights.pieces(EMBEDDING)])
     assert torch.equal(weights.embedding_rows([7, 0, 2047]), table[[7, 0, 2047]])
-
-
-# right files
 
 
 def test_a_right_file_passes(quantized: Path, here: None) -> None:
@@ -180,14 +90,14 @@ def test_a_right_file_passes(quantized: Path, here: None) -> None:
 
 
 def test_a_float_file_with_all_logits_passes_beyond_its_first_factors(far: Path, near: Path, here: None) -> None:
-    report = verify(far, str(near), long=True, tokens=48)
+    report = verify(far, str(near), long=True, tokens=70)
     assert report.passed and report.rotary_factors == "long" and report.recipe == "float32"
     for check in report.checks:
         if check.unit == "relative":
             assert check.measured < 1e-5, check
     beyond = next(check for check in report.checks if check.name == "logits, beyond 64")
     assert beyond.detail == "14 positions"  # two chunks of 32 less 6, and 12 steps over 58 … 69
-    assert next(c for c in report.checks if c.name == "logits, prefill by 32").detail == "48 positions"
+    assert next(c for c in report.checks if c.name == "logits, prefill by 32").detail == "70 positions"
 
 
 def test_short_in_a_process_of_its_own(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
