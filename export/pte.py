@@ -232,7 +232,7 @@ def _make_room(path: Path, size: int) -> None:
     """Reserve the whole file at once, so that a full disk is known before the work and not after."""
     free = shutil.disk_usage(path.parent).free
     if free < size:
-        raise BadInput(f"{path.parent} has {free / 1e9:.2f} GB free, the file needs {size / 1e9:.2f} GB")
+        raise BadInput(f"{path.parent} has {free / 1e6:,.1f} MB free, the file needs {size / 1e6:,.1f} MB")
     with open(path, "r+b") as file:
         file.truncate(size)
         if hasattr(os, "posix_fallocate"):

@@ -1,6 +1,7 @@
 """export.pte against independent ways to the same: ordinary lowering, torchao's eager model, transformers."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -151,7 +152,9 @@ def test_same_input_same_bytes_and_what_lies_beside(odd: Path, tmp_path: Path) -
 def test_interrupted_leaves_nothing(number: int, odd: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "export.pte", "--checkpoint", str(odd), "--out", str(tmp_path / "f.pte")]
     command += ["--context", "512"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # A shell starts its background jobs deaf to Ctrl-C, and tests may be one.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hear)
     while not list(tmp_path.glob(".f.pte.*.partial")):  # the work has begun
         assert process.poll() is None
         time.sleep(0.05)
@@ -182,7 +185,7 @@ def test_a_file_that_fails_its_verification_is_not_left(tmp_path: Path, monkeypa
 
 
 def test_streaming_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """Private memory of the weight stage on 25 and on 100 MB of weights: the same, a piece with its temporaries."""
+    """Private memory of the weight stage on 34 and on 128 MB of weights: a piece with its temporaries, whichever."""
     code = """
 import resource, sys, pathlib, functools
 from export.quantized import open_quantized
@@ -208,7 +211,7 @@ print(peak - before)
             [sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
         )
         growth[layers] = int(done.stdout.split()[-1])
-    assert max(growth.values()) < 64e6, growth
+    assert growth[16] - growth[4] < 40e6, growth  # the 12 layers more are 94 MB
 
 
 @pytest.mark.parametrize(
@@ -252,7 +255,7 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1000))
-    with pytest.raises(BadInput, match=r"0.00 GB free, the file needs 0.01 GB"):
+    with pytest.raises(BadInput, match=r"has 0.0 MB free, the file needs 4\.\d MB"):
         export_pte("phi4-tiny", out=tmp_path / "f.pte")
     assert list(tmp_path.iterdir()) == []
 
