@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import mmap
+import os
 import re
 import weakref
 from dataclasses import dataclass
@@ -90,6 +91,13 @@ class Checkpoint:
             return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape)
         flat = torch.frombuffer(pages, dtype=entry.dtype, count=size // itemsize, offset=entry.begin - start)
         return flat.reshape(entry.shape)
+
+    def prefetch(self, name: str) -> None:
+        """Ask the system to read the weight's bytes in the background; without effect where it cannot."""
+        entry = self._entry(name)
+        if hasattr(os, "posix_fadvise"):  # not on macOS and Windows
+            with entry.file.open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), entry.begin, entry.end - entry.begin, os.POSIX_FADV_WILLNEED)
 
     def release(self, name: str) -> None:
         """Drop the weight's pages from this process; views stay valid and read the file again when used."""

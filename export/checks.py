@@ -14,6 +14,7 @@ A float32 file rounds nothing: what is left is the order of float32 sums (6e-7 o
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ def at_most(name: str, measured: float, bound: float, unit: str, detail: str = "
 
 
 class WeightComparison:
-    """Takes every piece of the file's weights beside the checkpoint's rows and keeps the worst.
+    """Takes every piece of the file's weights beside the checkpoint's rows, from any thread, and keeps the worst.
 
     Independent of how the file was made: each weight must be the level nearest to the checkpoint's, and no scale may
     be larger than its group needs; float32 weights must be equal. With `exact`, for a checkpoint that is quantized
@@ -69,6 +70,7 @@ class WeightComparison:
     def __init__(self, exact: bool) -> None:
         self.exact = exact
         self._worst: dict[str, tuple[float, str]] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, name: str, piece: Piece, original: Tensor) -> None:
         """`original` is float32 of the shape of `piece.values`."""
@@ -88,11 +90,12 @@ class WeightComparison:
         """`rows` [rows] of what is to be small; NaN counts as infinite."""
         rows = rows.nan_to_num(nan=math.inf)
         value, row = rows.max(0)
-        if value > self._worst.get(kind, (-1.0, ""))[0]:
-            self._worst[kind] = (
-                float(value),
-                f"{name.removeprefix('model.').removesuffix('.weight')} row {piece.start + int(row)}",
-            )
+        place = f"{name.removeprefix('model.').removesuffix('.weight')} row {piece.start + int(row)}"
+        with self._lock:
+            # Of equals the first by name, in whatever order pieces come.
+            worst, where = self._worst.get(kind, (-1.0, ""))
+            if value > worst or (value == worst and place < where):
+                self._worst[kind] = (float(value), place)
 
     def checks(self) -> list[Check]:
         found = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import BinaryIO
 
 import torch
@@ -98,16 +99,21 @@ class FileWeights:
         embedding, head = (self.storage[f"{name}.weight"].bits for name in ("tok_embeddings", "output"))
         return Recipe(True, linear.columns // linear.groups, embedding, head)
 
-    def pieces(self, name: str) -> Iterator[Piece]:
-        """All rows of the weight with this Hugging Face name, in order, about a processor's cache at a time."""
+    def pieces(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+        """The rows start … stop (default: all) of the weight with this Hugging Face name, in order.
+
+        About a processor's cache at a time.
+        """
         with self.file.path.open("rb", buffering=0) as opened:
             for ours, rows in self._layout.items():
                 if rows.name != name:
                     continue
                 storage = self.storage[ours]
                 step = max(1, CHUNK_ELEMENTS // storage.columns)
-                for at in range(0, storage.rows, step):
-                    values, scale = self._rows(opened, ours, at, min(at + step, storage.rows))
+                first = max(0, start - rows.start)
+                end = storage.rows if stop is None else min(storage.rows, stop - rows.start)
+                for at in range(first, end, step):
+                    values, scale = self._rows(opened, ours, at, min(at + step, end))
                     values = values.flatten() if storage.rows == 1 else values
                     yield Piece(rows.start + at, values, scale, storage.bits)
 
@@ -115,6 +121,16 @@ class FileWeights:
         """Rows of the embedding, float32 [S, D]."""
         with self.file.path.open("rb", buffering=0) as opened:
             return torch.cat([self._rows(opened, "tok_embeddings.weight", at, at + 1)[0] for at in tokens])
+
+    def prefetch(self, name: str) -> None:
+        """Ask the system to read the weight's bytes in the background; without effect where it cannot."""
+        if not hasattr(os, "posix_fadvise"):  # macOS and Windows
+            return
+        with self.file.path.open("rb", buffering=0) as opened:
+            for ours, rows in self._layout.items():
+                if rows.name == name:
+                    offset, size = self.file.named[ours]
+                    os.posix_fadvise(opened.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def _rows(self, opened: BinaryIO, ours: str, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         storage, stem = self.storage[ours], ours.removesuffix(".weight")
@@ -171,3 +187,10 @@ def cache_dtype(file: PteFile, config: ModelConfig, context: int) -> torch.dtype
         if isinstance(value.val, TensorValue) and list(value.val.sizes) == wanted:
             return CACHE_DTYPES.get(value.val.scalar_type, torch.float32)
     raise BadInput(f"{file.path} has no KV cache of shape {wanted}, as {config.path} makes it")
+
+
+def gives_all_logits(file: PteFile) -> bool:
+    """Whether `forward` returns the logits of all tokens of a call, [1, S, V], not only of the last, [1, V]."""
+    forward = next(plan for plan in file.program.execution_plan if plan.name == "forward")
+    output = forward.values[forward.outputs[0]].val
+    return isinstance(output, TensorValue) and prod(output.sizes[:-1]) > 1

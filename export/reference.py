@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -26,11 +26,12 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm, Phi3RotaryEmbedding
 
-from export.quantize import CHUNK_ELEMENTS, Quantized, Quantizing
+from export.quantize import Quantized, Quantizing
 from export.readback import FileWeights, Piece
 from export.untie import EMBEDDING, HEAD
 
-LOAD_ROWS = 1024  # of a checkpoint's weight at once
+LOAD_ROWS = 256  # of a checkpoint's weight at once: float32 rows that fit a cache and the heap, not pages to map
+BATCH_TOKENS = 512  # streams longer than this run one by one
 # Takes a name, a piece of the file's weight, and the checkpoint's rows in its place.
 Compare = Callable[[str, Piece, Tensor], None]
 
@@ -48,6 +49,16 @@ class CheckpointWeights:
             return self.float.tensor(name)[start:stop].to(torch.float32)
         pieces = self.opened.rows(name, start, stop)
         return torch.cat([piece.dequantize() if piece.dim() == 2 else piece for piece in pieces])
+
+    def read_into(self, place: Tensor, name: str, start: int) -> None:
+        """Write the rows from `start` on to `place`, float32 and contiguous."""
+        stop = start + len(place)
+        place.copy_(self.float.tensor(name)[start:stop] if self.float else self.rows(name, start, stop))
+
+    def prefetch(self, name: str) -> None:
+        """Have the weight read in the background."""
+        if self.float:
+            self.float.prefetch(name)
 
     def release(self, *names: str) -> None:
         """Let go of what was mapped of these weights."""
@@ -86,37 +97,70 @@ def stream_logits(
     config._attn_implementation = "sdpa"
     rotary = Phi3RotaryEmbedding(config)
     layer = _layer(config).to_empty(device="cpu")
-    rounded = _with_roundings(layer, file.rounds_activations, cache_dtype) if file else layer
     sources = [None] if file is None else [None, file]
+    last_layer = checkpoint.config.num_hidden_layers - 1
 
     with torch.no_grad():
-        hidden = {}
-        for stream in streams:
-            ids = list(tokens[: stream.length])
-            if file and stream.from_file:
-                rows = file.embedding_rows(ids)
-            else:
-                rows = torch.cat([checkpoint.rows(EMBEDDING, token, token + 1) for token in ids])
-            hidden[stream.name] = rows.unsqueeze(0)
-        around = {stream.name: _around(stream, config, rotary, hidden[stream.name]) for stream in streams}
-        for i in range(checkpoint.config.num_hidden_layers):
+        batches = [
+            _Batch(together, tokens, checkpoint, file, layer, rotary, cache_dtype) for together in _together(streams)
+        ]
+        for i in range(last_layer + 1):
             for source in sources:
                 _load(layer, f"model.layers.{i}.", checkpoint, source, compare)
-                for stream in streams:
-                    if stream.from_file == (source is not None):
-                        module = rounded if stream.rounded else layer
-                        hidden[stream.name] = module(hidden[stream.name], **around[stream.name])
+                if source is sources[-1] and i < last_layer:  # the disk works while the processor does
+                    _prefetch(layer, f"model.layers.{i + 1}.", checkpoint, file)
+                for batch in batches:
+                    if batch.from_file == (source is not None):
+                        batch.hidden = batch.module(batch.hidden, **batch.around)
             progress(i + 1)
 
         norm = Phi3RMSNorm(config.hidden_size, eps=config.rms_norm_eps).requires_grad_(False)
+        last = {}
         for source in sources:
             _load(norm, "model.norm.", checkpoint, source, compare)
-            for stream in streams:
-                if stream.from_file == (source is not None):
-                    last = norm(hidden[stream.name][0, list(stream.positions)])
-                    rounds = stream.rounded and file is not None and file.rounds_activations
-                    hidden[stream.name] = round_activations(last) if rounds else last
-        return _head(streams, hidden, checkpoint, file, compare)
+            for batch in batches:
+                if batch.from_file == (source is not None):
+                    for stream, hidden in zip(batch.streams, batch.hidden, strict=True):
+                        x = norm(hidden[list(stream.positions)])
+                        rounds = stream.rounded and file is not None and file.rounds_activations
+                        last[stream.name] = round_activations(x) if rounds else x
+        return _head(streams, last, checkpoint, file, compare)
+
+
+class _Batch:
+    """Streams of one length on the same weights, run as one batch: matrices are read once for all of them."""
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        tokens: Sequence[int],
+        checkpoint: CheckpointWeights,
+        file: FileWeights | None,
+        layer: Phi3DecoderLayer,
+        rotary: Phi3RotaryEmbedding,
+        cache_dtype: torch.dtype,
+    ) -> None:
+        self.streams, self.from_file = streams, streams[0].from_file
+        ids = list(tokens[: streams[0].length])
+        if file and self.from_file:
+            rows = file.embedding_rows(ids)
+        else:
+            rows = torch.cat([checkpoint.rows(EMBEDDING, token, token + 1) for token in ids])
+        self.hidden = rows.expand(len(streams), -1, -1)  # [streams, tokens, D]
+        self.around = _around(streams, layer.config, rotary, self.hidden)
+        rounded = torch.tensor([stream.rounded for stream in streams])
+        self.module = layer
+        if file and rounded.any():
+            self.module = _with_roundings(layer, rounded, file.rounds_activations, cache_dtype)
+
+
+def _together(streams: Sequence[Stream]) -> list[list[Stream]]:
+    """Streams that may share a batch; long ones stay alone, for their activations' sake."""
+    found: dict[tuple[bool, int, str], list[Stream]] = {}
+    for stream in streams:
+        alone = stream.name if stream.length > BATCH_TOKENS else ""
+        found.setdefault((stream.from_file, stream.length, alone), []).append(stream)
+    return list(found.values())
 
 
 def round_activations(x: Tensor) -> Tensor:
@@ -136,59 +180,89 @@ def _layer(config: Phi3Config) -> Phi3DecoderLayer:
         return Phi3DecoderLayer(config, 0).requires_grad_(False).eval()
 
 
-def _with_roundings(layer: Phi3DecoderLayer, activations: bool, cache_dtype: torch.dtype) -> Phi3DecoderLayer:
-    """A second layer on the same weights whose linears and attention round as the file's do."""
+def _with_roundings(
+    layer: Phi3DecoderLayer, rounded: Tensor, activations: bool, cache_dtype: torch.dtype
+) -> Phi3DecoderLayer:
+    """A second layer on the same weights that rounds as the file does, in the rows of a batch that `rounded` marks.
+
+    Linears round their inputs if `activations`, attention q, k, v and its result to `cache_dtype`.
+    """
     config = copy.deepcopy(layer.config)
-    config._attn_implementation = f"rounded_to_{cache_dtype}"
+    config._attn_implementation = f"rounded_to_{cache_dtype}_in_{''.join(str(int(row)) for row in rounded)}"
     twin = _layer(config)
     twin.load_state_dict(layer.state_dict(), assign=True)
+
+    def where_rounded(x: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        if rounded.all():
+            return rounding(x)
+        x = x.clone()
+        x[rounded] = rounding(x[rounded])
+        return x
+
+    def as_cached(x: Tensor) -> Tensor:
+        return x.to(cache_dtype).to(torch.float32)
+
     for module in twin.modules():
         if activations and isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(lambda _, args: (round_activations(args[0]),))
+            module.register_forward_pre_hook(lambda _, args: (where_rounded(args[0], round_activations),))
 
     def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
-        q, k, v = (x.to(cache_dtype).to(torch.float32) for x in (q, k, v))
+        q, k, v = (where_rounded(x, as_cached) for x in (q, k, v))
         out, weights = ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, *args, **kwargs)
-        return out.to(cache_dtype).to(torch.float32), weights
+        return where_rounded(out, as_cached), weights
 
     ALL_ATTENTION_FUNCTIONS.register(config._attn_implementation, attention)
     return twin
 
 
-def _around(stream: Stream, config: Phi3Config, rotary: Phi3RotaryEmbedding, hidden: Tensor) -> dict[str, Any]:
+def _around(
+    streams: Sequence[Stream], config: Phi3Config, rotary: Phi3RotaryEmbedding, hidden: Tensor
+) -> dict[str, Any]:
     """What a layer takes beside hidden states: mask, positions, and cos and sin, as Phi3Model.forward makes them."""
-    positions = torch.arange(stream.length).unsqueeze(0)
+    length = hidden.shape[1]
+    positions = torch.arange(length).unsqueeze(0)
     make_mask = create_causal_mask if config.sliding_window is None else create_sliding_window_causal_mask
     mask = make_mask(
         config=config, inputs_embeds=hidden, attention_mask=None, past_key_values=None, position_ids=positions
     )
-    shown = torch.cat([positions, torch.tensor([[stream.rope_length - 1]])], dim=1)
-    cos, sin = rotary(hidden, position_ids=shown)
-    return {
-        "attention_mask": mask,
-        "position_ids": positions,
-        "position_embeddings": (cos[:, : stream.length], sin[:, : stream.length]),
-    }
+    tables = []
+    for stream in streams:
+        shown = torch.cat([positions, torch.tensor([[stream.rope_length - 1]])], dim=1)
+        tables.append([table[:, :length] for table in rotary(hidden[:1], position_ids=shown)])
+    cos, sin = (torch.cat(table) for table in zip(*tables, strict=True))  # [streams, tokens, rotary dims]
+    return {"attention_mask": mask, "position_ids": positions, "position_embeddings": (cos, sin)}
+
+
+def _prefetch(layer: nn.Module, prefix: str, checkpoint: CheckpointWeights, file: FileWeights | None) -> None:
+    """Ask for a layer's bytes, so that they are in memory when `_load` wants them."""
+    for suffix, _ in layer.named_parameters():
+        checkpoint.prefetch(prefix + suffix)
+        if file:
+            file.prefetch(prefix + suffix)
 
 
 def _load(
     module: nn.Module, prefix: str, checkpoint: CheckpointWeights, file: FileWeights | None, compare: Compare | None
 ) -> None:
     """Overwrite the module's parameters with the checkpoint's or, if given, the file's, comparing the two."""
-    with _one_thread():
-        for suffix, parameter in module.named_parameters():
-            name = prefix + suffix
-            if file is None:
-                for at in range(0, len(parameter), LOAD_ROWS):
-                    place = parameter[at : at + LOAD_ROWS]
-                    place.copy_(checkpoint.rows(name, at, at + len(place)))
-                checkpoint.release(name)
-                continue
-            for piece in file.pieces(name):
-                place = parameter[piece.start : piece.start + len(piece.values)]
-                if compare:
-                    compare(name, piece, place)
-                place.copy_(piece.values)
+
+    def load(suffix: str, parameter: Tensor) -> None:
+        name = prefix + suffix
+        if file is None:
+            for at in range(0, len(parameter), LOAD_ROWS):
+                checkpoint.read_into(parameter[at : at + LOAD_ROWS], name, at)
+            checkpoint.release(name)
+            return
+        for piece in file.pieces(name):
+            place = parameter[piece.start : piece.start + len(piece.values)]
+            if compare:
+                compare(name, piece, place)
+            place.copy_(piece.values)
+
+    largest_first = sorted(module.named_parameters(), key=lambda named: -named[1].numel())
+    with _workers() as pool:
+        for done in [pool.submit(load, *named) for named in largest_first]:
+            done.result()
 
 
 def _head(
@@ -201,36 +275,52 @@ def _head(
     """Logits of the last hidden states, some rows of lm_head at a time; compares the embedding on the way."""
     config = checkpoint.config
     logits = {stream.name: torch.empty(len(stream.positions), config.vocab_size) for stream in streams}
-    head_pieces = file.pieces(HEAD) if file else iter(())
-    embedding_pieces = file.pieces(EMBEDDING) if file and compare else iter(())
-    step = max(1, CHUNK_ELEMENTS // config.hidden_size)
-    count = max(1, LOAD_ROWS // step)
-    for start in range(0, config.vocab_size, count * step):
-        stop = min(start + count * step, config.vocab_size)
-        with _one_thread():
-            rows = checkpoint.rows(HEAD, start, stop)
-            own = torch.empty_like(rows)
-            for piece in islice(head_pieces, count):
-                place = slice(piece.start - start, piece.start - start + len(piece.values))
-                own[place] = piece.values
-                if compare:
-                    compare(HEAD, piece, rows[place])
-            for piece in islice(embedding_pieces, count):
-                if compare:
-                    kept = checkpoint.rows(EMBEDDING, piece.start, piece.start + len(piece.values))
-                    compare(EMBEDDING, piece, kept)
-            checkpoint.release(HEAD, EMBEDDING)
+    step = max(1, LOAD_ROWS * 8)
+
+    def some(start: int) -> None:
+        stop = min(start + step, config.vocab_size)
+        rows = torch.empty(stop - start, config.hidden_size)
+        checkpoint.read_into(rows, HEAD, start)
         for stream in streams:
-            logits[stream.name][:, start:stop] = hidden[stream.name] @ (own if stream.from_file else rows).T
+            if not stream.from_file:
+                logits[stream.name][:, start:stop] = hidden[stream.name] @ rows.T
+        if file is None:
+            return
+        for piece in file.pieces(HEAD, start, stop):
+            place = rows[piece.start - start : piece.start - start + len(piece.values)]
+            if compare:
+                compare(HEAD, piece, place)
+            place.copy_(piece.values)
+        for stream in streams:
+            if stream.from_file:
+                logits[stream.name][:, start:stop] = hidden[stream.name] @ rows.T
+        if compare:
+            for piece in file.pieces(EMBEDDING, start, stop):
+                compare(EMBEDDING, piece, checkpoint.rows(EMBEDDING, piece.start, piece.start + len(piece.values)))
+
+    with _workers() as pool:
+        # A few at a time, and then what was mapped of the weights is let go of.
+        for first in range(0, config.vocab_size, 16 * step):
+            last = min(first + 16 * step, config.vocab_size)
+            for done in [pool.submit(some, start) for start in range(first, last, step)]:
+                done.result()
+            checkpoint.release(HEAD, EMBEDDING)
     return logits
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Pieces the size of a cache gain little from a second thread, and wait for it where the machine is busy."""
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """Threads, one a core, for pieces the size of a cache: each computes alone, waiting for no other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        # A thread of its own has its own setting.
+        with ThreadPoolExecutor(threads, initializer=_alone) as pool:
+            yield pool
     finally:
         torch.set_num_threads(threads)
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)

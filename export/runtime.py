@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import executorch.extension.llm.custom_ops.custom_ops  # registers llama::update_cache, custom_sdpa
@@ -73,6 +74,12 @@ class Feed:
     name: str
     calls: tuple[int, ...]
     every: bool = True  # keep the logits of every position where a file gives them, not only of each call's last
+
+    def positions(self, full_logits: bool) -> list[int]:
+        """Where `run_feeds` keeps logits, of a file that gives those of all tokens of a call or of the last only."""
+        if full_logits and self.every:
+            return list(range(sum(self.calls)))
+        return [end - 1 for end in accumulate(self.calls)]
 
 
 def run_feeds(path: Path, tokens: Sequence[int], feeds: Sequence[Feed]) -> list[tuple[list[int], np.ndarray]]:

@@ -56,6 +56,9 @@ class Untied:
         """A view into the mapped file; see `Checkpoint.tensor`."""
         return self.checkpoint.tensor(self.source(name))
 
+    def prefetch(self, name: str) -> None:
+        self.checkpoint.prefetch(self.source(name))
+
     def release(self, name: str) -> None:
         self.checkpoint.release(self.source(name))
 

@@ -28,12 +28,13 @@ from rich.table import Table
 
 from checkpoints.errors import BadInput, run
 from checkpoints.source import DEFAULT, EMBEDDED, resolve
+from export.child import Child
 from export.progress import quiet
 
 if TYPE_CHECKING:
     from export.compare import Report
 
-TOKENS, SHORT_TOKENS = 128, 48
+TOKENS, SHORT_TOKENS = 128, 40
 
 
 def verify(
@@ -58,10 +59,11 @@ def verify(
     source, place = resolve(checkpoint, revision), Path(file)
     if not place.is_file():
         raise BadInput(f"{place} is not a file")
-    from export.compare import compare  # imports torch and transformers
-
     count = tokens or (SHORT_TOKENS if short else TOKENS)
-    return compare(place, source, None if text is None else Path(text), count, short, long, progress)
+    with Child(imports="export.runtime") as child:  # beside the imports of this process
+        from export.compare import compare  # imports torch and transformers
+
+        return compare(place, source, None if text is None else Path(text), count, short, long, progress, child)
 
 
 def print_report(report: Report) -> None:
@@ -105,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = vars(parser.parse_args(argv))
     as_json = flags.pop("json")
     quiet(verbose=False)
+    # Before torch is imported: the file runs beside the reference, and a thread that spins while it waits takes the
+    # other's core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with Console(stderr=True).status("reading") as status:
         report = verify(**flags, progress=status.update)
     if as_json:

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +18,8 @@ from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput, run
 from checkpoints.source import resolve
 from checkpoints.weights import open_checkpoint
-from export import compare as compare_module
-from export.child import ChildDied, in_child
+from export import verify as verify_module
+from export.child import Child, ChildDied
 from export.compare import Report, plan
 from export.model import rope_tables
 from export.pte import export_pte
@@ -55,7 +58,16 @@ def far(near: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run files in this process, which spares the imports of another."""
-    monkeypatch.setattr(compare_module, "in_child", lambda function, *args: function(*args))
+
+    class Here(nullcontext[Any]):
+        def __init__(self, imports: str = "") -> None:
+            super().__init__(self)
+
+        def start(self, function: Any, *args: Any) -> Any:
+            found = function(*args)
+            return SimpleNamespace(check=lambda: None, result=lambda: found)
+
+    monkeypatch.setattr(verify_module, "Child", Here)
 
 
 # right files
@@ -386,12 +398,30 @@ def test_a_session_tells_what_it_cannot_do(quantized: Path, tmp_path: Path) -> N
 CRASH = "import os; os.write(2, b'[op.cpp:7] assert failed\\n\\n'); os._exit(134)"
 
 
+def in_child(function: Any, *args: Any) -> Any:
+    with Child("json") as child:
+        return child.start(function, *args).result()
+
+
 def test_a_crash_of_the_runtime_is_one_sentence(quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ChildDied, match=r"^\[op\.cpp:7\] assert failed$"):
         in_child(exec, CRASH)
-    monkeypatch.setattr(compare_module, "in_child", lambda *_: in_child(exec, CRASH))
+
+    class Crashing(Child):
+        def start(self, function: Any, *args: Any) -> Any:
+            return super().start(exec, CRASH)
+
+    monkeypatch.setattr(verify_module, "Child", Crashing)
     with pytest.raises(BadInput, match=r"tiny\.pte: ExecuTorch's runtime crashes on this file \(\[op\.cpp:7\]"):
         verify(quantized, "phi4-tiny", short=True)
+
+
+def test_leaving_a_child_early_ends_it() -> None:
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Child("json") as child:
+        child.start(time.sleep, 600).check()
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 300, "it waited for the function to end"
 
 
 def test_results_and_exceptions_of_a_child_come_back() -> None:
