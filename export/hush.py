@@ -20,8 +20,11 @@ from checkpoints.errors import BadInput
 FAREWELL = b"\n\0\n"
 KEEPER = """
 import collections, sys
-lines = collections.deque(sys.stdin.buffer, maxlen=20)
-farewell = lines and lines[-1] == b"\\0\\n" and lines.pop()
+lines, farewell = collections.deque(maxlen=20), False
+for line in sys.stdin.buffer:  # processes we started may hold the pipe open after us
+    if farewell := line == b"\\0\\n":
+        break
+    lines.append(line)
 lines = [line.rstrip() + b"\\n" for line in lines if line.strip()]
 if not farewell:
     lines.append(b"error: " + sys.argv[1].encode(errors="replace") + b"\\n")

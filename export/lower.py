@@ -229,11 +229,11 @@ def _lower_pieces(config: ModelConfig, chunk: int, recipe: Recipe, full_logits: 
     block: Any = probe.layers[0]
     length = {1: torch.export.Dim("length", min=1, max=chunk)}
     h = torch.zeros(1, min(MIN_LENGTH, chunk), hidden)
-    attended = torch.zeros(1, h.shape[1], heads, size)
+    attended = torch.zeros(kv, h.shape[1], heads // kv, size)
     linear, head = "model.layers.0.linear.weight", "lm_head.weight"
 
     def project(x: Tensor) -> tuple[Tensor, ...]:
-        return x.new_empty(1, x.shape[1], heads + kv, size), x.new_empty(1, x.shape[1], kv, size)
+        return x.new_empty(kv, x.shape[1], heads // kv + 1, size), x.new_empty(kv, x.shape[1], 1, size)
 
     def like_residual(x: Tensor, residual: Tensor) -> tuple[Tensor, ...]:
         return (torch.empty_like(residual),)

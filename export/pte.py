@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,7 @@ def export_pte(
         stages = Stages()
         with stages.running(), _aside(out) as partial:
             graph = _build(partial, weights, opened.config, opened.recipe, options, methods, stages)
-            report = _verify(partial, source, stages) if verify else None
+            report = _verify(partial, out.name, source, stages) if verify else None
             with stages.stage("hash"):
                 notes += tuple(getattr(opened, "notes", ()))
                 manifest = make_manifest(partial, out.name, source, opened, options, graph, report, notes)
@@ -179,7 +179,7 @@ def _build(
     return graph
 
 
-def _verify(partial: Path, source: Source, stages: Stages) -> Report:
+def _verify(partial: Path, name: str, source: Source, stages: Stages) -> Report:
     from export.verify import verify
 
     with stages.stage("verify"):
@@ -191,7 +191,7 @@ def _verify(partial: Path, source: Source, stages: Stages) -> Report:
         )
     if not report.passed:
         raise VerificationFailed("the file does not compute what the model computes: " + "; ".join(report.failures))
-    return report
+    return replace(report, file=name)
 
 
 class VerificationFailed(BadInput):

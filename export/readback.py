@@ -180,13 +180,17 @@ def constant(file: PteFile, name: str) -> int:
 
 
 def cache_dtype(file: PteFile, config: ModelConfig, context: int) -> torch.dtype:
-    """Type of the KV cache: that of the tensors [1, context, KV heads, head size] of `forward`."""
-    wanted = [1, context, config.num_key_value_heads, config.head_dim]
+    """Type of the KV cache: that of the tensors [KV heads, context, 1, head size] of `forward`.
+
+    Upstream's files, and ours of before, have [1, context, KV heads, head size].
+    """
+    heads, size = config.num_key_value_heads, config.head_dim
+    wanted = [heads, context, 1, size], [1, context, heads, size]
     forward = next(plan for plan in file.program.execution_plan if plan.name == "forward")
     for value in forward.values:
-        if isinstance(value.val, TensorValue) and list(value.val.sizes) == wanted:
+        if isinstance(value.val, TensorValue) and list(value.val.sizes) in wanted:
             return CACHE_DTYPES.get(value.val.scalar_type, torch.float32)
-    raise BadInput(f"{file.path} has no KV cache of shape {wanted}, as {config.path} makes it")
+    raise BadInput(f"{file.path} has no KV cache of shape {wanted[0]}, as {config.path} makes it")
 
 
 def gives_all_logits(file: PteFile) -> bool:

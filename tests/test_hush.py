@@ -19,7 +19,7 @@ def noise():
 
 
 def run(rest: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", START + rest], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", START + rest], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,16 @@ def run(rest: str) -> subprocess.CompletedProcess[str]:
         ("with quietly(verbose=True): noise()", 0, "C's log\nC's stdout\n"),
         ("try:\n  with quietly(): noise(); raise BadInput('x')\nexcept BadInput: pass", 0, ""),
         ("try:\n  with quietly(): noise(); raise ValueError('x')\nexcept ValueError: pass", 0, "C's log\n"),
+        (
+            "import subprocess\ntry:\n  with quietly():\n    subprocess.Popen(['sleep', '600']); noise(); raise ValueError"
+            "\nexcept ValueError: os.system('pkill -P %d sleep' % os.getpid())",
+            0,
+            "C's log\n",
+        ),
         ("with quietly():\n  noise(); sys.stdout.flush(); C.abort()", -6, "C's log\nerror: it crashed\n"),
         ("with quietly():\n  noise()\nwith quietly():\n  pass", 0, ""),
     ],
-    ids=["fine", "verbose", "bad input", "bug", "crash", "twice"],
+    ids=["fine", "verbose", "bad input", "bug", "bug beside a child", "crash", "twice"],
 )
 def test_hushed(rest: str, code: int, log: str) -> None:
     done = run(rest)
