@@ -30,7 +30,8 @@ def run(rest: str) -> subprocess.CompletedProcess[str]:
         ("try:\n  with quietly(): noise(); raise BadInput('x')\nexcept BadInput: pass", 0, ""),
         ("try:\n  with quietly(): noise(); raise ValueError('x')\nexcept ValueError: pass", 0, "C's log\n"),
         (
-            "import subprocess\ntry:\n  with quietly():\n    subprocess.Popen(['sleep', '600']); noise(); raise ValueError"
+            "import subprocess\ntry:\n  with quietly():\n    subprocess.Popen(['sleep', '600'])\n"
+            "    noise(); raise ValueError"
             "\nexcept ValueError: os.system('pkill -P %d sleep' % os.getpid())",
             0,
             "C's log\n",
