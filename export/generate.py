@@ -25,11 +25,11 @@ import psutil
 from checkpoints.errors import BadInput, run
 from export.hush import hushed
 from export.progress import quiet
+from export.runner import Facts, check_fits, check_is_program, import_runner, numbers_tokenizer, read_facts
 
 if TYPE_CHECKING:
     from export.tokenizer import Tokenizer
 
-METHODS = ("forward", "get_max_seq_len", "get_eos_ids")  # an LLM's for the runner
 MAX_TEMPERATURE = 1.0  # the runner gives up above
 
 
@@ -56,15 +56,6 @@ class Generation:
     token_ids: tuple[int, ...]  # without the one that ended it
     ended: bool  # by a stop token; else by max_new_tokens or a full context
     stats: Stats
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """The constant methods of a file."""
-
-    context: int  # tokens
-    vocab_size: int | None
-    eos_ids: frozenset[int]
 
 
 class Joiner:
@@ -119,7 +110,7 @@ def generate(
         raise BadInput(f"--temperature {temperature} is not within 0 to {MAX_TEMPERATURE}")
     if raw and system is not None:
         raise BadInput("--system needs the chat template, which --raw leaves out")
-    _check_is_program(path)
+    check_is_program(path)
     with hushed(f"{path}: ExecuTorch's runtime ended the process on this file", verbose):
         from export.tokenizer import chat_prompt, find_tokenizer, load_tokenizer, runner_ids
 
@@ -130,9 +121,9 @@ def generate(
                 raise BadInput(f"{problem}: give a tokenizer with --tokenizer") from None
         else:
             words = Path(tokenizer)
-        facts = _facts(path)
+        facts = read_facts(path)
         loaded = load_tokenizer(words)
-        _check_fits(path, facts, loaded)
+        check_fits(path, facts, loaded)
         if raw:
             text = prompt
         else:
@@ -148,57 +139,16 @@ def generate(
         return _run(path, facts, loaded, ids, limit, temperature, on_text)
 
 
-def _check_is_program(path: Path) -> None:
-    """The little that can be told before executorch is imported, which takes seconds."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as problem:
-        raise BadInput(f"{path} cannot be read: {problem.strerror}") from None
-    if head[4:6] != b"ET":
-        raise BadInput(f"{path} is not an ExecuTorch program: bytes 4 to 8 are {head[4:8]!r}, not ET12")
-
-
-def _facts(path: Path) -> _Facts:
-    # executorch.runtime and export.ptefile would import all of executorch.exir, which takes longer than the answer.
-    import torch  # noqa: F401  _C is linked against it
-    from executorch.extension.pybindings import _C
-
-    try:
-        module = _C._load_for_executorch(str(path))
-        names = set(module.method_names())
-    except RuntimeError:
-        raise BadInput(f"{path} is a damaged ExecuTorch program, or cut short") from None
-    if missing := [name for name in METHODS if name not in names]:
-        raise BadInput(f"{path} is not a language model for ExecuTorch's runner: it has no {missing[0]}")
-
-    def call(name: str) -> list[int]:
-        return [int(value) for value in module.run_method(name, ())]
-
-    length = "get_max_context_len" if "get_max_context_len" in names else "get_max_seq_len"
-    vocab = call("get_vocab_size")[0] if "get_vocab_size" in names else None
-    return _Facts(call(length)[0], vocab, frozenset(call("get_eos_ids")))
-
-
-def _check_fits(path: Path, facts: _Facts, tokenizer: Tokenizer) -> None:
-    size, vocab = tokenizer.vocab_size, facts.vocab_size
-    if vocab is not None and not vocab // 2 <= size <= vocab:
-        raise BadInput(f"{tokenizer.path} is not of this model: it has {size} tokens, {path} has {vocab}")
-    if strangers := facts.eos_ids - set(tokenizer.special.values()):
-        some = f"{path} stops at token {min(strangers)}"
-        raise BadInput(f"{tokenizer.path} is not of this model: {some}, which is no special token of it")
-
-
 def _run(
     path: Path,
-    facts: _Facts,
+    facts: Facts,
     tokenizer: Tokenizer,
     ids: list[int],
     limit: int,
     temperature: float,
     on_text: Callable[[str], object],
 ) -> Generation:
-    runner_module = _import_runner()
+    runner_module = import_runner()
     joiner, pieces, found = Joiner(tokenizer.decode), list[str](), list[int]()
     took: dict[str, int] = {}
 
@@ -213,7 +163,7 @@ def _run(
 
     with tempfile.TemporaryDirectory() as folder:
         numbers = Path(folder, "tokenizer.json")
-        numbers.write_text(_numbers(tokenizer.vocab_size))
+        numbers.write_text(numbers_tokenizer(tokenizer.vocab_size))
         _give_back()
         before = _memory()[1]
         settings = runner_module.GenerationConfig(echo=False, max_new_tokens=limit, temperature=temperature)
@@ -240,28 +190,6 @@ def _run(
 
 class RunnerFailed(RuntimeError):
     """The runner gave up on a file that looked right; the last lines of its log are shown on stderr."""
-
-
-def _import_runner() -> Any:
-    """The runner's module, with the kernels that language models use registered in its runtime."""
-    import executorch.kernels.quantized  # noqa: F401  embeddings
-    import torch
-    from executorch.extension import llm
-    from executorch.extension.llm import runner
-
-    # update_cache and custom_sdpa; importing their Python module takes torch's compiler with it.
-    (library,) = Path(next(iter(llm.__path__)), "custom_ops").glob("*custom_ops_aot_lib.*")
-    torch.ops.load_library(library)
-    return runner
-
-
-def _numbers(count: int) -> str:
-    """A tokenizer.json that spells every id below `count` as its number and a space."""
-    vocab = {f"{i} ": i for i in range(count)}
-    words = {"type": "Split", "pattern": {"Regex": "[0-9]+ "}, "behavior": "Removed", "invert": True}
-    model = {"type": "BPE", "vocab": vocab, "merges": []}
-    nothing = dict.fromkeys(("normalizer", "post_processor", "decoder"))
-    return json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": words, "model": model} | nothing)
 
 
 def _rate(count: int, ms: int) -> float | None:

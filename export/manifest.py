@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from checkpoints.source import Source
-from checkpoints.weights import sha256
-from export.graph import Graph
-
 if TYPE_CHECKING:
+    from checkpoints.source import Source
+    from export.graph import Graph
     from export.pte import Exported
 
 PACKAGES = ("pocketphi", "executorch", "torch", "torchao", "transformers")
@@ -38,6 +36,8 @@ def make_manifest(
     notes: tuple[str, ...],
 ) -> dict[str, Any]:
     """Everything needed to make the file again and to know it; sizes in bytes, hashes sha256 in hex."""
+    from checkpoints.weights import sha256  # imports torch, which a reader of manifests does not need
+
     config = opened.config
     planned = sum(graph.planned_bytes)
     item = 2 if options["kv_cache"] == "bf16" else 4

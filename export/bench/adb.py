@@ -1,0 +1,170 @@
+"""The adb program, as functions: devices, shell with exit codes, push, pull, properties.
+
+Knows nothing of models and results. Every wait ends: at its time-out, when `stop` is set, or when the device is gone.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoints.errors import BadInput
+from export.bench.outcome import Interrupted
+
+GONE = re.compile(
+    r"device '[^']*' not found|no devices/emulators found|device (is )?(offline|unauthorized|still authorizing)"
+    r"|error: closed|device disconnected|protocol fault|[Cc]onnection reset|failed to read copy response|EOF"
+)
+SHORT_S = 60.0  # for commands that only ask
+STATES = {
+    "unauthorized": "does not trust this computer yet: unlock it and allow USB debugging",
+    "offline": "is offline: unplug it and plug it in again",
+    "authorizing": "does not trust this computer yet: unlock it and allow USB debugging",
+    "no permissions": "may not be used by this user: adb says {state}",
+}
+
+
+class Unplugged(Exception):
+    """The device cannot be reached any more."""
+
+
+class TimedOut(Exception):
+    """A command of adb's did not end; the message is the command."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Adb:
+    """The adb program; BadInput where there is none."""
+
+    def __init__(self) -> None:
+        path = shutil.which("adb")
+        if path is None:
+            raise BadInput("adb is not installed or not on the PATH: it comes with Android's platform-tools")
+        self.path = path
+
+    def devices(self) -> dict[str, str]:
+        """Serials and states (device, offline, unauthorized, …) of all that adb sees."""
+        try:
+            done = subprocess.run([self.path, "devices"], capture_output=True, text=True, timeout=SHORT_S)
+        except subprocess.TimeoutExpired:
+            raise BadInput(f"adb devices does not answer within {SHORT_S:g} s") from None
+        if done.returncode:
+            raise BadInput(f"adb devices failed: {_last(done.stderr or done.stdout)}")
+        lines = [line.split("\t", 1) for line in done.stdout.splitlines()]
+        return {line[0]: line[1].strip() for line in lines if len(line) == 2}
+
+    def choose(self, wanted: Sequence[str]) -> list[str]:
+        """The serials to use: `wanted`, else the only device there is; BadInput says why there is none."""
+        found = self.devices()
+        if not wanted:
+            ready = [serial for serial, state in found.items() if state == "device"]
+            if len(ready) > 1:
+                raise BadInput(f"{len(ready)} devices are connected ({', '.join(ready)}): choose with --serial")
+            if ready:
+                return ready
+            if not found:
+                raise BadInput("no device is connected: plug a phone in and switch USB debugging on")
+            wanted = list(found)[:1]
+        for serial in wanted:
+            state = found.get(serial)
+            if state is None:
+                there = f"connected: {', '.join(found)}" if found else "nothing is connected"
+                raise BadInput(f"no device has the serial {serial}, {there}")
+            if state != "device":
+                said = next((text for key, text in STATES.items() if state.startswith(key)), "is not ready: {state}")
+                raise BadInput(f"{serial} {said.format(state=state)}")
+        if len(set(wanted)) < len(wanted):
+            raise BadInput(f"--serial names a device twice: {', '.join(wanted)}")
+        return list(wanted)
+
+
+class Device:
+    """One device. Methods raise Unplugged, TimedOut, and Interrupted once `stop` is set."""
+
+    def __init__(self, adb: Adb, serial: str, stop: threading.Event) -> None:
+        self.adb, self.serial, self.stop = adb, serial, stop
+        self.cleaning = False  # then `stop` is not heeded
+
+    def connected(self) -> bool:
+        """Whether adb can talk to it."""
+        try:
+            done = subprocess.run(
+                [self.adb.path, "-s", self.serial, "get-state"], capture_output=True, text=True, timeout=10
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return done.stdout.strip() == "device"
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """adb with these arguments, its output to be read as it comes; in a session of its own for Ctrl-C is ours."""
+        return subprocess.Popen(
+            [self.adb.path, "-s", self.serial, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+
+    def call(self, *arguments: str, timeout_s: float, tick: Callable[[], object] = lambda: None) -> Done:
+        """adb with these arguments to its end; `tick` is called a few times a second meanwhile."""
+        process = self.start(*arguments)
+        deadline = time.monotonic() + timeout_s
+        try:
+            while True:
+                try:
+                    out, err = process.communicate(timeout=0.25)
+                    break
+                except subprocess.TimeoutExpired:
+                    pass
+                if self.stop.is_set() and not self.cleaning:
+                    raise Interrupted
+                if time.monotonic() > deadline:
+                    raise TimedOut(f"adb {' '.join(arguments)[:120]}") if self.connected() else Unplugged(self.serial)
+                tick()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+        done = Done(process.returncode, out, err)
+        if done.code and (GONE.search(err) or GONE.search(out[-500:]) or not self.connected()):
+            raise Unplugged(self.serial)
+        return done
+
+    def shell(self, command: str, timeout_s: float = SHORT_S) -> Done:
+        """A command line for the device's shell; its exit code is the result's."""
+        return self.call("shell", command, timeout_s=timeout_s)
+
+    def ask(self, command: str) -> str:
+        """What a command prints, stripped; empty where it fails."""
+        done = self.shell(command)
+        return "" if done.code else done.out.strip()
+
+    def getprop(self, name: str) -> str:
+        """A system property, empty where there is none."""
+        return self.ask(f"getprop {name}")
+
+    def push(self, local: Path, remote: str, timeout_s: float, tick: Callable[[], object] = lambda: None) -> Done:
+        """Copy a file to the device."""
+        return self.call("push", str(local), remote, timeout_s=timeout_s, tick=tick)
+
+    def read(self, remote: str) -> str | None:
+        """A text file of the device; None where there is none."""
+        done = self.shell(f"cat {shlex.quote(remote)}")
+        return None if done.code else done.out
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

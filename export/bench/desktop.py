@@ -1,0 +1,234 @@
+"""This machine: the wheel's C++ runner in a process of its own, measured from outside.
+
+`private_dirty_bytes` and the like are the whole process's, Python and torch with it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from checkpoints.errors import BadInput
+from export.bench import result
+from export.bench.memory import nothing, parse_memory, sample, with_peak
+from export.bench.outcome import Outcome, Watch, size
+from export.bench.phone import local_file
+from export.bench.plan import Plan
+from export.child import last_line
+
+INTERVAL_S = 0.02
+MOST = 0.05  # of the time may go into asking: a large process's tables take long to walk
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Sampler:
+    """Asks for a process's memory until stopped; samples carry seconds of the monotonic clock."""
+
+    def __init__(self, pid: int) -> None:
+        self._process, self._stop = psutil.Process(pid), threading.Event()
+        self.taken: list[tuple[float, dict[str, int | None]]] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            begun = time.monotonic()
+            memory = self._ask()
+            if memory is None or self._stop.is_set():
+                return
+            self.taken.append((begun, memory))
+            if self._stop.wait(max(INTERVAL_S, (time.monotonic() - begun) / MOST)):
+                return
+
+    def _ask(self) -> dict[str, int | None] | None:
+        try:
+            if sys.platform == "linux":
+                memory = parse_memory(Path(f"/proc/{self._process.pid}/smaps_rollup").read_text())
+            else:
+                info = self._process.memory_full_info()
+                memory = nothing() | {"rss_bytes": info.rss, "private_dirty_bytes": info.uss}
+            return memory | {"available_bytes": psutil.virtual_memory().available}
+        except (OSError, psutil.Error):
+            return None
+
+    def between(self, begin: float, end: float) -> list[tuple[float, dict[str, int | None]]]:
+        return [entry for entry in list(self.taken) if begin <= entry[0] <= end]
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class Run:
+    """One worker under way: its events become repeats."""
+
+    def __init__(self, plan: Plan, watch: Watch) -> None:
+        self.plan, self.watch = plan, watch
+        self.repeats: list[list[dict[str, Any]]] = [[] for _ in plan.prompt_tokens]
+        self._phases: list[tuple[float, str]] = []
+        self._before: dict[str, Any] = {}
+        self._doing = "starting"
+
+    def follow(self) -> str | None:
+        """Run to the end; what went wrong, in a sentence. KeyboardInterrupt ends the worker and goes on."""
+        plan = self.plan
+        keys = ("new_tokens", "repeats", "warmups", "cooldown_s", "load_mode", "prompt_tokens")
+        spec = {key: getattr(plan, key) for key in keys} | {"pte": str(plan.pte), "tokenizer": str(plan.tokenizer)}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        with tempfile.TemporaryFile("w+", errors="replace") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "export.bench.worker", json.dumps(spec)],
+                stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+                start_new_session=True,  # Ctrl-C is for us
+            )  # fmt: skip
+            sampler = Sampler(worker.pid)
+            try:
+                problem = self._events(worker, sampler)
+            finally:
+                worker.kill()
+                code = worker.wait()
+                sampler.stop()
+            log.seek(0)
+            if problem == "":
+                last = f"last seen with {size(sampler.taken[-1][1]['rss_bytes'] or 0)}" if sampler.taken else ""
+                why = f"signal {-code} ended it, {last}" if code < 0 else last_line(log.read())
+                return f"the runner's process died while {self._doing}: {why}"
+            return problem
+
+    def _events(self, worker: subprocess.Popen[str], sampler: Sampler) -> str | None:
+        """None at the end, a sentence, or "" where the worker fell silent because it is gone."""
+        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+        def read() -> None:
+            assert worker.stdout is not None
+            for line in worker.stdout:
+                lines.put(line)
+            lines.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        while True:
+            rest = self.plan.cooldown_s if self._phases and self._phases[-1][1] == "idle" else 0
+            try:
+                line = lines.get(timeout=self.plan.timeout_s + rest)
+            except queue.Empty:
+                return f"nothing happened for {self.plan.timeout_s:g} s while {self._doing}: time-out"
+            if line is None:
+                worker.wait()
+                return ""
+            event = json.loads(line)
+            if event["event"] == "refused":
+                raise BadInput(event["message"])
+            if event["event"] == "done":
+                return None
+            self._take(event, sampler)
+
+    def _take(self, event: dict[str, Any], sampler: Sampler) -> None:
+        match event["event"]:
+            case "phase":
+                self._phases.append((event["at"], event["phase"]))
+                self._doing = {"load": "loading the model", "idle": "resting"}.get(event["phase"], "answering")
+            case "begin":
+                self._before = thermal()
+            case "loaded":
+                self.watch.say("desktop", f"loaded in {event['load_ms']:,} ms")
+            case "warmup":
+                self.watch.say("desktop", f"warm-up {event['warmup'] + 1} of {self.plan.warmups}")
+            case "repeat":
+                self._keep(event, sampler)
+
+    def _keep(self, event: dict[str, Any], sampler: Sampler) -> None:
+        begun, end, index = event["begun"], event["at"], event["configuration"]
+        samples = [sample(1e3 * (at - begun), self._phase(at), memory) for at, memory in sampler.between(begun, end)]
+        if not samples and sampler.taken:  # shorter than the time between two samples
+            samples = [sample(1e3 * (end - begun), "decode", sampler.taken[-1][1])]
+        repeat = result.make_repeat(
+            **event["measured"], new_tokens=self.plan.new_tokens, memory=with_peak(samples),
+            thermal={"before": self._before, "after": thermal()},
+        )  # fmt: skip
+        self.repeats[index].append(repeat)
+        self.watch.say("desktop", describe(self.plan, index, event["repeat"], repeat))
+
+    def _phase(self, at: float) -> str:
+        return next((phase for begun, phase in reversed(self._phases) if begun <= at), "idle")
+
+
+def describe(plan: Plan, configuration: int, repeat: int, measured: dict[str, Any]) -> str:
+    """One line on a repeat; `measured` has its rates."""
+
+    def rate(value: float | None) -> str:
+        return "?" if value is None else f"{value:,.1f}"
+
+    return (
+        f"{plan.prompt_tokens[configuration]} tokens, repeat {repeat + 1} of {plan.repeats}: "
+        f"prefill {rate(measured['prefill_tokens_per_s'])}, decode {rate(measured['decode_tokens_per_s'])} tokens/s"
+    )
+
+
+def thermal() -> dict[str, Any]:
+    """What a desktop tells: at most the battery's charge."""
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    return {
+        "status": "unknown",
+        "battery_celsius": None,
+        "battery_percent": battery and min(100.0, max(0.0, float(battery.percent))),
+        "low_power_mode": None,
+    }
+
+
+def device_facts() -> dict[str, Any]:
+    """This machine, as the result wants it."""
+    model = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {
+        "kind": "desktop",
+        "model": model,
+        "soc": None,
+        "ram_bytes": psutil.virtual_memory().total,
+        "os": platform.system(),
+        "os_version": platform.release(),
+        "abi": platform.machine(),
+        "cores": os.cpu_count(),
+        "serial": None,
+    }
+
+
+def measure(plan: Plan, watch: Watch) -> Outcome:
+    """Measure on this machine; finished repeats are kept whatever happens after them.
+
+    BadInput where file, tokenizer and plan do not go together.
+    """
+    run, interrupted = Run(plan, watch), False
+    try:
+        problem = run.follow()
+    except KeyboardInterrupt:
+        problem, interrupted = "stopped by Ctrl-C", True
+    if not any(run.repeats):
+        return Outcome("desktop", None, problem, interrupted)
+    version = importlib.metadata.version
+    document = result.make_document(
+        device=device_facts(),
+        build={
+            "app": "export.bench",
+            "app_version": version("pocketphi"),
+            "engine": "TextLLMRunner",
+            "executorch": version("executorch"),
+        },
+        model=result.make_model(plan.pte, plan.tokenizer, local_file(plan.pte).sha256),
+        runs=list(zip(plan.configurations(), run.repeats, strict=True)),
+        problem=problem,
+    )
+    return Outcome("desktop", document, problem, interrupted)

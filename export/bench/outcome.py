@@ -1,0 +1,81 @@
+"""What came of one device, and the words in between. Knows no device."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from checkpoints.errors import BadInput
+from export.bench.result import Document
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A device's document, if at least one repeat finished, and what went wrong, if something did."""
+
+    name: str  # a serial, or the machine's
+    document: Document | None
+    problem: str | None = None
+    interrupted: bool = False
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, as a device's own thread is told of it."""
+
+
+class Failed(BadInput):
+    """A measurement ended early; `document` has the repeats that finished before."""
+
+    def __init__(self, sentence: str, document: Document | None = None) -> None:
+        super().__init__(sentence)
+        self.document = document
+
+
+class Watch:
+    """Lines and bars on stderr, of several devices at once."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._lock = threading.Lock()
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True,
+            disable=not self.console.is_terminal,
+        )  # fmt: skip
+
+    def __enter__(self) -> Watch:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def say(self, name: str, text: str) -> None:
+        with self._lock:
+            self.console.print(f"[bold]{escape(name)}[/] {escape(text)}", soft_wrap=True, highlight=False)
+
+    @contextlib.contextmanager
+    def bar(self, name: str, text: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+        """A bar for a terminal; the function takes the bytes that are done."""
+        task = self._progress.add_task(f"{name} {text}", total=total_bytes)
+        try:
+            yield lambda done: self._progress.update(task, completed=done)
+        finally:
+            self._progress.remove_task(task)
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def slug(text: str) -> str:
+    """For file names: small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "device"
