@@ -1,0 +1,139 @@
+package org.pocketphi.bench
+
+import android.os.Handler
+import android.os.Looper
+import org.pocketphi.core.ChatFormat
+import org.pocketphi.core.ChatSession
+import org.pocketphi.core.EngineError
+import org.pocketphi.core.LlmEngine
+import org.pocketphi.core.Message
+import org.pocketphi.core.ModelFiles
+import org.pocketphi.core.Role
+import java.io.File
+import java.util.concurrent.Executors
+
+/** What the chat shows; [streaming] is the answer under way, null between answers, [rate] tokens a second. */
+data class ChatState(
+    val model: String? = null,
+    val loading: Boolean = false,
+    val messages: List<Message> = emptyList(),
+    val streaming: String? = null,
+    val tokens: Int = 0,
+    val rate: Double? = null,
+    val problem: String? = null,
+) {
+    val busy: Boolean get() = loading || streaming != null
+}
+
+/** The conversation and its engine; both outlive the screen. All functions: main thread. */
+class ChatHolder(private val app: BenchApp) {
+    private val main = Handler(Looper.getMainLooper())
+    private val worker = Executors.newSingleThreadExecutor()
+    private val listeners = LinkedHashSet<(ChatState) -> Unit>()
+    @Volatile private var engine: LlmEngine? = null
+    private var session: ChatSession? = null
+
+    var state = ChatState()
+        private set
+
+    fun listen(listener: (ChatState) -> Unit) {
+        listeners.add(listener)
+        listener(state)
+    }
+
+    fun unlisten(listener: (ChatState) -> Unit) {
+        listeners.remove(listener)
+    }
+
+    /** Loads [model] where it is not the one that is loaded, then answers. */
+    fun ask(model: File, tokenizer: File, text: String) {
+        if (state.busy) return
+        val load = state.model != model.path || session == null
+        tell(
+            state.copy(
+                model = model.path, loading = load, messages = state.messages + Message(Role.USER, text),
+                streaming = if (load) null else "", tokens = 0, rate = null, problem = null,
+            ),
+        )
+        worker.execute { answer(model, tokenizer, text, load) }
+    }
+
+    fun stop() {
+        engine?.stop()
+    }
+
+    /** Forgets the conversation; the model stays loaded. */
+    fun anew() {
+        if (state.busy) return
+        tell(ChatState(model = state.model))
+        worker.execute {
+            try {
+                engine?.reset()
+                session = engine?.let { ChatSession(it, null) }
+            } catch (_: EngineError) {
+                unload()
+            }
+        }
+    }
+
+    /** Gives the memory back, as a measurement needs it. Waits for the engine, so not while it is busy. */
+    fun close() {
+        worker.submit { unload() }.get()
+        if (state.model != null) tell(ChatState())
+    }
+
+    private fun answer(model: File, tokenizer: File, text: String, load: Boolean) {
+        try {
+            if (load) {
+                unload()
+                val made = app.engines.create(model.path, tokenizer.path, ModelFiles.manifest(model))
+                engine = made
+                made.load()
+                session = ChatSession(made, null)
+                post { it.copy(loading = false, streaming = "") }
+            }
+            val begin = System.nanoTime()
+            var first = 0L
+            val answer = StringBuilder()
+            var tokens = 0
+            val done = session!!.ask(text, NEW_TOKENS) { piece ->
+                if (tokens++ == 0) first = System.nanoTime()
+                answer.append(piece)
+                val shown = ChatFormat.visible(answer.toString())
+                val count = tokens
+                val rate = rate(count, first)
+                post { it.copy(streaming = shown, tokens = count, rate = rate) }
+            }
+            val rate = rate(done.generatedTokens, if (first == 0L) begin else first)
+            val visible = session!!.messages.last()
+            post { it.copy(messages = it.messages + visible, streaming = null, tokens = done.generatedTokens, rate = rate) }
+        } catch (failure: EngineError) {
+            unload()
+            post { it.copy(loading = false, streaming = null, problem = failure.message) }
+        }
+    }
+
+    private fun rate(tokens: Int, firstNanos: Long): Double? {
+        val seconds = (System.nanoTime() - firstNanos) / 1e9
+        return if (tokens < 2 || seconds <= 0) null else (tokens - 1) / seconds
+    }
+
+    private fun unload() {
+        session = null
+        engine?.close()
+        engine = null
+    }
+
+    private fun post(change: (ChatState) -> ChatState) {
+        main.post { tell(change(state)) }
+    }
+
+    private fun tell(next: ChatState) {
+        state = next
+        listeners.toList().forEach { it(next) }
+    }
+
+    private companion object {
+        const val NEW_TOKENS = 1024
+    }
+}

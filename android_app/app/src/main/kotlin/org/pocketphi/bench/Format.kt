@@ -1,0 +1,50 @@
+package org.pocketphi.bench
+
+import android.content.Context
+import org.pocketphi.core.Configuration
+import org.pocketphi.core.Metric
+import java.text.DateFormat
+import java.text.ParseException
+import java.text.SimpleDateFormat
+import java.util.Locale
+import java.util.TimeZone
+
+/** Numbers and times as a person reads them. */
+object Format {
+    private const val MB = 1e6
+    private const val GB = 1e9
+
+    fun bytes(bytes: Long): String =
+        if (bytes >= GB) String.format(Locale.ROOT, "%.2f GB", bytes / GB) else String.format(Locale.ROOT, "%.1f MB", bytes / MB)
+
+    /** Three figures: 0.53, 17.3, 204. */
+    fun number(value: Double): String = when {
+        value < 10 -> String.format(Locale.ROOT, "%.2f", value)
+        value < 100 -> String.format(Locale.ROOT, "%.1f", value)
+        else -> String.format(Locale.ROOT, "%,.0f", value)
+    }
+
+    fun metric(metric: Metric, value: Double): String =
+        number(if (metric == Metric.PEAK_PSS || metric == Metric.PEAK_RSS) value / MB else value)
+
+    fun lengths(context: Context, configuration: Configuration): String =
+        context.getString(R.string.lengths, configuration.promptTokens, configuration.newTokens)
+
+    /** The schema's UTC time in the phone's zone and words. */
+    fun moment(utc: String): String = try {
+        val parser = SimpleDateFormat("yyyy-MM-dd'T'HH:mm:ss'Z'", Locale.ROOT).apply { timeZone = TimeZone.getTimeZone("UTC") }
+        DateFormat.getDateTimeInstance(DateFormat.MEDIUM, DateFormat.SHORT).format(parser.parse(utc)!!)
+    } catch (_: ParseException) {
+        utc
+    }
+}
+
+val Metric.label: Int get() = when (this) {
+    Metric.DECODE -> R.string.row_decode
+    Metric.PREFILL -> R.string.row_prefill
+    Metric.FIRST_TOKEN -> R.string.row_first
+    Metric.TOKEN -> R.string.row_token
+    Metric.LOAD -> R.string.row_load
+    Metric.PEAK_PSS -> R.string.row_pss
+    Metric.PEAK_RSS -> R.string.row_rss
+}

@@ -1,0 +1,87 @@
+package org.pocketphi.bench
+
+import android.app.Activity
+import android.content.Intent
+import android.os.Bundle
+import android.util.Log
+import org.pocketphi.core.BadInput
+import org.pocketphi.core.Event
+import org.pocketphi.core.LineSink
+import org.pocketphi.core.ProgressLines
+import org.pocketphi.core.RunRequest
+
+/** A run that a program starts (docs/app_protocol.md): shows how far it is and is gone when it has ended. */
+class HeadlessActivity : Activity() {
+    private lateinit var live: LiveViews
+    private val listener = { state: RunState -> show(state) }
+
+    override fun onCreate(state: Bundle?) {
+        super.onCreate(state)
+        setContentView(R.layout.headless)
+        live = LiveViews(findViewById(R.id.live))
+        if (state == null) {
+            begin(intent)
+        } else if (app.runs.state.request == null) {
+            // The system killed the process and brought only the screen back.
+            ended(intent.getStringExtra("run").orEmpty(), getString(R.string.error_killed))
+        }
+    }
+
+    override fun onNewIntent(intent: Intent) {
+        super.onNewIntent(intent)
+        begin(intent)
+    }
+
+    override fun onStart() {
+        super.onStart()
+        app.runs.listen(listener)
+    }
+
+    override fun onStop() {
+        app.runs.unlisten(listener)
+        super.onStop()
+    }
+
+    private fun begin(intent: Intent) {
+        val name = intent.getStringExtra("run")
+        try {
+            app.runs.start(RunRequest.parse(extras(intent)), Logcat)
+        } catch (problem: BadInput) {
+            ended(name.orEmpty(), problem.message)
+        }
+    }
+
+    private fun show(state: RunState) {
+        live.show(state)
+        keepScreenOn(state.active)
+        if (!state.active && state.last != null) finish()
+    }
+
+    private fun ended(run: String, problem: String) {
+        ProgressLines(run, Logcat).on(Event.Failed(problem))
+        if (!app.runs.state.active) finish()
+    }
+
+    private fun extras(intent: Intent): Map<String, Any?> = buildMap {
+        for (key in TEXTS) intent.getStringExtra(key)?.let { put(key, it) }
+        for (key in NUMBERS) {
+            if (!intent.hasExtra(key)) continue
+            val number = intent.getIntExtra(key, Int.MIN_VALUE)
+            put(key, if (number == Int.MIN_VALUE) intent.getStringExtra(key).orEmpty() else number)
+        }
+    }
+
+    private companion object {
+        val TEXTS = listOf("run", "model", "tokenizer", "model_sha256", "prompt_tokens", "prompt_files", "load_mode")
+        val NUMBERS = listOf("new_tokens", "repeats", "warmups", "cooldown_s")
+    }
+}
+
+/** Progress lines in the system's log, where a program follows them. */
+object Logcat : LineSink {
+    const val TAG = "Pocketphi"
+
+    override fun line(text: String) {
+        Log.i(TAG, text)
+    }
+}

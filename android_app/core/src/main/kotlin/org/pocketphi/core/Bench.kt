@@ -1,0 +1,272 @@
+package org.pocketphi.core
+
+import java.io.File
+import java.io.IOException
+import java.util.concurrent.ConcurrentLinkedQueue
+import java.util.concurrent.atomic.AtomicInteger
+
+/** What a run needs of its surroundings. */
+class Surroundings(
+    val device: Device,
+    val build: Build,
+    val pid: Int,
+    val engines: EngineFactory,
+    val probes: Probes,
+    val files: ResultFiles,
+    val clock: Clock = Clock.System,
+    val sampleEveryMs: Long = 2000,
+)
+
+/**
+ * One run: every configuration's warm-ups and repeats, measured, the result written after each repeat.
+ * [run] blocks; the other functions may be called from any thread. Events come from the running thread and, for
+ * memory, from the sampler's.
+ */
+class Bench(private val request: RunRequest, private val around: Surroundings, private val onEvent: (Event) -> Unit) {
+    private val clock = around.clock
+    private val sampler = MemorySampler(around.probes, clock, around.sampleEveryMs) { phase, memory ->
+        onEvent(Event.Sampled(phase, memory))
+    }
+    private val engineLock = Any()
+    private var engine: LlmEngine? = null
+    @Volatile private var stopped = false
+    private val lowMemoryEvents = AtomicInteger()
+    private val notes = ConcurrentLinkedQueue<String>()
+    private val created = Result.utc(clock.utcMillis())
+    private val repeats = request.configurations.map { ArrayList<Repeat>() }
+    private var firstLoad: Loading? = null
+    private lateinit var model: Model
+
+    private class Loading(val ms: Double, val seen: MemorySampler.Seen)
+
+    private class Stopped : Exception()
+
+    /** Ends the run after the token it is at; finished repeats stay. */
+    fun stop() {
+        stopped = true
+        synchronized(engineLock) { engine?.stop() }
+    }
+
+    /** The system asked for memory; [level] is its name for how badly. */
+    fun lowMemory(level: String) {
+        lowMemoryEvents.incrementAndGet()
+        onEvent(Event.LowMemory(level))
+    }
+
+    /** A sentence that the repeat under way should carry. */
+    fun note(sentence: String) {
+        if (sentence !in notes) notes.add(sentence)
+    }
+
+    fun run() {
+        onEvent(Event.Started(around.build.appVersion, around.pid))
+        sampler.start()
+        val problem = try {
+            model = modelFacts()
+            measure()
+            null
+        } catch (_: Stopped) {
+            "The run was stopped after ${done()} of ${request.repeats} repeats."
+        } catch (failure: EngineError) {
+            failure.message
+        } catch (wrong: BadInput) {
+            wrong.message
+        } finally {
+            sampler.stop()
+            unload()
+        }
+        if (problem == null) {
+            val result = result(null)
+            onEvent(Event.Done(around.files.file(request.name).path, result))
+        } else {
+            fail(problem)
+        }
+    }
+
+    private fun fail(problem: String) {
+        var sentence = problem
+        if (repeats.any { it.isNotEmpty() }) {
+            try {
+                around.files.write(request.name, result(problem))
+            } catch (unwritten: BadInput) {
+                sentence = "$problem ${unwritten.message}"
+            }
+        }
+        onEvent(Event.Failed(sentence))
+    }
+
+    private fun measure() {
+        request.configurations.forEachIndexed { index, configuration ->
+            val prompt = prompt(index, configuration)
+            repeat(configuration.warmups) { warmup ->
+                onEvent(Event.Warmup(index, warmup))
+                ensureLoaded()
+                generate(prompt, configuration.newTokens)
+                if (configuration.loadMode == LoadMode.EACH) unload()
+            }
+            repeat(configuration.repeats) { repeat ->
+                if (repeat > 0) rest(index, repeat, configuration.cooldownS)
+                checkStopped()
+                if (configuration.loadMode == LoadMode.ONCE) ensureLoaded()
+                onEvent(Event.Repeating(index, repeat))
+                val measured = measureOne(configuration, prompt)
+                repeats[index].add(measured)
+                val missing = request.repeats - done()
+                val failed = measured.stopReason == StopReason.ERROR
+                val problem = if (failed) measured.notes.last() else "The run goes on: $missing repeats are missing."
+                val soFar = result(if (missing == 0 && !failed) null else problem)
+                around.files.write(request.name, soFar)
+                onEvent(Event.Repeated(index, repeat, measured, soFar))
+                if (failed) throw EngineError(problem)
+            }
+        }
+    }
+
+    private fun measureOne(configuration: Configuration, prompt: Prompts.Counted): Repeat {
+        val before = around.probes.thermal()
+        val each = configuration.loadMode == LoadMode.EACH
+        var load = if (each) null else firstLoad.also { firstLoad = null }
+        if (!each && load == null) {
+            lowMemoryEvents.set(0)
+            notes.clear()
+        }
+        var problem: String? = null
+        var timed = Timed.NONE
+        var origin = clock.nanos()
+        sampler.phase = Phase.IDLE
+        try {
+            if (each) {
+                unload()
+                load = load()
+                firstLoad = null
+            }
+            sampler.begin()
+            origin = clock.nanos() - ((load?.ms ?: 0.0) * 1e6).toLong()
+            timed = generate(prompt, configuration.newTokens)
+        } catch (failure: EngineError) {
+            problem = failure.message
+        }
+        sampler.phase = Phase.IDLE
+        val seen = sampler.end(origin)
+        val after = around.probes.thermal()
+        if (each) unload()
+        if (after.lowPowerMode == true) note("The phone was in power save mode.")
+        val generated = timed.generated
+        val promptTokens = generated?.promptTokens ?: prompt.tokens
+        if (promptTokens != configuration.promptTokens) {
+            note("The prompt had $promptTokens tokens, ${configuration.promptTokens} were asked for.")
+        }
+        if (generated != null && !timed.everyToken) {
+            note("Characters were spread over several tokens, so the times of single tokens are not known.")
+        }
+        problem?.let { notes.add(it) }
+        return Repeat(
+            loadMs = load?.ms,
+            promptTokens = promptTokens,
+            generatedTokens = generated?.generatedTokens ?: 0,
+            timeToFirstTokenMs = timed.firstMs,
+            prefillTokensPerS = timed.prefillRate(promptTokens),
+            decodeTokensPerS = timed.decodeRate,
+            tokenMs = timed.tokenMs,
+            samples = load?.seen?.samples.orEmpty() + seen.samples,
+            peak = (load?.seen?.peak ?: Memory.UNKNOWN).worst(seen.peak),
+            before = before,
+            after = after,
+            lowMemoryEvents = lowMemoryEvents.getAndSet(0),
+            stopReason = if (problem != null) StopReason.ERROR else generated!!.stopReason,
+            notes = notes.toList().also { notes.clear() },
+        )
+    }
+
+    private fun generate(prompt: Prompts.Counted, newTokens: Int): Timed {
+        val engine = engine!!
+        engine.reset()
+        checkStopped()
+        sampler.phase = Phase.PREFILL
+        val times = ArrayList<Long>(newTokens)
+        val begin = clock.nanos()
+        val generated = engine.generate(prompt.text, prompt.tokens, newTokens) { piece ->
+            times.add(clock.nanos())
+            sampler.phase = Phase.DECODE
+            onEvent(Event.Token(piece, times.size - 1, (times.last() - times.first()) / 1e6))
+        }
+        sampler.phase = Phase.IDLE
+        checkStopped()
+        return Timed(begin, times, generated)
+    }
+
+    private fun prompt(index: Int, configuration: Configuration): Prompts.Counted {
+        val path = request.promptFiles.getOrNull(index)
+        if (path != null) return Prompts.Counted(readPrompt(path), configuration.promptTokens)
+        onEvent(Event.Counting(index))
+        ensureLoaded()
+        val counted = Prompts.ofLength(configuration.promptTokens) { count(it) }
+        if (configuration.loadMode == LoadMode.EACH) unload()
+        return counted
+    }
+
+    private fun count(text: String): Int {
+        val counted = generate(Prompts.Counted(text, text.split(' ').size), 2).generated
+        return counted?.promptTokens ?: throw EngineError("The engine does not tell how many tokens a prompt has.")
+    }
+
+    private fun readPrompt(path: String): String {
+        val text = try {
+            File(path).readText()
+        } catch (problem: IOException) {
+            throw BadInput("The prompt $path cannot be read: ${problem.message}.")
+        }
+        return text.ifEmpty { throw BadInput("The prompt $path is empty.") }
+    }
+
+    private fun ensureLoaded() {
+        checkStopped()
+        if (engine == null) firstLoad = load()
+    }
+
+    private fun load(): Loading {
+        onEvent(Event.Loading)
+        lowMemoryEvents.set(0)
+        notes.clear()
+        sampler.phase = Phase.LOAD
+        sampler.begin()
+        val begin = clock.nanos()
+        val made = around.engines.create(request.model, request.tokenizer, model.manifest)
+        synchronized(engineLock) { engine = made }
+        made.load()
+        val ms = (clock.nanos() - begin) / 1e6
+        val seen = sampler.end(begin)
+        sampler.phase = Phase.IDLE
+        onEvent(Event.Loaded(ms))
+        checkStopped()
+        return Loading(ms, seen)
+    }
+
+    private fun unload() = synchronized(engineLock) {
+        engine?.close()
+        engine = null
+    }
+
+    private fun rest(index: Int, repeat: Int, seconds: Int) {
+        if (seconds == 0) return
+        onEvent(Event.Resting(index, repeat, seconds))
+        clock.rest(seconds * 1000L) { stopped }
+    }
+
+    private fun checkStopped() {
+        if (stopped) throw Stopped()
+    }
+
+    private fun done() = repeats.sumOf { it.size }
+
+    private fun result(problem: String?): Result {
+        val runs = request.configurations.mapIndexed { index, configuration -> Run(configuration, repeats[index].toList()) }
+        return Result(created, problem, around.device, around.build, model, runs)
+    }
+
+    private fun modelFacts(): Model {
+        val file = ModelFiles.readable(request.model, "model")
+        val tokenizer = ModelFiles.readable(request.tokenizer, "tokenizer")
+        return Model(file.name, file.length(), request.modelSha256, tokenizer.name, ModelFiles.manifest(file))
+    }
+}

@@ -1,0 +1,101 @@
+package org.pocketphi.core
+
+enum class LoadMode(val json: String) { ONCE("once"), EACH("each") }
+
+/** One thing to measure: so many tokens in, so many out, so often. Times in seconds. */
+data class Configuration(
+    val promptTokens: Int,
+    val newTokens: Int,
+    val repeats: Int,
+    val warmups: Int,
+    val cooldownS: Int,
+    val loadMode: LoadMode,
+) {
+    fun toJson(): Map<String, Any?> = linkedMapOf(
+        "prompt_tokens" to promptTokens, "new_tokens" to newTokens, "repeats" to repeats,
+        "warmups" to warmups, "cooldown_s" to cooldownS, "load_mode" to loadMode.json,
+    )
+
+    /** The same lengths are worth comparing, whatever the number of repeats. */
+    fun sameLengths(other: Configuration) = promptTokens == other.promptTokens && newTokens == other.newTokens
+}
+
+/** A whole run: one configuration for each of the prompt's lengths. Paths are absolute and on the device. */
+data class RunRequest(
+    val name: String,
+    val model: String,
+    val tokenizer: String,
+    val modelSha256: String?,
+    val configurations: List<Configuration>,
+    val promptFiles: List<String>,
+) {
+    val repeats: Int get() = configurations.sumOf { it.repeats }
+
+    companion object {
+        const val DEFAULT_PROMPT_TOKENS = "64,512"
+        const val DEFAULT_NEW_TOKENS = 128
+        const val DEFAULT_REPEATS = 5
+        const val DEFAULT_WARMUPS = 1
+        const val DEFAULT_COOLDOWN_S = 10
+
+        private val NAME = Regex("[a-z0-9-]{1,64}")
+        private val SHA256 = Regex("[0-9a-f]{64}")
+
+        /**
+         * The run that the extras of an intent (docs/app_protocol.md), or the fields of the screen, ask for.
+         * Values are String or Int; throws [BadInput] that names the extra and its value.
+         */
+        fun parse(extras: Map<String, Any?>): RunRequest {
+            val newTokens = int(extras, "new_tokens", DEFAULT_NEW_TOKENS, 1..131072)
+            val repeats = int(extras, "repeats", DEFAULT_REPEATS, 1..1000)
+            val warmups = int(extras, "warmups", DEFAULT_WARMUPS, 0..100)
+            val cooldown = int(extras, "cooldown_s", DEFAULT_COOLDOWN_S, 0..3600)
+            val mode = LoadMode.entries.firstOrNull { it.json == (extras["load_mode"] ?: LoadMode.ONCE.json) }
+                ?: throw BadInput("load_mode is \"${extras["load_mode"]}\", but only \"once\" and \"each\" exist.")
+            val lengths = lengths((extras["prompt_tokens"] ?: DEFAULT_PROMPT_TOKENS).toString())
+            val files = (extras["prompt_files"] as String?).orEmpty().split(',').map { it.trim() }.filter { it.isNotEmpty() }
+            if (files.isNotEmpty() && files.size != lengths.size) {
+                throw BadInput("prompt_files names ${files.size} files, but prompt_tokens has ${lengths.size} lengths.")
+            }
+            val sha256 = (extras["model_sha256"] as String?)?.takeIf { it.isNotEmpty() }
+            if (sha256 != null && !SHA256.matches(sha256)) {
+                throw BadInput("model_sha256 is \"$sha256\", which is not 64 lower-case hex digits.")
+            }
+            return RunRequest(
+                name(extras["run"] as String?), path(extras, "model"), path(extras, "tokenizer"), sha256,
+                lengths.map { Configuration(it, newTokens, repeats, warmups, cooldown, mode) }, files,
+            )
+        }
+
+        /** A run's name is a file's name too, so it is checked before anything is written under it. */
+        fun name(name: String?): String {
+            if (name == null) throw BadInput("The extra \"run\" is missing: every run needs a name.")
+            if (!NAME.matches(name)) {
+                throw BadInput("The run's name is \"$name\"; 1 to 64 of a-z, 0-9 and - are allowed.")
+            }
+            return name
+        }
+
+        private fun path(extras: Map<String, Any?>, key: String): String {
+            val path = extras[key] as String?
+            if (path.isNullOrEmpty()) throw BadInput("The extra \"$key\" is missing: it names a file on the device.")
+            if (!path.startsWith("/")) throw BadInput("$key is \"$path\", which is not an absolute path.")
+            return path
+        }
+
+        private fun lengths(text: String): List<Int> = text.split(',').map { part ->
+            part.trim().toIntOrNull()?.takeIf { it in 1..131072 } ?: throw BadInput(
+                "prompt_tokens is \"$text\"; it wants whole numbers from 1 to 131072 with commas between them, such as 64,512.",
+            )
+        }
+
+        private fun int(extras: Map<String, Any?>, key: String, default: Int, range: IntRange): Int {
+            val given = extras[key] ?: return default
+            val number = given as? Int ?: given.toString().trim().toIntOrNull()
+            if (number == null || number !in range) {
+                throw BadInput("$key is \"$given\"; it wants a whole number from ${range.first} to ${range.last}.")
+            }
+            return number
+        }
+    }
+}

@@ -1,0 +1,70 @@
+package org.pocketphi.core
+
+import java.io.Closeable
+
+enum class StopReason(val json: String) {
+    NEW_TOKENS("new_tokens"), END_OF_TURN("end_of_turn"), STOPPED("stopped"), ERROR("error")
+}
+
+/**
+ * What an engine tells after a generation. [pieces] is how often the callback ran: fewer than [generatedTokens] where
+ * a character was spread over several tokens. Times in milliseconds, null where the engine does not tell.
+ */
+data class Generated(
+    val promptTokens: Int?,
+    val generatedTokens: Int,
+    val pieces: Int,
+    val prefillMs: Double?,
+    val decodeMs: Double?,
+    val stopReason: StopReason,
+)
+
+/** Runs one model. Not for several threads, but for [stop]. Every failure is an [EngineError]. */
+interface LlmEngine : Closeable {
+    /** Slow: seconds, and most of the memory. */
+    fun load()
+
+    /**
+     * Feeds [prompt] after what the context holds already and makes at most [newTokens] tokens, always the likeliest.
+     * [promptTokens] is how many tokens the prompt has, where that is known.
+     */
+    fun generate(prompt: String, promptTokens: Int?, newTokens: Int, onPiece: (String) -> Unit): Generated
+
+    /** Ends a generation after the token it is at; from any thread. */
+    fun stop()
+
+    /** Empties the context. */
+    fun reset()
+}
+
+/** Makes an engine for a model and its tokenizer, without loading it. */
+fun interface EngineFactory {
+    fun create(model: String, tokenizer: String, manifest: Manifest?): LlmEngine
+}
+
+/** The numbers of the statistics line that ExecuTorch's runners give (`extension/llm/runner/stats.h`). */
+data class EngineStats(val promptTokens: Int, val generatedTokens: Int, val prefillMs: Double?, val decodeMs: Double?) {
+    companion object {
+        /** Null where the text is not such a line. */
+        fun parse(text: String): EngineStats? {
+            val json = try {
+                Json.read(text) as? Map<*, *>
+            } catch (_: JsonError) {
+                null
+            } ?: return null
+            fun number(key: String) = (json[key] as? Number)?.toLong()
+            fun between(from: String, to: String): Double? {
+                val start = number(from) ?: return null
+                val end = number(to) ?: return null
+                return (end - start).toDouble().takeIf { start > 0 && end > start }
+            }
+            val prompt = number("prompt_tokens") ?: return null
+            // The runner counts decoding steps; the first new token comes from the prefill.
+            val generated = (number("generated_tokens") ?: return null) + 1
+            return EngineStats(
+                prompt.toInt(), generated.toInt(),
+                between("inference_start_ms", "prompt_eval_end_ms"), between("first_token_ms", "inference_end_ms"),
+            )
+        }
+    }
+}

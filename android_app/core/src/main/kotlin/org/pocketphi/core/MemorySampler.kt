@@ -1,0 +1,71 @@
+package org.pocketphi.core
+
+/**
+ * Looks at the memory every [everyMs] on a thread of its own. Reading PSS makes the kernel walk all pages, so it is
+ * done rarely; the peak of physical memory comes from the kernel's own count.
+ */
+class MemorySampler(
+    private val probes: Probes,
+    private val clock: Clock,
+    private val everyMs: Long,
+    private val onSample: (Phase, Memory) -> Unit,
+) {
+    @Volatile var phase = Phase.IDLE
+    @Volatile private var running = true
+    private val taken = ArrayList<Taken>()
+    private var sinceReset = false
+    private var peakBefore: Long? = null
+    private val thread = Thread({ watch() }, "memory")
+
+    private class Taken(val nanos: Long, val phase: Phase, val memory: Memory)
+
+    fun start() = thread.start()
+
+    /** Returns when the thread has ended. */
+    fun stop() {
+        running = false
+        thread.interrupt()
+        if (thread !== Thread.currentThread()) thread.join()
+    }
+
+    /** Forgets what was seen so far. */
+    fun begin() {
+        synchronized(taken) { taken.clear() }
+        sinceReset = probes.resetPeakRss()
+        peakBefore = probes.peakRss()
+        look()
+    }
+
+    /** What was seen since [begin]. Times count from [originNanos]. */
+    fun end(originNanos: Long): Seen {
+        look()
+        val all = synchronized(taken) { taken.toList() }
+        var peak = all.fold(Memory.UNKNOWN) { worst, one -> worst.worst(one.memory) }
+        val counted = probes.peakRss()
+        // A count that was not reset and did not grow tells of an earlier peak.
+        val before = peakBefore
+        if (counted != null && (sinceReset || before == null || counted > before)) peak = peak.worst(peak.copy(rss = counted))
+        return Seen(all.map { Sample(maxOf(0.0, (it.nanos - originNanos) / 1e6), it.phase, it.memory) }, peak)
+    }
+
+    private fun watch() {
+        while (running) {
+            try {
+                Thread.sleep(everyMs)
+            } catch (_: InterruptedException) {
+                return
+            }
+            val memory = look()
+            if (running) onSample(phase, memory)
+        }
+    }
+
+    private fun look(): Memory {
+        val phase = phase
+        val memory = probes.memory()
+        synchronized(taken) { taken.add(Taken(clock.nanos(), phase, memory)) }
+        return memory
+    }
+
+    data class Seen(val samples: List<Sample>, val peak: Memory)
+}

@@ -1,0 +1,182 @@
+package org.pocketphi.core
+
+import java.text.SimpleDateFormat
+import java.util.Date
+import java.util.Locale
+import java.util.TimeZone
+
+/** The result document of export/result.schema.json, as far as an Android app fills it. */
+data class Result(
+    val created: String,
+    /** Null when complete, else a sentence. */
+    val problem: String?,
+    val device: Device,
+    val build: Build,
+    val model: Model,
+    val runs: List<Run>,
+) {
+    val complete: Boolean get() = problem == null
+
+    fun toJson(): Map<String, Any?> = linkedMapOf(
+        "schema" to SCHEMA,
+        "created" to created,
+        "status" to if (complete) "complete" else "incomplete",
+        "problem" to problem,
+        "device" to device.toJson(),
+        "build" to build.toJson(),
+        "model" to model.toJson(),
+        "runs" to runs.map { it.toJson() },
+    )
+
+    companion object {
+        const val SCHEMA = "pocketphi-result/1"
+
+        /** [millis] since 1970 as the schema writes it. */
+        fun utc(millis: Long): String = SimpleDateFormat("yyyy-MM-dd'T'HH:mm:ss'Z'", Locale.ROOT)
+            .apply { timeZone = TimeZone.getTimeZone("UTC") }
+            .format(Date(millis))
+    }
+}
+
+data class Device(
+    val model: String, val soc: String?, val ramBytes: Long?, val osVersion: String, val abi: String, val cores: Int?,
+) {
+    fun toJson(): Map<String, Any?> = linkedMapOf(
+        "kind" to "android", "model" to model, "soc" to soc, "ram_bytes" to ramBytes, "os" to "Android",
+        "os_version" to osVersion, "abi" to abi, "cores" to cores, "serial" to null,
+    )
+}
+
+data class Build(val app: String, val appVersion: String, val engine: String, val executorch: String?) {
+    fun toJson(): Map<String, Any?> =
+        linkedMapOf("app" to app, "app_version" to appVersion, "engine" to engine, "executorch" to executorch)
+}
+
+data class Model(val file: String, val sizeBytes: Long, val sha256: String?, val tokenizer: String, val manifest: Manifest?) {
+    fun toJson(): Map<String, Any?> = linkedMapOf(
+        "file" to file, "size_bytes" to sizeBytes, "sha256" to sha256, "tokenizer" to tokenizer, "manifest" to manifest?.toJson(),
+    )
+}
+
+/** What the exporter wrote beside the `.pte`. Lengths in tokens. */
+data class Manifest(
+    val checkpoint: String?,
+    val recipe: String?,
+    val contextTokens: Int?,
+    val prefillChunkTokens: Int?,
+    val kvCache: String?,
+    val plannedBytes: Long?,
+) {
+    fun toJson(): Map<String, Any?> = linkedMapOf(
+        "checkpoint" to checkpoint, "recipe" to recipe, "context_tokens" to contextTokens,
+        "prefill_chunk_tokens" to prefillChunkTokens, "kv_cache" to kvCache, "planned_memory_bytes" to plannedBytes,
+    )
+
+    companion object {
+        /** Of the exporter's JSON; null where the text is something else. Keys that lack are null. */
+        fun parse(text: String): Manifest? {
+            val json = try {
+                Json.read(text) as? Map<*, *>
+            } catch (_: JsonError) {
+                null
+            } ?: return null
+            val options = json["options"] as? Map<*, *> ?: return null
+            val planned = json["planned"] as? Map<*, *>
+            val parts = listOf("kv_cache_bytes", "activation_bytes").map { (planned?.get(it) as? Number)?.toLong() }
+            return Manifest(
+                (json["checkpoint"] as? Map<*, *>)?.get("name") as? String,
+                options["recipe"] as? String,
+                (options["context"] as? Number)?.toInt()?.takeIf { it > 0 },
+                (options["prefill_chunk"] as? Number)?.toInt()?.takeIf { it > 0 },
+                options["kv_cache"] as? String,
+                if (null in parts) null else parts.sumOf { it!! },
+            )
+        }
+    }
+}
+
+data class Run(val configuration: Configuration, val repeats: List<Repeat>) {
+    val summary: Summary get() = Summary.of(repeats)
+
+    fun toJson(): Map<String, Any?> = linkedMapOf(
+        "configuration" to configuration.toJson(),
+        "repeats" to repeats.map { it.toJson() },
+        "summary" to summary.toJson(),
+    )
+}
+
+data class Repeat(
+    val loadMs: Double?,
+    val promptTokens: Int,
+    val generatedTokens: Int,
+    val timeToFirstTokenMs: Double?,
+    val prefillTokensPerS: Double?,
+    val decodeTokensPerS: Double?,
+    val tokenMs: List<Double>,
+    val samples: List<Sample>,
+    val peak: Memory,
+    val before: Thermal,
+    val after: Thermal,
+    val lowMemoryEvents: Int,
+    val stopReason: StopReason,
+    val notes: List<String>,
+) {
+    val throttled: Boolean get() = before.status.throttles || after.status.throttles
+
+    fun toJson(): Map<String, Any?> = linkedMapOf(
+        "load_ms" to loadMs,
+        "prompt_tokens" to promptTokens,
+        "generated_tokens" to generatedTokens,
+        "time_to_first_token_ms" to timeToFirstTokenMs,
+        "prefill_tokens_per_s" to prefillTokensPerS,
+        "decode_tokens_per_s" to decodeTokensPerS,
+        "token_ms" to tokenMs,
+        "memory" to linkedMapOf("samples" to samples.map { it.toJson() }, "peak" to peak.toJson()),
+        "thermal" to linkedMapOf("before" to before.toJson(), "after" to after.toJson()),
+        "throttled" to throttled,
+        "low_memory_events" to lowMemoryEvents,
+        "stop_reason" to stopReason.json,
+        "notes" to notes,
+    )
+}
+
+/** Over the repeats that did not end in an error. */
+data class Summary(
+    val loadMs: Statistics?,
+    val timeToFirstTokenMs: Statistics?,
+    val prefillTokensPerS: Statistics?,
+    val decodeTokensPerS: Statistics?,
+    val tokenMs: Statistics?,
+    val peakPss: Statistics?,
+    val peakRss: Statistics?,
+    val peakPrivateDirty: Statistics?,
+) {
+    fun toJson(): Map<String, Any?> = linkedMapOf(
+        "load_ms" to loadMs?.toJson(),
+        "time_to_first_token_ms" to timeToFirstTokenMs?.toJson(),
+        "prefill_tokens_per_s" to prefillTokensPerS?.toJson(),
+        "decode_tokens_per_s" to decodeTokensPerS?.toJson(),
+        "token_ms" to tokenMs?.toJson(),
+        "peak_pss_bytes" to peakPss?.toJson(),
+        "peak_rss_bytes" to peakRss?.toJson(),
+        "peak_private_dirty_bytes" to peakPrivateDirty?.toJson(),
+        "peak_footprint_bytes" to null,
+    )
+
+    companion object {
+        fun of(repeats: List<Repeat>): Summary {
+            val good = repeats.filter { it.stopReason != StopReason.ERROR }
+            fun over(value: (Repeat) -> Number?) = Statistics.of(good.mapNotNull { value(it)?.toDouble() })
+            return Summary(
+                over { it.loadMs },
+                over { it.timeToFirstTokenMs },
+                over { it.prefillTokensPerS },
+                over { it.decodeTokensPerS },
+                Statistics.of(good.flatMap { it.tokenMs }),
+                over { it.peak.pss },
+                over { it.peak.rss },
+                over { it.peak.privateDirty },
+            )
+        }
+    }
+}

@@ -1,0 +1,32 @@
+package org.pocketphi.core
+
+/**
+ * One generation's times: [begin] and when each piece came, in nanoseconds of one clock.
+ * Where not every token gave a piece, the engine's own totals stand in for them.
+ */
+class Timed(private val begin: Long, private val times: List<Long>, val generated: Generated?) {
+    /** Whether each token's time is known. */
+    val everyToken: Boolean get() = generated != null && times.isNotEmpty() && times.size == generated.generatedTokens
+
+    val firstMs: Double? get() = when {
+        generated == null || times.isEmpty() -> null
+        everyToken -> (times.first() - begin) / 1e6
+        else -> generated.prefillMs ?: ((times.first() - begin) / 1e6)
+    }
+
+    val tokenMs: List<Double> get() = if (everyToken) times.zipWithNext { one, next -> (next - one) / 1e6 } else emptyList()
+
+    /** Tokens a second. */
+    fun prefillRate(promptTokens: Int): Double? = firstMs?.takeIf { it > 0 }?.let { promptTokens / it * 1000 }
+
+    /** Tokens a second, over all but the first. */
+    val decodeRate: Double? get() {
+        if (generated == null || generated.generatedTokens < 2) return null
+        val ms = if (everyToken) (times.last() - times.first()) / 1e6 else generated.decodeMs
+        return ms?.takeIf { it > 0 }?.let { (generated.generatedTokens - 1) / it * 1000 }
+    }
+
+    companion object {
+        val NONE = Timed(0, emptyList(), null)
+    }
+}

@@ -1,0 +1,241 @@
+package org.pocketphi.core
+
+import org.junit.Assert.assertEquals
+import org.junit.Assert.assertFalse
+import org.junit.Assert.assertNull
+import org.junit.Assert.assertTrue
+import org.junit.Before
+import org.junit.Rule
+import org.junit.Test
+import org.junit.rules.TemporaryFolder
+import java.io.File
+
+/** A whole run without Android, on a clock that only moves when told. */
+class BenchTest {
+    @get:Rule val folder = TemporaryFolder()
+    private val clock = FakeClock()
+    private val engine = FakeEngine(clock)
+    private val probes = FakeProbes()
+    private val events = ArrayList<Event>()
+    private lateinit var files: ResultFiles
+    private lateinit var model: File
+    private lateinit var tokenizer: File
+
+    @Before
+    fun files() {
+        files = ResultFiles(File(folder.root, "results"))
+        model = File(folder.root, "phi.pte").apply { writeBytes(ByteArray(1234)) }
+        tokenizer = File(folder.root, "tokenizer.json").apply { writeText("{}") }
+    }
+
+    private fun bench(vararg extras: Pair<String, Any?>, onEvent: (Bench, Event) -> Unit = { _, _ -> }): Bench {
+        val request = RunRequest.parse(
+            mapOf(
+                "run" to "run-1", "model" to model.path, "tokenizer" to tokenizer.path, "prompt_tokens" to "16", "new_tokens" to 11,
+                "repeats" to 3, "warmups" to 1, "cooldown_s" to 7,
+            ) + extras,
+        )
+        val around = Surroundings(
+            Device("Maker Phone", "SoC", 8_000_000_000, "14", "arm64-v8a", 8), Build("org.pocketphi.bench", "0.1.0", "Fake", "1.5.1"), 42,
+            { _, _, _ -> engine }, probes, files, clock, sampleEveryMs = 100_000,
+        )
+        lateinit var made: Bench
+        made = Bench(request, around) { event ->
+            synchronized(events) { events.add(event) }
+            onEvent(made, event)
+        }
+        return made
+    }
+
+    private fun saved() = files.read(files.file("run-1"))
+
+    @Test
+    fun measures() {
+        bench("prompt_tokens" to "16,32").run()
+        val result = saved()
+        assertTrue(result.complete)
+        assertEquals(listOf(3, 3), result.runs.map { it.repeats.size })
+        val repeat = result.runs[0].repeats[0]
+        assertEquals(16, repeat.promptTokens)
+        assertEquals(11, repeat.generatedTokens)
+        assertEquals(160.0, repeat.timeToFirstTokenMs!!, 1e-6)
+        assertEquals(100.0, repeat.prefillTokensPerS!!, 1e-6)
+        assertEquals(20.0, repeat.decodeTokensPerS!!, 1e-6)
+        assertEquals(List(10) { 50.0 }, repeat.tokenMs)
+        assertEquals(700.0, repeat.loadMs!!, 1e-6)
+        assertNull(result.runs[0].repeats[1].loadMs)
+        assertNull(result.runs[1].repeats[0].loadMs)
+        assertEquals(StopReason.NEW_TOKENS, repeat.stopReason)
+        assertEquals(320.0, result.runs[1].summary.timeToFirstTokenMs!!.median, 1e-6)
+        assertEquals(1, engine.calls.count { it == "load" })
+        assertEquals(listOf(7000L, 7000L, 7000L, 7000L), clock.rests)
+        assertEquals(1234, result.model.sizeBytes)
+        assertEquals("2026-09-21T14:13:20Z", result.created)
+        assertTrue(events.last() is Event.Done)
+    }
+
+    @Test
+    fun loadsAgainForEach() {
+        bench("load_mode" to "each", "warmups" to 0).run()
+        val repeats = saved().runs[0].repeats
+        assertEquals(listOf(700.0, 700.0, 700.0), repeats.map { it.loadMs })
+        assertEquals(Phase.LOAD, repeats[2].samples.first().phase)
+        // One more load was for counting the prompt's tokens.
+        assertEquals(4, engine.calls.count { it == "load" })
+        assertEquals(4, engine.calls.count { it == "close" })
+    }
+
+    @Test
+    fun theFirstRepeatHasTheLoadsMemory() {
+        bench("repeats" to 2).run()
+        val (first, second) = saved().runs[0].repeats
+        assertEquals(listOf(Phase.LOAD, Phase.LOAD, Phase.IDLE, Phase.IDLE), first.samples.map { it.phase })
+        assertTrue(first.samples.zipWithNext().all { (one, next) -> one.atMs <= next.atMs })
+        assertEquals(listOf(Phase.IDLE, Phase.IDLE), second.samples.map { it.phase })
+        assertEquals(2_200_000_000, second.peak.rss)
+        assertEquals(3_000_000_000, second.peak.available)
+    }
+
+    @Test
+    fun aPeakThatWasNotResetAndDidNotGrowIsNotThisRepeats() {
+        probes.resets = false
+        bench().run()
+        assertEquals(2_100_000_000, saved().runs[0].repeats[1].peak.rss)
+    }
+
+    @Test
+    fun promptsFromFiles() {
+        val prompt = folder.newFile("p.txt").apply { writeText("one two three") }
+        bench("prompt_files" to prompt.path, "prompt_tokens" to "6", "warmups" to 0, "repeats" to 1).run()
+        assertEquals(listOf("one two three"), engine.prompts)
+        val repeat = saved().runs[0].repeats[0]
+        assertEquals(5, repeat.promptTokens)
+        assertEquals(listOf("The prompt had 5 tokens, 6 were asked for."), repeat.notes)
+        assertEquals(700.0, repeat.loadMs!!, 1e-6)
+    }
+
+    @Test
+    fun tokensWithoutPieces() {
+        engine.piecesEvery = 2
+        bench("repeats" to 1).run()
+        val repeat = saved().runs[0].repeats[0]
+        assertEquals(emptyList<Double>(), repeat.tokenMs)
+        assertEquals(11, repeat.generatedTokens)
+        assertEquals(20.0, repeat.decodeTokensPerS!!, 1e-6)
+        assertEquals(160.0, repeat.timeToFirstTokenMs!!, 1e-6)
+        assertTrue(repeat.notes.single().contains("spread over several tokens"))
+    }
+
+    @Test
+    fun theModelEndsItself() {
+        engine.endAfter = 4
+        bench("repeats" to 1).run()
+        val repeat = saved().runs[0].repeats[0]
+        assertEquals(StopReason.END_OF_TURN, repeat.stopReason)
+        assertEquals(4, repeat.generatedTokens)
+    }
+
+    @Test
+    fun everyRepeatIsWritten() {
+        val seen = ArrayList<Pair<Boolean, Int>>()
+        bench { _, event -> if (event is Event.Repeated) seen.add(saved().complete to saved().runs[0].repeats.size) }.run()
+        assertEquals(listOf(false to 1, false to 2, true to 3), seen)
+        assertEquals(listOf("run-1.json"), files.folder.list()!!.toList())
+    }
+
+    @Test
+    fun anErrorKeepsWhatIsFinished() {
+        engine.failAt = { if (it == 3) EngineErrors.generating(0x21, 16, 11) else null }
+        bench("warmups" to 1).run()
+        val result = saved()
+        assertFalse(result.complete)
+        assertTrue(result.problem!!, "not enough memory" in result.problem!!)
+        val repeats = result.runs[0].repeats
+        assertEquals(StopReason.ERROR, repeats.last().stopReason)
+        assertNull(repeats.last().decodeTokensPerS)
+        assertEquals(20.0, result.runs[0].summary.decodeTokensPerS!!.max, 1e-6)
+        assertEquals(result.problem, (events.last() as Event.Failed).message)
+        assertEquals("close", engine.calls.last())
+    }
+
+    @Test
+    fun aModelThatDoesNotLoad() {
+        val broken = object : FakeEngine(clock) {
+            override fun load(): Unit = throw EngineErrors.loading(0x23, "phi.pte")
+        }
+        val around = { _: String, _: String, _: Manifest? -> broken }
+        val request = RunRequest.parse(mapOf("run" to "run-1", "model" to model.path, "tokenizer" to tokenizer.path))
+        Bench(
+            request,
+            Surroundings(Device("d", null, null, "14", "x86_64", null), Build("a", "1", "e", null), 1, around, probes, files, clock),
+        ) { synchronized(events) { events.add(it) } }.run()
+        assertTrue((events.last() as Event.Failed).message.startsWith("phi.pte could not be loaded"))
+        assertFalse(files.file("run-1").exists())
+    }
+
+    @Test
+    fun filesThatAreNotThere() {
+        model.delete()
+        bench().run()
+        assertEquals("The model ${model.path} is not on this device, or apps may not see it.", (events.last() as Event.Failed).message)
+        assertEquals(emptyList<String>(), engine.calls)
+    }
+
+    @Test
+    fun stopping() {
+        bench { bench, event -> if (event is Event.Token && events.count { it is Event.Repeated } == 1 && event.index == 4) bench.stop() }.run()
+        val result = saved()
+        assertEquals(1, result.runs[0].repeats.size)
+        assertEquals("The run was stopped after 1 of 3 repeats.", result.problem)
+        assertEquals("close", engine.calls.last())
+    }
+
+    @Test
+    fun lowMemoryAndNotesAreTheRepeats() {
+        bench { bench, event ->
+            if (event is Event.Repeating && event.repeat == 1) {
+                bench.lowMemory("running_low")
+                bench.note("The app went to the background.")
+                bench.note("The app went to the background.")
+            }
+        }.run()
+        val repeats = saved().runs[0].repeats
+        assertEquals(listOf(0, 0, 0), listOf(0, 2, 2).map { repeats[it].lowMemoryEvents })
+        assertEquals(listOf(emptyList(), emptyList<String>()), listOf(0, 2).map { repeats[it].notes })
+    }
+
+    @Test
+    fun lowMemoryDuringTheRepeat() {
+        bench { bench, event -> if (event is Event.Token && event.index == 2 && events.count { it is Event.Repeated } == 1) bench.lowMemory("low_memory") }.run()
+        assertEquals(listOf(0, 1, 0), saved().runs[0].repeats.map { it.lowMemoryEvents })
+        assertTrue(events.any { it == Event.LowMemory("low_memory") })
+    }
+
+    @Test
+    fun heat() {
+        probes.thermal = Thermal(ThermalStatus.MODERATE, 44.0, 50.0, true)
+        bench("repeats" to 1).run()
+        val repeat = saved().runs[0].repeats[0]
+        assertTrue(repeat.throttled)
+        assertEquals(listOf("The phone was in power save mode."), repeat.notes)
+        assertFalse(ThermalStatus.UNKNOWN.throttles)
+        assertFalse(ThermalStatus.LIGHT.throttles)
+    }
+
+    @Test
+    fun progressLines() {
+        val lines = ArrayList<String>()
+        val sink = ProgressLines("run-1") { synchronized(lines) { lines.add(it) } }
+        bench("repeats" to 1) { _, event -> sink.on(event) }.run()
+        val read = lines.map { Json.read(it) as Map<*, *> }
+        assertTrue(read.all { it["run"] == "run-1" })
+        assertEquals(listOf("started", "loading", "loaded", "warmup", "repeat", "done"), read.map { it["event"] })
+        assertEquals(42L, read[0]["pid"])
+        assertEquals(files.file("run-1").path, read.last()["file"])
+        val wanted = setOf(
+            "run", "event", "configuration", "repeat", "prefill_tokens_per_s", "decode_tokens_per_s", "time_to_first_token_ms",
+            "peak_pss_bytes", "available_bytes", "thermal",
+        )
+        assertEquals(wanted, read.first { it["event"] == "repeat" }.keys)
+    }
+}

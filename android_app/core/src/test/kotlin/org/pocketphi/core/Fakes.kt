@@ -1,0 +1,99 @@
+package org.pocketphi.core
+
+import java.io.File
+
+/** A clock that only moves when told, so that rates are exact. */
+class FakeClock : Clock {
+    @Volatile var now = 1_000_000L
+    val rests = ArrayList<Long>()
+
+    override fun nanos(): Long = now
+
+    override fun utcMillis(): Long = 1_790_000_000_000
+
+    override fun rest(millis: Long, until: () -> Boolean) {
+        rests.add(millis)
+    }
+
+    fun pass(millis: Double) {
+        now += (millis * 1e6).toLong()
+    }
+}
+
+/** Counts two tokens more than words; 10 ms a prompt token, 50 ms a new one, 700 ms to load. */
+open class FakeEngine(private val clock: FakeClock) : LlmEngine {
+    val calls = ArrayList<String>()
+    val prompts = ArrayList<String>()
+    var failAt: (Int) -> EngineError? = { null }
+    var piecesEvery = 1
+    var endAfter = Int.MAX_VALUE
+    @Volatile var stopAsked = false
+    var onToken: (Int) -> Unit = {}
+    private var generations = 0
+
+    override fun load() {
+        calls.add("load")
+        clock.pass(700.0)
+    }
+
+    override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, onPiece: (String) -> Unit): Generated {
+        calls.add("generate $newTokens")
+        prompts.add(prompt)
+        failAt(generations++)?.let { throw it }
+        val tokens = prompt.split(' ').size + 2
+        clock.pass(10.0 * tokens)
+        stopAsked = false
+        var made = 0
+        var pieces = 0
+        while (made < minOf(newTokens, endAfter) && !stopAsked) {
+            if (made > 0) clock.pass(50.0)
+            made++
+            if (made % piecesEvery == 0) {
+                pieces++
+                onPiece("t$made ")
+            }
+            onToken(made)
+        }
+        val reason = if (stopAsked) StopReason.STOPPED else if (made == newTokens) StopReason.NEW_TOKENS else StopReason.END_OF_TURN
+        return Generated(tokens, made, pieces, 10.0 * tokens, 50.0 * (made - 1), reason)
+    }
+
+    override fun stop() {
+        stopAsked = true
+    }
+
+    override fun reset() {
+        calls.add("reset")
+    }
+
+    override fun close() {
+        calls.add("close")
+    }
+}
+
+class FakeProbes : Probes {
+    @Volatile var memory = Memory(2_000_000_000, 2_100_000_000, 1_900_000_000, 1_500_000_000, 3_000_000_000)
+    var thermal = Thermal(ThermalStatus.NONE, 31.5, 80.0, false)
+    var resets = true
+    @Volatile var peak: Long? = 2_200_000_000
+
+    override fun memory() = memory
+
+    override fun thermal() = thermal
+
+    override fun resetPeakRss() = resets
+
+    override fun peakRss() = peak
+}
+
+object Repository {
+    /** The folder that holds tests/vectors, which Gradle's and Maven's tests both find. */
+    val root: File = System.getProperty("pocketphi.root")?.let { File(it) }
+        ?: generateSequence(File("").absoluteFile) { it.parentFile }.first { File(it, "tests/vectors").isDirectory }
+
+    @Suppress("UNCHECKED_CAST")
+    fun vectors(key: String): List<Map<String, Any?>> {
+        val all = Json.read(File(root, "tests/vectors/shared.json").readText()) as Map<String, Any?>
+        return (all[key] as List<Map<String, Any?>>).also { check(it.isNotEmpty()) }
+    }
+}

@@ -1,0 +1,29 @@
+package org.pocketphi.core
+
+import org.junit.Assert.assertEquals
+import org.junit.Assert.assertNull
+import org.junit.Test
+
+/** What tests/vectors/shared.json says, and Python's and Swift's tests check too. */
+class VectorsTest {
+    @Test
+    fun statistics() {
+        for (vector in Repository.vectors("statistics")) {
+            val values = (vector["values"] as List<*>).map { (it as Number).toDouble() }
+            val wanted = vector["statistics"] as Map<*, *>?
+            val found = Statistics.of(values)?.toJson()
+            if (wanted == null) assertNull(found)
+            wanted?.forEach { (key, value) -> assertEquals("$key of $values", (value as Number).toDouble(), found!![key] as Double, 1e-12) }
+        }
+    }
+
+    @Test
+    fun chat() {
+        for (vector in Repository.vectors("chat")) {
+            val messages = (vector["messages"] as List<*>).map { it as Map<*, *> }.map { message ->
+                Message(Role.entries.first { it.tag == message["role"] }, message["content"] as String)
+            }
+            assertEquals(vector["text"], ChatFormat.render(messages))
+        }
+    }
+}
