@@ -13,12 +13,12 @@ from pathlib import Path
 from checkpoints.errors import BadInput
 from export.bench.adb import Adb, Device, TimedOut, Unplugged
 from export.bench.app import Apk, build_apk, read_apk
+from export.bench.files import Local, local_file
 from export.bench.headless import AppRun
 from export.bench.native import NativeRun, check_binary
 from export.bench.outcome import Failed, Interrupted, Outcome, Watch
-from export.bench.phone import Local, Phone, local_file
+from export.bench.phone import Phone
 from export.bench.plan import Plan
-from export.bench.prompts import make_prompts
 
 APP_FOLDER = Path(__file__).resolve().parents[2] / "android_app"
 
@@ -75,6 +75,8 @@ class _Job:
     """What every device gets: the files, hashed once."""
 
     def __init__(self, plan: Plan, options: Android, apk: Apk | None, folder: Path, watch: Watch) -> None:
+        from export.bench.prompts import make_prompts  # imports torch
+
         self.plan, self.options, self.apk, self.watch = plan, options, apk, watch
         self.model = local_file(plan.pte)
         self.files = [self.model, local_file(plan.tokenizer)]

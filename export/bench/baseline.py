@@ -36,11 +36,17 @@ class Change:
         """Whether this is a regression."""
         return self.worse > tolerance
 
+    @property
+    def words(self) -> str:
+        """How far it is, for people."""
+        if abs(self.worse) < 0.0005:
+            return "the same"
+        return f"{abs(self.worse):.1%} {'worse' if self.worse > 0 else 'better'}"
+
     def __str__(self) -> str:
-        sign = "worse" if self.worse > 0 else "better"
         return (
             f"{self.prompt_tokens}+{self.new_tokens} tokens: {self.name} {self.now:,.4g} instead of "
-            f"{self.before:,.4g}, {abs(self.worse):.1%} {sign}"
+            f"{self.before:,.4g}, {self.words}"
         )
 
 

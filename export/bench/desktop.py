@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ import psutil
 
 from checkpoints.errors import BadInput
 from export.bench import result
+from export.bench.files import local_file
 from export.bench.memory import nothing, parse_memory, sample, with_peak
 from export.bench.outcome import Outcome, Watch, size
-from export.bench.phone import local_file
 from export.bench.plan import Plan
 from export.child import last_line
 
 INTERVAL_S = 0.02
 MOST = 0.05  # of the time may go into asking: a large process's tables take long to walk
 ROOT = Path(__file__).resolve().parents[2]
+Keep = Callable[[int, dict[str, Any]], object]  # gets a configuration's index and a repeat of it
 
 
 class Sampler:
@@ -74,8 +76,13 @@ class Sampler:
 class Run:
     """One worker under way: its events become repeats."""
 
-    def __init__(self, plan: Plan, watch: Watch) -> None:
-        self.plan, self.watch = plan, watch
+    def __init__(
+        self,
+        plan: Plan,
+        watch: Watch,
+        on_repeat: Keep = lambda index, repeat: None,
+    ) -> None:
+        self.plan, self.watch, self.on_repeat = plan, watch, on_repeat
         self.repeats: list[list[dict[str, Any]]] = [[] for _ in plan.prompt_tokens]
         self._phases: list[tuple[float, str]] = []
         self._before: dict[str, Any] = {}
@@ -158,6 +165,7 @@ class Run:
             thermal={"before": self._before, "after": thermal()},
         )  # fmt: skip
         self.repeats[index].append(repeat)
+        self.on_repeat(index, repeat)
         self.watch.say("desktop", describe(self.plan, index, event["repeat"], repeat))
 
     def _phase(self, at: float) -> str:

@@ -73,7 +73,7 @@ class Watch:
 
 def size(count: float) -> str:
     """Bytes for people."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.{0 if count >= 1e7 else 1}f} MB"
 
 
 def slug(text: str) -> str:

@@ -6,17 +6,16 @@ Knows nothing of the app and of results.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import shlex
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
 from export.bench.adb import Device, TimedOut, Unplugged
+from export.bench.files import Local, local_file
 from export.bench.memory import kib_of
 from export.bench.outcome import Failed, Interrupted, Watch, size
 
@@ -25,29 +24,6 @@ PARTIAL = ".partial"
 MIN_SDK = 23  # of the ExecuTorch library
 SLOWEST_BYTES_PER_S = 1e6  # below that a push is given up
 THERMAL = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
-
-
-@dataclass(frozen=True)
-class Local:
-    """A file to be put on a device; its hash was taken before any push."""
-
-    path: Path
-    name: str  # on the device
-    size_bytes: int
-    sha256: str
-
-
-def local_file(path: Path, name: str | None = None) -> Local:
-    """Read a file once for its size and hash."""
-    digest, count = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
-                count += len(piece)
-    except OSError as problem:
-        raise BadInput(f"{path} cannot be read: {problem.strerror}") from None
-    return Local(path, name or path.name, count, digest.hexdigest())
 
 
 class Phone:

@@ -36,7 +36,7 @@ def render(document: Document, changes: list[Change], tolerance: float) -> Group
     for run in document["runs"]:
         table.add_row(*_row(run))
     parts: list[Any] = [title, table]
-    parts += [Text(f"note: {note}", style="yellow") for note in _notes(document)]
+    parts += [Text(f"note: {note}", style="yellow") for note in notes_of(document)]
     if changes:
         parts.append(_changes(changes, tolerance))
     return Group(*parts)
@@ -55,12 +55,16 @@ def _row(run: dict[str, Any]) -> list[str]:
     return [
         f"{wanted['prompt_tokens']} + {wanted['new_tokens']}",
         f"{len(run['repeats'])} of {wanted['repeats']}",
-        spread(summary["prefill_tokens_per_s"]),
+        median(summary["prefill_tokens_per_s"]),
         spread(summary["decode_tokens_per_s"]),
-        spread(summary["time_to_first_token_ms"]),
-        spread(summary["load_ms"]),
+        median(summary["time_to_first_token_ms"]),
+        median(summary["load_ms"]),
         f"{size(peak['median'])} {what}" if peak else "?",
     ]
+
+
+def median(statistics: dict[str, float] | None) -> str:
+    return "?" if statistics is None else f"{statistics['median']:,.{1 if statistics['median'] < 1000 else 0}f}"
 
 
 def spread(statistics: dict[str, float] | None) -> str:
@@ -70,10 +74,11 @@ def spread(statistics: dict[str, float] | None) -> str:
     low, middle, high = (
         f"{statistics[key]:,.{1 if statistics['max'] < 1000 else 0}f}" for key in ("p25", "median", "p75")
     )
-    return middle if low == high else f"{middle} ({low} to {high})"
+    return middle if low == high else f"{middle} ({low}–{high})"
 
 
-def _notes(document: Document) -> list[str]:
+def notes_of(document: Document) -> list[str]:
+    """What a reader of the numbers must know, in sentences."""
     notes = [document["problem"]] if document["problem"] else []
     for run in document["runs"]:
         length = run["configuration"]["prompt_tokens"]
@@ -99,13 +104,12 @@ def _changes(changes: list[Change], tolerance: float) -> Table:
         table.add_column(name, justify="left" if name in ("prompt + new", "median of") else "right")
     for change in changes:
         style = "red" if change.beyond(tolerance) else "green" if change.worse < -tolerance else ""
-        word = "worse" if change.worse > 0 else "better"
         values = [
             size(value) if change.name.endswith("_bytes") else f"{value:,.1f}"
             for value in (change.before, change.now)
         ]
         table.add_row(
             f"{change.prompt_tokens} + {change.new_tokens}", change.name.replace("_", " "), *values,
-            f"{abs(change.worse):.1%} {word}", style=style,
+            change.words, style=style,
         )  # fmt: skip
     return table
