@@ -27,6 +27,7 @@ class MainActivity : Activity() {
     private lateinit var choice: ModelChoice
     private lateinit var problem: TextView
     private var wasActive = false
+    private var refused: String? = null
     private var shown: Any? = null
     private val onRun = { state: RunState -> show(state) }
     private val onImport = { state: ImportState -> show(state) }
@@ -111,6 +112,7 @@ class MainActivity : Activity() {
 
     private fun start() {
         fun text(id: Int) = findViewById<TextView>(id).text.toString()
+        refused = null
         try {
             val model = choice.model ?: throw BadInput(getString(R.string.no_model) + ".")
             val tokenizer = choice.tokenizer ?: throw BadInput("${model.name} needs its tokenizer: push tokenizer.json beside it.")
@@ -124,7 +126,8 @@ class MainActivity : Activity() {
             )
             app.runs.start(RunRequest.parse(extras), Logcat)
         } catch (wrong: BadInput) {
-            problem.showOrHide(wrong.message)
+            refused = wrong.message
+            problem.showOrHide(refused)
             findViewById<ScrollView>(R.id.scroll).smoothScrollTo(0, 0)
         }
     }
@@ -138,7 +141,7 @@ class MainActivity : Activity() {
         if (state.active) live.show(state)
         if (state.active != wasActive) findViewById<ScrollView>(R.id.scroll).scrollTo(0, 0)
         wasActive = state.active
-        problem.showOrHide(state.problem)
+        problem.showOrHide(refused ?: state.problem)
         // Building the cards takes longer than a token; they change only with a repeat.
         if (shown !== state.result || state.result == null) {
             shown = state.result

@@ -99,8 +99,8 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         request.configurations.forEachIndexed { index, configuration ->
             val prompt = prompt(index, configuration)
             repeat(configuration.warmups) { warmup ->
-                onEvent(Event.Warmup(index, warmup))
                 ensureLoaded()
+                onEvent(Event.Warmup(index, warmup))
                 generate(prompt, configuration.newTokens)
                 if (configuration.loadMode == LoadMode.EACH) unload()
             }
@@ -108,8 +108,9 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
                 if (repeat > 0) rest(index, repeat, configuration.cooldownS)
                 checkStopped()
                 if (configuration.loadMode == LoadMode.ONCE) ensureLoaded()
-                onEvent(Event.Repeating(index, repeat))
-                val measured = measureOne(configuration, prompt)
+                // What happened since a load belongs to the repeat that carries the load.
+                if (configuration.loadMode == LoadMode.EACH || firstLoad == null) forget()
+                val measured = measureOne(configuration, prompt) { onEvent(Event.Repeating(index, repeat)) }
                 repeats[index].add(measured)
                 val missing = request.repeats - done()
                 val failed = measured.stopReason == StopReason.ERROR
@@ -122,14 +123,10 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         }
     }
 
-    private fun measureOne(configuration: Configuration, prompt: Prompts.Counted): Repeat {
+    private fun measureOne(configuration: Configuration, prompt: Prompts.Counted, onLoaded: () -> Unit): Repeat {
         val before = around.probes.thermal()
         val each = configuration.loadMode == LoadMode.EACH
         var load = if (each) null else firstLoad.also { firstLoad = null }
-        if (!each && load == null) {
-            lowMemoryEvents.set(0)
-            notes.clear()
-        }
         var problem: String? = null
         var timed = Timed.NONE
         var origin = clock.nanos()
@@ -140,6 +137,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
                 load = load()
                 firstLoad = null
             }
+            onLoaded()
             sampler.begin()
             origin = clock.nanos() - ((load?.ms ?: 0.0) * 1e6).toLong()
             timed = generate(prompt, configuration.newTokens)
@@ -221,13 +219,18 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
 
     private fun ensureLoaded() {
         checkStopped()
-        if (engine == null) firstLoad = load()
+        if (engine != null) return
+        forget()
+        firstLoad = load()
+    }
+
+    private fun forget() {
+        lowMemoryEvents.set(0)
+        notes.clear()
     }
 
     private fun load(): Loading {
         onEvent(Event.Loading)
-        lowMemoryEvents.set(0)
-        notes.clear()
         sampler.phase = Phase.LOAD
         sampler.begin()
         val begin = clock.nanos()

@@ -92,15 +92,15 @@ class BenchTest {
         assertEquals(listOf(Phase.LOAD, Phase.LOAD, Phase.IDLE, Phase.IDLE), first.samples.map { it.phase })
         assertTrue(first.samples.zipWithNext().all { (one, next) -> one.atMs <= next.atMs })
         assertEquals(listOf(Phase.IDLE, Phase.IDLE), second.samples.map { it.phase })
-        assertEquals(2_200_000_000, second.peak.rss)
-        assertEquals(3_000_000_000, second.peak.available)
+        assertEquals(2_200_000_000L, second.peak.rss)
+        assertEquals(3_000_000_000L, second.peak.available)
     }
 
     @Test
     fun aPeakThatWasNotResetAndDidNotGrowIsNotThisRepeats() {
         probes.resets = false
         bench().run()
-        assertEquals(2_100_000_000, saved().runs[0].repeats[1].peak.rss)
+        assertEquals(2_100_000_000L, saved().runs[0].repeats[1].peak.rss)
     }
 
     @Test
@@ -145,7 +145,7 @@ class BenchTest {
 
     @Test
     fun anErrorKeepsWhatIsFinished() {
-        engine.failAt = { if (it == 3) EngineErrors.generating(0x21, 16, 11) else null }
+        engine.failAt = { if (it == 4) EngineErrors.generating(0x21, 16, 11) else null }
         bench("warmups" to 1).run()
         val result = saved()
         assertFalse(result.complete)
@@ -200,8 +200,8 @@ class BenchTest {
             }
         }.run()
         val repeats = saved().runs[0].repeats
-        assertEquals(listOf(0, 0, 0), listOf(0, 2, 2).map { repeats[it].lowMemoryEvents })
-        assertEquals(listOf(emptyList(), emptyList<String>()), listOf(0, 2).map { repeats[it].notes })
+        assertEquals(listOf(0, 1, 0), repeats.map { it.lowMemoryEvents })
+        assertEquals(listOf(emptyList(), listOf("The app went to the background."), emptyList()), repeats.map { it.notes })
     }
 
     @Test
