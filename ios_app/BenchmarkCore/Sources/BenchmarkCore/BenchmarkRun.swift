@@ -1,0 +1,314 @@
+import Foundation
+
+/// What a run needs of its surroundings.
+public struct RunSurroundings: Sendable {
+  public var device: DeviceFacts
+  public var build: BuildFacts
+  public var engines: EngineFactory
+  public var probes: any Probes
+  public var store: ResultStore
+  public var clock: any RunClock
+  /// Seconds between two looks at the memory, and between two that are kept.
+  public var lookEvery: TimeInterval
+  public var sampleEvery: TimeInterval
+
+  public init(
+    device: DeviceFacts, build: BuildFacts, engines: @escaping EngineFactory, probes: any Probes, store: ResultStore,
+    clock: any RunClock = SystemClock(), lookEvery: TimeInterval = 0.02, sampleEvery: TimeInterval = 1
+  ) {
+    self.device = device
+    self.build = build
+    self.engines = engines
+    self.probes = probes
+    self.store = store
+    self.clock = clock
+    self.lookEvery = lookEvery
+    self.sampleEvery = sampleEvery
+  }
+}
+
+/// One run: every configuration's warm-ups and repeats, measured; the result is written after each repeat.
+/// `run` blocks; the other functions may be called from any thread. Events come from the running thread and, for
+/// memory, from the watch's.
+public final class BenchmarkRun: Sendable {
+  private let request: RunRequest
+  private let around: RunSurroundings
+  private let onEvent: @Sendable (RunEvent) -> Void
+  private let watch: MemoryWatch
+  private let engine = Locked<(any TextEngine)?>(nil)
+  private let outside = Locked(Outside())
+
+  /// What happens to the run while it is under way.
+  private struct Outside {
+    var stopped = false
+    var lowMemoryEvents = 0
+    var notes: [String] = []
+  }
+
+  private struct Stopped: Error {}
+
+  public init(_ request: RunRequest, in around: RunSurroundings, onEvent: @escaping @Sendable (RunEvent) -> Void) {
+    self.request = request
+    self.around = around
+    self.onEvent = onEvent
+    watch = MemoryWatch(
+      probes: around.probes, clock: around.clock, interval: around.lookEvery, keepEvery: around.sampleEvery
+    ) { onEvent(.sampled(phase: $0, memory: $1)) }
+  }
+
+  /// Ends the run after the token it is at; finished repeats stay.
+  public func stop() {
+    outside.with { $0.stopped = true }
+    engine.current?.stop()
+  }
+
+  /// The system asked for memory.
+  public func lowMemory() {
+    outside.with { $0.lowMemoryEvents += 1 }
+    note("The system warned of low memory.")
+    onEvent(.lowMemory)
+  }
+
+  /// A sentence that the repeat under way should carry.
+  public func note(_ sentence: String) {
+    outside.with { if !$0.notes.contains(sentence) { $0.notes.append(sentence) } }
+  }
+
+  /// Runs to the end; returns the result, or nil where no repeat finished.
+  @discardableResult
+  public func run() -> ResultDocument? {
+    onEvent(.started(appVersion: around.build.appVersion, pid: ProcessInfo.processInfo.processIdentifier))
+    watch.start()
+    var progress = Progress(runs: request.configurations.map { _ in [] }, created: around.clock.date())
+    var problem: String?
+    do {
+      let files = try ModelFiles(
+        model: request.model, tokenizer: request.tokenizer,
+        availableBytes: around.probes.memory().availableBytes, executorch: around.build.executorch ?? "")
+      progress.files = files
+      try measure(&progress)
+    } catch is Stopped {
+      problem = "The run was stopped after \(progress.done) of \(request.repeats) repeats."
+    } catch {
+      problem = error.localizedDescription
+    }
+    watch.stop()
+    unload()
+    return finish(progress, problem)
+  }
+
+  private func finish(_ progress: Progress, _ problem: String?) -> ResultDocument? {
+    let result = progress.files.map { document(progress, $0, problem) }
+    guard var problem else {
+      onEvent(.done(file: around.store.file(run: request.name), result: result!))
+      return result
+    }
+    if progress.done > 0, let result {
+      do {
+        try around.store.write(result, run: request.name)
+      } catch {
+        problem += " \(error.localizedDescription)"
+      }
+    }
+    onEvent(.failed(message: problem))
+    return progress.done > 0 ? result : nil
+  }
+
+  /// What was measured so far.
+  private struct Progress {
+    var runs: [[RepeatRecord]]
+    let created: Date
+    var files: ModelFiles?
+    var load: Load?
+
+    var done: Int { runs.reduce(0) { $0 + $1.count } }
+  }
+
+  private struct Load {
+    let ms: Double
+    let seen: MemoryWatch.Seen
+  }
+
+  private func measure(_ progress: inout Progress) throws {
+    for (index, configuration) in request.configurations.enumerated() {
+      let prompt = try prompt(index, configuration, &progress)
+      for warmup in 0..<configuration.warmups {
+        onEvent(.warmup(configuration: index, warmup: warmup))
+        try ensureLoaded(&progress)
+        _ = try generate(prompt, configuration.newTokens)
+        if configuration.loadMode == .each { unload() }
+      }
+      for number in 0..<configuration.repeats {
+        if number > 0 { rest(index, number, configuration.cooldownS) }
+        try checkStopped()
+        if configuration.loadMode == .once { try ensureLoaded(&progress) }
+        onEvent(.repeating(configuration: index, repeat: number))
+        let (record, failure) = try measureOne(configuration, prompt, &progress)
+        progress.runs[index].append(record)
+        let missing = request.repeats - progress.done
+        let unfinished = missing > 0 ? "\(missing) of \(request.repeats) repeats are missing." : nil
+        let soFar = document(progress, progress.files!, failure?.localizedDescription ?? unfinished)
+        try around.store.write(soFar, run: request.name)
+        onEvent(.repeated(configuration: index, repeat: number, record: record, soFar: soFar))
+        if let failure { throw failure }
+      }
+    }
+  }
+
+  private func measureOne(
+    _ configuration: Configuration, _ prompt: CountedPrompt, _ progress: inout Progress
+  ) throws -> (RepeatRecord, (any Error)?) {
+    let before = around.probes.thermal()
+    var load = progress.load
+    progress.load = nil
+    var failure: (any Error)?
+    var timed: (times: TokenTimes, generated: Generated)?
+    var origin = around.clock.nanoseconds()
+    if configuration.loadMode == .each {
+      unload()
+      load = nil
+    }
+    // What happened while the model loaded belongs to the repeat that loaded it.
+    if load == nil { forgetOutside() }
+    do {
+      if configuration.loadMode == .each { load = try self.load(progress.files!) }
+      watch.begin()
+      origin = around.clock.nanoseconds() - UInt64((load?.ms ?? 0) * 1e6)
+      timed = try generate(prompt, configuration.newTokens)
+    } catch let problem as EngineFailure {
+      failure = problem
+    }
+    watch.enter(.idle)
+    var seen = watch.end(origin: origin)
+    if let load {
+      seen.samples = load.seen.samples + seen.samples
+      seen.peak = load.seen.peak.worse(seen.peak)
+    }
+    let after = around.probes.thermal()
+    if configuration.loadMode == .each { unload() }
+    let promptTokens = timed?.generated.promptTokens ?? prompt.tokens
+    if promptTokens != configuration.promptTokens {
+      note("The prompt had \(promptTokens) tokens, \(configuration.promptTokens) were asked for.")
+    }
+    noteConditions(before, after)
+    if let failure { note(failure.localizedDescription) }
+    let happened = outside.with { outside in
+      defer { (outside.lowMemoryEvents, outside.notes) = (0, []) }
+      return outside
+    }
+    let record = RepeatRecord(
+      loadMs: load?.ms, promptTokens: promptTokens, generatedTokens: timed?.generated.generatedTokens ?? 0,
+      timeToFirstTokenMs: timed?.times.firstMs,
+      prefillTokensPerS: timed?.times.prefillRate(promptTokens: promptTokens),
+      decodeTokensPerS: timed?.times.decodeRate, tokenMs: timed?.times.tokenMs ?? [],
+      memory: .init(samples: seen.samples, peak: seen.peak), thermal: .init(before: before, after: after),
+      throttled: before.status.throttles || after.status.throttles, lowMemoryEvents: happened.lowMemoryEvents,
+      stopReason: failure == nil ? timed!.generated.stopReason : .error,
+      notes: progress.files!.notes + happened.notes)
+    return (record, failure)
+  }
+
+  private func noteConditions(_ before: Thermal, _ after: Thermal) {
+    if before.status.throttles || after.status.throttles {
+      note("The device was hot (\(before.status.rawValue) before, \(after.status.rawValue) after) and slowed down.")
+    }
+    if before.lowPowerMode == true || after.lowPowerMode == true { note("The device was in low-power mode.") }
+  }
+
+  private func generate(_ prompt: CountedPrompt, _ newTokens: Int) throws -> (times: TokenTimes, generated: Generated) {
+    guard let engine = engine.current else { throw EngineFailure("The model is not loaded.") }
+    engine.reset()
+    try checkStopped()
+    watch.enter(.prefill)
+    let clock = around.clock
+    let collected = Locked(TokenTimes(begin: clock.nanoseconds()))
+    let generated = try engine.generate(prompt.text, promptTokens: prompt.tokens, newTokens: newTokens) {
+      [watch, onEvent] piece in
+      let now = clock.nanoseconds()
+      let (index, first) = collected.with { times in
+        times.tokens.append(now)
+        return (times.tokens.count - 1, times.tokens[0])
+      }
+      if index == 0 { watch.enter(.decode) }
+      onEvent(.token(piece: piece, index: index, sinceFirstMs: Double(now - first) / 1e6))
+    }
+    watch.enter(.idle)
+    try checkStopped()
+    guard generated.generatedTokens > 0 else { throw EngineFailure("The model made no tokens.") }
+    return (collected.current, generated)
+  }
+
+  private func prompt(_ index: Int, _ configuration: Configuration, _ progress: inout Progress) throws -> CountedPrompt {
+    if !request.promptFiles.isEmpty {
+      let file = request.promptFiles[index]
+      guard let text = try? String(contentsOf: file, encoding: .utf8) else {
+        throw BadInput("The prompt \(file.lastPathComponent) cannot be read as text in UTF-8.")
+      }
+      guard !text.isEmpty else { throw BadInput("The prompt \(file.lastPathComponent) is empty.") }
+      return CountedPrompt(text: text, tokens: configuration.promptTokens)
+    }
+    onEvent(.counting(configuration: index))
+    try ensureLoaded(&progress)
+    let counted = try PromptText.ofLength(configuration.promptTokens) { text in
+      let words = CountedPrompt(text: text, tokens: text.count { $0 == " " } + 1)
+      guard let tokens = try generate(words, 1).generated.promptTokens else {
+        throw EngineFailure("The runner does not say how many tokens a prompt has; give a file for each prompt.")
+      }
+      return tokens
+    }
+    if configuration.loadMode == .each { unload() }
+    return counted
+  }
+
+  private func ensureLoaded(_ progress: inout Progress) throws {
+    try checkStopped()
+    guard engine.current == nil else { return }
+    forgetOutside()
+    progress.load = try load(progress.files!)
+  }
+
+  private func load(_ files: ModelFiles) throws -> Load {
+    onEvent(.loading)
+    watch.begin()
+    watch.enter(.load)
+    let start = around.clock.nanoseconds()
+    let made = around.engines(files)
+    engine.with { $0 = made }
+    try made.load()
+    let ms = around.clock.milliseconds(since: start)
+    let seen = watch.end(origin: start)
+    watch.enter(.idle)
+    onEvent(.loaded(loadMs: ms))
+    try checkStopped()
+    return Load(ms: ms, seen: seen)
+  }
+
+  private func unload() {
+    let old = engine.with { engine in
+      defer { engine = nil }
+      return engine
+    }
+    old?.unload()
+  }
+
+  private func rest(_ index: Int, _ number: Int, _ seconds: Double) {
+    guard seconds > 0 else { return }
+    onEvent(.resting(configuration: index, repeat: number, seconds: seconds))
+    around.clock.rest(seconds: seconds) { outside.current.stopped }
+  }
+
+  private func forgetOutside() {
+    outside.with { ($0.lowMemoryEvents, $0.notes) = (0, []) }
+  }
+
+  private func checkStopped() throws {
+    if outside.current.stopped { throw Stopped() }
+  }
+
+  private func document(_ progress: Progress, _ files: ModelFiles, _ problem: String?) -> ResultDocument {
+    ResultDocument(
+      created: progress.created, problem: problem, device: around.device, build: around.build,
+      model: files.record(sha256: request.modelSha256),
+      runs: zip(request.configurations, progress.runs).map { RunRecord(configuration: $0, repeats: $1) })
+  }
+}

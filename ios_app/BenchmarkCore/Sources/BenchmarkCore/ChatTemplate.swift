@@ -1,0 +1,30 @@
+/// Who says something in a conversation.
+public enum Role: String, Codable, Sendable {
+  case system, user, assistant
+}
+
+public struct Message: Codable, Equatable, Sendable {
+  public let role: Role
+  public let content: String
+
+  public init(role: Role, content: String) {
+    self.role = role
+    self.content = content
+  }
+}
+
+/// Phi-4-mini's chat format.
+public enum ChatTemplate {
+  public static let end = "<|end|>"
+  /// Texts of the tokens that end an answer.
+  public static let stops = [end, "<|endoftext|>"]
+
+  /// The prompt that lets the model answer `messages`.
+  public static func render(_ messages: [Message]) -> String {
+    messages.map(turn).joined() + open(.assistant)
+  }
+
+  static func turn(_ message: Message) -> String { open(message.role) + message.content + end }
+
+  static func open(_ role: Role) -> String { "<|\(role.rawValue)|>" }
+}

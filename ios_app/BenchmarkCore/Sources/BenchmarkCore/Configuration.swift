@@ -1,0 +1,92 @@
+import Foundation
+
+/// When a run loads the model: before its first repeat, or again for every repeat.
+public enum LoadMode: String, Codable, CaseIterable, Sendable {
+  case once, each
+}
+
+/// One thing to measure: so many tokens in, so many out, so often. Times in seconds.
+public struct Configuration: Codable, Equatable, Hashable, Sendable {
+  public let promptTokens: Int
+  public let newTokens: Int
+  public let repeats: Int
+  public let warmups: Int
+  public let cooldownS: Double
+  public let loadMode: LoadMode
+
+  public static let tokens = 1...131_072
+  public static let repeatCounts = 1...1000
+  public static let warmupCounts = 0...100
+  public static let cooldowns = 0.0...3600.0
+
+  /// Throws `BadInput` that names the value and what it may be.
+  public init(
+    promptTokens: Int, newTokens: Int, repeats: Int, warmups: Int, cooldownS: Double, loadMode: LoadMode
+  ) throws {
+    try Self.check(promptTokens, "Prompt tokens", in: Self.tokens)
+    try Self.check(newTokens, "New tokens", in: Self.tokens)
+    try Self.check(repeats, "Repeats", in: Self.repeatCounts)
+    try Self.check(warmups, "Warm-ups", in: Self.warmupCounts)
+    guard Self.cooldowns.contains(cooldownS) else {
+      throw BadInput("Cool-down is \(cooldownS) s; it wants 0 to 3600 seconds.")
+    }
+    self.promptTokens = promptTokens
+    self.newTokens = newTokens
+    self.repeats = repeats
+    self.warmups = warmups
+    self.cooldownS = cooldownS
+    self.loadMode = loadMode
+  }
+
+  private static func check(_ value: Int, _ name: String, in range: ClosedRange<Int>) throws {
+    guard range.contains(value) else {
+      throw BadInput("\(name) is \(value); it wants a whole number from \(range.lowerBound) to \(range.upperBound).")
+    }
+  }
+
+  /// The same lengths are worth comparing, whatever the number of repeats.
+  public func sameLengths(as other: Configuration) -> Bool {
+    promptTokens == other.promptTokens && newTokens == other.newTokens
+  }
+}
+
+/// A whole run: one configuration for each length of prompt, the files it needs.
+public struct RunRequest: Equatable, Sendable {
+  public let name: String
+  public let model: URL
+  public let tokenizer: URL
+  public let modelSha256: String?
+  public let configurations: [Configuration]
+  /// Texts with the tokens that the configurations ask for, or none: then the app makes texts of its own.
+  public let promptFiles: [URL]
+
+  public var repeats: Int { configurations.reduce(0) { $0 + $1.repeats } }
+
+  /// Throws `BadInput` for a name that is no file's name, a hash that is none, or too few or many prompts.
+  public init(
+    name: String, model: URL, tokenizer: URL, modelSha256: String? = nil, configurations: [Configuration],
+    promptFiles: [URL] = []
+  ) throws {
+    try Self.check(name: name)
+    guard !configurations.isEmpty else { throw BadInput("A run needs at least one length of prompt.") }
+    if let modelSha256, modelSha256.wholeMatch(of: /[0-9a-f]{64}/) == nil {
+      throw BadInput("The model's sha256 is \"\(modelSha256)\", which is not 64 lower-case hex digits.")
+    }
+    guard promptFiles.isEmpty || promptFiles.count == configurations.count else {
+      throw BadInput("There are \(promptFiles.count) prompt files, but \(configurations.count) lengths of prompt.")
+    }
+    self.name = name
+    self.model = model
+    self.tokenizer = tokenizer
+    self.modelSha256 = modelSha256
+    self.configurations = configurations
+    self.promptFiles = promptFiles
+  }
+
+  /// A run's name is its result's file name too, so it is checked before anything is written under it.
+  static func check(name: String) throws {
+    guard name.wholeMatch(of: /[a-z0-9-]{1,64}/) != nil else {
+      throw BadInput("The run's name is \"\(name)\"; 1 to 64 of a-z, 0-9 and - are allowed.")
+    }
+  }
+}

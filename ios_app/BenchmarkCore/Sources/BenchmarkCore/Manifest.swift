@@ -1,0 +1,77 @@
+import Foundation
+
+/// What the exporter wrote beside a `.pte`, as far as a phone needs it. Bytes and tokens; nil where it lacks.
+public struct Manifest: Equatable, Sendable {
+  public let fileBytes: Int64?
+  public let checkpoint: String?
+  public let recipe: String?
+  public let contextTokens: Int?
+  public let prefillChunkTokens: Int?
+  public let kvCache: String?
+  public let kvCacheBytes: Int64?
+  public let activationBytes: Int64?
+  public let vocabularySize: Int?
+  public let executorch: String?
+
+  /// KV cache and activations.
+  public var plannedBytes: Int64? {
+    guard let kvCacheBytes, let activationBytes else { return nil }
+    return kvCacheBytes + activationBytes
+  }
+
+  public var record: ManifestRecord {
+    ManifestRecord(
+      checkpoint: checkpoint, recipe: recipe, contextTokens: contextTokens, prefillChunkTokens: prefillChunkTokens,
+      kvCache: kvCache, plannedMemoryBytes: plannedBytes)
+  }
+
+  private struct Document: Decodable {
+    struct File: Decodable { let bytes: Int64? }
+    struct Checkpoint: Decodable { let name: String? }
+    struct Options: Decodable {
+      let context: Int?
+      let prefillChunk: Int?
+      let kvCache: String?
+      let recipe: String?
+    }
+    struct Planned: Decodable {
+      let kvCacheBytes: Int64?
+      let activationBytes: Int64?
+    }
+    struct Config: Decodable { let vocabSize: Int? }
+    struct Packages: Decodable { let executorch: String? }
+
+    let file: File?
+    let checkpoint: Checkpoint?
+    let options: Options
+    let planned: Planned?
+    let config: Config?
+    let packages: Packages?
+  }
+
+  /// Throws `BadInput` where `json` is not a manifest.
+  public init(json: Data, name: String) throws {
+    let decoder = JSONDecoder()
+    decoder.keyDecodingStrategy = .convertFromSnakeCase
+    guard let document = try? decoder.decode(Document.self, from: json) else {
+      throw BadInput("\(name) is not the manifest of a .pte.")
+    }
+    fileBytes = document.file?.bytes
+    checkpoint = document.checkpoint?.name
+    recipe = document.options.recipe
+    contextTokens = document.options.context.flatMap { $0 > 0 ? $0 : nil }
+    prefillChunkTokens = document.options.prefillChunk.flatMap { $0 > 0 ? $0 : nil }
+    kvCache = document.options.kvCache
+    kvCacheBytes = document.planned?.kvCacheBytes
+    activationBytes = document.planned?.activationBytes
+    vocabularySize = document.config?.vocabSize
+    executorch = document.packages?.executorch
+  }
+
+  /// The manifest beside `model`, under its name with .json for .pte; nil without one or where it is something else.
+  public static func beside(_ model: URL) -> Manifest? {
+    let file = model.deletingPathExtension().appendingPathExtension("json")
+    guard let json = try? Data(contentsOf: file) else { return nil }
+    return try? Manifest(json: json, name: file.lastPathComponent)
+  }
+}

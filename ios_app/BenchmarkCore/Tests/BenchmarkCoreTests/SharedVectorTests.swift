@@ -1,0 +1,49 @@
+import Foundation
+import Testing
+
+@testable import BenchmarkCore
+
+/// tests/vectors/shared.json, which the tests of Python and Kotlin read too.
+struct SharedVectors: Decodable {
+  struct StatisticsCase: Decodable {
+    let values: [Double]
+    let statistics: Statistics?
+  }
+
+  struct ChatCase: Decodable {
+    let messages: [Message]
+    let text: String
+  }
+
+  let statistics: [StatisticsCase]
+  let chat: [ChatCase]
+
+  static func load() throws -> SharedVectors {
+    var folder = URL(filePath: #filePath)
+    for _ in 0..<5 { folder.deleteLastPathComponent() }
+    let file = folder.appending(path: "tests/vectors/shared.json")
+    return try JSONDecoder().decode(SharedVectors.self, from: Data(contentsOf: file))
+  }
+}
+
+@Test func statisticsAreNumPys() throws {
+  let cases = try SharedVectors.load().statistics
+  #expect(cases.count > 5)
+  for one in cases {
+    let found = Statistics(of: one.values)
+    guard let expected = one.statistics else {
+      #expect(found == nil)
+      continue
+    }
+    for path in [\Statistics.min, \.p25, \.median, \.p75, \.max] {
+      let difference = abs(try #require(found)[keyPath: path] - expected[keyPath: path])
+      #expect(difference < 1e-12, "\(one.values)")
+    }
+  }
+}
+
+@Test func chatTextsAreTheModels() throws {
+  let cases = try SharedVectors.load().chat
+  #expect(cases.count > 2)
+  for one in cases { #expect(ChatTemplate.render(one.messages) == one.text) }
+}
