@@ -218,10 +218,10 @@ def crash_cause(log: Sequence[str], pid: int | None) -> str | None:
                     continue
                 after = after[1:]
             frame = next((text.strip() for text in after[1:] if text.strip().startswith("at ")), "")
-            return f"{after[0]} {frame}".strip() if after else message
+            return " ".join(f"{after[0]} {frame}".split()) if after else message
         if tag == "libc" and message.startswith("Fatal signal") and (pid is None or f"pid {pid} " in message + " "):
             frame = next((text.strip() for kind, text in messages[at:] if kind == "DEBUG" and "#00 pc" in text), "")
-            return f"{message} {frame}".strip()
+            return " ".join(f"{message} {frame}".split())
     return None
 
 

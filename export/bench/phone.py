@@ -196,10 +196,11 @@ class Phone:
                 stop.set()
                 looker.join()
         if done.code:
-            said = (done.err or done.out).strip().splitlines()[-1:] or ["it said nothing"]
-            if "No space left" in said[0]:
+            lines = [line.strip() for line in (done.out + "\n" + done.err).splitlines() if line.strip()]
+            if any("No space left" in line for line in lines):
                 raise BadInput(f"{self.serial} has no space left for {file.name} ({size(file.size_bytes)})")
-            raise BadInput(f"{self.serial}: {file.name} could not be pushed: {said[0]}")
+            said = next((line for line in lines if "error" in line), lines[-1] if lines else "it said nothing")
+            raise BadInput(f"{self.serial}: {file.name} could not be pushed: {said}")
 
     def _run(self, command: str) -> None:
         done = self.device.shell(command)

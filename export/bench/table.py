@@ -23,16 +23,8 @@ def render(document: Document, changes: list[Change], tolerance: float) -> Group
         f"{model['file']}, {size(model['size_bytes'])}, run by {document['build']['engine']}",
     )  # fmt: skip
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "prompt + new",
-        "repeats",
-        "prefill tok/s",
-        "decode tok/s",
-        "first token ms",
-        "load ms",
-        "peak memory",
-    ):
-        table.add_column(name, justify="left" if name == "prompt + new" else "right")
+    for name in ("tokens", "repeats", "prefill/s", "decode/s", "first ms", "load ms", "peak memory"):
+        table.add_column(name, justify="left" if name == "tokens" else "right")
     for run in document["runs"]:
         table.add_row(*_row(run))
     parts: list[Any] = [title, table]
@@ -53,8 +45,8 @@ def _row(run: dict[str, Any]) -> list[str]:
          if summary[f"peak_{key}_bytes"]), (None, ""),
     )  # fmt: skip
     return [
-        f"{wanted['prompt_tokens']} + {wanted['new_tokens']}",
-        f"{len(run['repeats'])} of {wanted['repeats']}",
+        f"{wanted['prompt_tokens']}+{wanted['new_tokens']}",
+        f"{len(run['repeats'])}/{wanted['repeats']}",
         median(summary["prefill_tokens_per_s"]),
         spread(summary["decode_tokens_per_s"]),
         median(summary["time_to_first_token_ms"]),

@@ -1,1 +1,1 @@
-"""A phone for adb: the real adbd of a Debian folder, and stand-ins for the programs of Android that the runner calls."""
+"""A phone for adb: the real adbd of a Debian folder, and stand-ins for the programs of Android called there."""

@@ -3,7 +3,8 @@
 It measures nothing: its numbers are made from its own clock, and prompts are counted by words. With "socket" in
 /phone/behaviour.json it asks the tests' process on the host, which runs the pushed files with the wheel's runner, and
 passes those numbers on. Further keys there make it go wrong, at the repeat of that number over all configurations:
-crash, native_crash, killed (for memory), vanish, stall, error, rubbish, hot, slow (seconds a repeat).
+crash, native_crash, killed (for memory), vanish (listed: for this reason, in the system's list of exits), stall,
+error, hot. And rubbish (what kind), slow (seconds a repeat), beat_s.
 """
 
 import json
@@ -161,6 +162,8 @@ class App:
             system.log("I", "ActivityManager", f"Process {PACKAGE} (pid {me}) has died: fg TOP")
             os.kill(me, signal.SIGKILL)
         if "vanish" in due:
+            if reason := self.behaviour.get("listed"):
+                (system.STATE / "exits.txt").write_text(f"ApplicationExitInfo #0:\n pid={me} reason=3 ({reason})\n")
             os.kill(me, signal.SIGKILL)
         if "stall" in due:
             time.sleep(3600)

@@ -17,6 +17,7 @@ import psutil
 HERE = Path(__file__).parent
 FOLDER = Path(os.environ.get("POCKETPHI_TRIXIE", "/var/cache/pocketphi/trixie"))
 ADBD = "/usr/lib/android-sdk/platform-tools/adbd"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PACKAGE = "org.pocketphi.bench"
 PROPS = {
     "ro.build.version.sdk": "35", "ro.build.version.release": "15", "ro.product.cpu.abilist": "x86_64,arm64-v8a",
@@ -58,9 +59,9 @@ class Phone:
         self.shared.joinpath("meminfo").write_text(MEMINFO.format(total=memory_kb[0], free=memory_kb[1]))
         self.index = self._network()
         self.serial = f"10.213.{self.index}.2:5555"
-        environment = os.environ | {
-            "LOWER": str(FOLDER), "UPPER": str(folder / "upper"), "WORK": str(folder / "work"), "SPACE": space,
-            "ROOT": str(folder / "root"), "SHARED": str(self.shared), "ADBD": ADBD,
+        environment = {
+            "PATH": PATH, "LOWER": str(FOLDER), "UPPER": str(folder / "upper"), "WORK": str(folder / "work"),
+            "SPACE": space, "ROOT": str(folder / "root"), "SHARED": str(self.shared), "ADBD": ADBD,
         }  # fmt: skip
         self._outer = subprocess.Popen(
             ["ip", "netns", "exec", self.network, "unshare", "--mount", "--pid", "--fork", "--kill-child",
@@ -146,7 +147,8 @@ class Phone:
     def plug_in(self) -> None:
         """Start the daemon again."""
         subprocess.Popen(
-            ["nsenter", "-t", str(self.init), "-m", "-p", "-n", "-r", ADBD], start_new_session=True,
+            ["nsenter", "-t", str(self.init), "-m", "-p", "-n", "-r", "--", "/bin/sh", "-c", f"cd / && exec {ADBD}"],
+            start_new_session=True, env={"PATH": PATH},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.connect()
@@ -174,6 +176,7 @@ class Phone:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._outer.pid, signal.SIGKILL)
         self._outer.wait()
+        subprocess.run(["ip", "link", "delete", f"pphi{self.index}"], capture_output=True)  # its end inside goes too
         subprocess.run(["ip", "netns", "delete", self.network], capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -1,0 +1,1 @@
+"""export.bench: on this machine, and on phones with the real adb and adbd."""
