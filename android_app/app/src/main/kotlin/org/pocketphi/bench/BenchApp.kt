@@ -13,11 +13,11 @@ import java.io.File
 
 /** Holds what outlives the screens: the run, the conversation, the copy under way. */
 class BenchApp : Application() {
-    /** Tests put another in. */
+    /** Tests put others in. */
     var engines = EngineFactory { model, tokenizer, manifest -> ExecuTorchEngine(model, tokenizer, manifest) }
+    lateinit var probes: Probes
     var sampleEveryMs = 2000L
 
-    val probes: Probes by lazy { DeviceProbes(this) }
     val runs by lazy { RunHolder(this) }
     val chat by lazy { ChatHolder(this) }
     val imports by lazy { ImportHolder(this) }
@@ -36,6 +36,7 @@ class BenchApp : Application() {
 
     override fun onCreate() {
         super.onCreate()
+        probes = DeviceProbes(this)
         registerActivityLifecycleCallbacks(Background())
     }
 

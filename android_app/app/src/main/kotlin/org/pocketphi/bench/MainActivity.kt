@@ -5,6 +5,7 @@ import android.app.AlertDialog
 import android.content.Intent
 import android.os.Bundle
 import android.view.View
+import android.view.inputmethod.InputMethodManager
 import android.widget.Button
 import android.widget.CheckBox
 import android.widget.LinearLayout
@@ -125,11 +126,19 @@ class MainActivity : Activity() {
                 "load_mode" to (if (each) LoadMode.EACH else LoadMode.ONCE).json,
             )
             app.runs.start(RunRequest.parse(extras), Logcat)
+            leaveFields()
         } catch (wrong: BadInput) {
             refused = wrong.message
             problem.showOrHide(refused)
             findViewById<ScrollView>(R.id.scroll).smoothScrollTo(0, 0)
         }
+    }
+
+    // A focused field below the live numbers would pull the screen down to itself.
+    private fun leaveFields() {
+        val field = currentFocus ?: return
+        field.clearFocus()
+        (getSystemService(INPUT_METHOD_SERVICE) as InputMethodManager).hideSoftInputFromWindow(field.windowToken, 0)
     }
 
     private fun show(state: RunState) {
@@ -139,13 +148,13 @@ class MainActivity : Activity() {
         findViewById<View>(R.id.start).alpha = if (state.active) DISABLED else 1f
         keepScreenOn(state.active)
         if (state.active) live.show(state)
-        if (state.active != wasActive) findViewById<ScrollView>(R.id.scroll).scrollTo(0, 0)
+        if (state.active != wasActive) findViewById<ScrollView>(R.id.scroll).run { post { scrollTo(0, 0) } }
         wasActive = state.active
         problem.showOrHide(refused ?: state.problem)
         // Building the cards takes longer than a token; they change only with a repeat.
         if (shown !== state.result || state.result == null) {
             shown = state.result
-            state.result?.let { cards.show(it) } ?: cards.clear()
+            state.result?.let { cards.show(it, withProblem = false) } ?: cards.clear()
         }
     }
 

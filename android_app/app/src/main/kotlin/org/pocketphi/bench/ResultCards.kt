@@ -19,7 +19,8 @@ class ResultCards(private val into: LinearLayout) {
 
     fun clear() = into.removeAllViews()
 
-    fun show(result: Result) {
+    /** [withProblem]: false where the screen tells it elsewhere. */
+    fun show(result: Result, withProblem: Boolean = true) {
         clear()
         val facts = card()
         text(facts, result.model.file, R.style.Text_Heading)
@@ -29,7 +30,7 @@ class ResultCards(private val into: LinearLayout) {
             context.getString(R.string.facts, result.device.model, result.device.osVersion, result.build.executorch ?: "?"),
             R.style.Text_Faint,
         )
-        result.problem?.let { text(facts, it, R.style.Text).setTextColor(context.getColor(R.color.bad)) }
+        result.problem?.takeIf { withProblem }?.let { text(facts, it, R.style.Text).setTextColor(context.getColor(R.color.bad)) }
         result.runs.filter { it.repeats.isNotEmpty() }.forEach { run(it) }
     }
 
@@ -47,7 +48,7 @@ class ResultCards(private val into: LinearLayout) {
                 R.style.Text_Faint,
             )
             for (compared in pair.rows.filter { it.before != null || it.after != null }) {
-                val change = compared.change?.let { String.format(Locale.ROOT, "%+.1f %%", it * 100) }
+                val change = compared.change?.let { change(it) }
                 val cells = row(
                     card, context.getString(compared.metric.label),
                     listOf(compared.before, compared.after).map { number(compared.metric, it) } + (change ?: unknown), R.style.Text,
@@ -56,6 +57,11 @@ class ResultCards(private val into: LinearLayout) {
                 if (better != null) cells.last().setTextColor(context.getColor(if (better) R.color.good else R.color.bad))
             }
         }
+    }
+
+    private fun change(fraction: Double): String {
+        val percent = Math.round(fraction * 1000) / 10.0
+        return if (percent == 0.0) context.getString(R.string.no_change) else String.format(Locale.ROOT, "%+.1f %%", percent).replace('-', '−')
     }
 
     private fun run(run: Run) {
@@ -75,17 +81,20 @@ class ResultCards(private val into: LinearLayout) {
         thermal(run)?.let { text(card, it, R.style.Text_Faint) }
         if (run.repeats.any { it.throttled }) warning(card, context.getString(R.string.throttled))
         val warnings = run.repeats.sumOf { it.lowMemoryEvents }
-        if (warnings > 0) warning(card, context.getString(R.string.low_memory_count, warnings))
+        if (warnings > 0) warning(card, context.resources.getQuantityString(R.plurals.low_memory_count, warnings, warnings))
         run.repeats.flatMap { it.notes }.distinct().forEach { text(card, it, R.style.Text_Faint) }
     }
 
     private fun thermal(run: Run): String? {
         val first = run.repeats.first().before
         val last = run.repeats.last().after
-        if (first.batteryCelsius == null && last.status == ThermalStatus.UNKNOWN) return null
-        fun celsius(value: Double?) = if (value == null) unknown else String.format(Locale.ROOT, "%.1f °C", value)
-        return context.getString(R.string.thermal_line, celsius(first.batteryCelsius), celsius(last.batteryCelsius), last.status.json)
+        val from = first.batteryCelsius
+        val to = last.batteryCelsius
+        if (from != null && to != null) return context.getString(R.string.thermal_line, celsius(from), celsius(to), last.status.json)
+        return if (last.status == ThermalStatus.UNKNOWN) null else context.getString(R.string.thermal_status, last.status.json)
     }
+
+    private fun celsius(value: Double) = String.format(Locale.ROOT, "%.1f °C", value)
 
     private fun chart(card: LinearLayout, title: Int, fill: (ChartView) -> Unit) {
         text(card, context.getString(title), R.style.Text_Faint).setPadding(0, dp(14), 0, dp(4))

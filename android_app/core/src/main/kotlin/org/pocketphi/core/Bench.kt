@@ -114,7 +114,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
                 repeats[index].add(measured)
                 val missing = request.repeats - done()
                 val failed = measured.stopReason == StopReason.ERROR
-                val problem = if (failed) measured.notes.last() else "The run goes on: $missing repeats are missing."
+                val problem = if (failed) measured.notes.last() else "The run goes on: ${done()} of ${request.repeats} repeats are done."
                 val soFar = result(if (missing == 0 && !failed) null else problem)
                 around.files.write(request.name, soFar)
                 onEvent(Event.Repeated(index, repeat, measured, soFar))

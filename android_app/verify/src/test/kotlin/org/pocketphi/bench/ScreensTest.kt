@@ -16,6 +16,7 @@ import org.pocketphi.core.EngineFactory
 import org.pocketphi.core.LoadMode
 import org.pocketphi.core.Memory
 import org.pocketphi.core.Phase
+import org.pocketphi.core.Probes
 import org.pocketphi.core.Repeat
 import org.pocketphi.core.Result
 import org.pocketphi.core.Run
@@ -41,6 +42,12 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
     fun device() {
         RuntimeEnvironment.setQualifiers(qualifiers)
         app.engines = EngineFactory { _, _, _ -> engine }
+        app.probes = object : Probes {
+            override fun memory() = Memory(2_723_000_000, 2_911_000_000, 2_650_000_000, 2_500_000_000, 2_410_000_000)
+            override fun thermal() = Thermal(ThermalStatus.NONE, 31.4, 80.0, false)
+            override fun resetPeakRss() = true
+            override fun peakRss() = 2_911_000_000
+        }
     }
 
     @Test
