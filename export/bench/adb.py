@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints.errors import BadInput
-from export.bench.outcome import Interrupted
+from export.bench.outcome import Interrupted, TimedOut, Unplugged
 
 GONE = re.compile(
     r"device '[^']*' not found|no devices/emulators found|device (is )?(offline|unauthorized|still authorizing)"
@@ -29,14 +29,6 @@ STATES = {
     "authorizing": "does not trust this computer yet: unlock it and allow USB debugging",
     "no permissions": "may not be used by this user: adb says {state}",
 }
-
-
-class Unplugged(Exception):
-    """The device cannot be reached any more."""
-
-
-class TimedOut(Exception):
-    """A command of adb's did not end; the message is the command."""
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints.errors import BadInput
-from export.bench.adb import Adb, Device, TimedOut, Unplugged
+from export.bench.adb import Adb, Device
 from export.bench.app import Apk, build_apk, read_apk
 from export.bench.files import Local, local_file
 from export.bench.headless import AppRun
 from export.bench.native import NativeRun, check_binary
-from export.bench.outcome import Failed, Interrupted, Outcome, Watch
+from export.bench.outcome import Failed, Interrupted, Outcome, TimedOut, Unplugged, Watch, wait_for
 from export.bench.phone import Phone
 from export.bench.plan import Plan
 
@@ -54,21 +53,8 @@ def measure(plan: Plan, options: Android, watch: Watch) -> list[Outcome]:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(serials)) as pool:
         job = _Job(plan, options, apk, Path(folder), watch)
         futures = [pool.submit(job.outcome, Device(adb, serial, stop)) for serial in serials]
-        _wait(futures, stop)
+        wait_for(futures, stop)
         return [future.result() for future in futures]
-
-
-def _wait(futures: Sequence[Future[Outcome]], stop: threading.Event) -> None:
-    """Until all are done; the first Ctrl-C asks them to stop, the second is not caught."""
-    while True:
-        try:
-            while not all(future.done() for future in futures):
-                wait(futures, timeout=0.5)
-            return
-        except KeyboardInterrupt:
-            if stop.is_set():
-                raise
-            stop.set()
 
 
 class _Job:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench.adb import Device, Unplugged
+from export.bench.adb import Device
+from export.bench.outcome import Unplugged
 from export.bench.phone import Phone
 
 PACKAGE = "org.pocketphi.bench"

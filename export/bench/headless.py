@@ -9,10 +9,9 @@ from typing import Any
 
 from checkpoints.errors import BadInput
 from export.bench import result
-from export.bench.adb import TimedOut, Unplugged
 from export.bench.app import ABIS, PACKAGE, QUIET_S, RESULTS, Apk, Follow, Order, alive, install, new_run, post_mortem
 from export.bench.files import Local
-from export.bench.outcome import Failed, Interrupted, size
+from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged, size
 from export.bench.phone import FOLDER, Phone
 from export.bench.plan import Plan
 from export.bench.result import Document

@@ -21,11 +21,10 @@ from typing import Any
 
 from checkpoints.errors import BadInput
 from export.bench import result
-from export.bench.adb import TimedOut, Unplugged
 from export.bench.desktop import describe
 from export.bench.files import Local
 from export.bench.memory import kib_of, parse_memory, sample, with_peak
-from export.bench.outcome import Failed, Interrupted, size
+from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged, size
 from export.bench.phone import FOLDER, Phone
 from export.bench.plan import Plan
 from export.bench.result import Document

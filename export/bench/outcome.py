@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -24,6 +25,14 @@ class Outcome:
     document: Document | None
     problem: str | None = None
     interrupted: bool = False
+
+
+class Unplugged(Exception):
+    """The device cannot be reached any more."""
+
+
+class TimedOut(Exception):
+    """A command for a device did not end; the message is the command."""
 
 
 class Interrupted(BaseException):
@@ -69,6 +78,19 @@ class Watch:
             yield lambda done: self._progress.update(task, completed=done)
         finally:
             self._progress.remove_task(task)
+
+
+def wait_for(futures: Sequence[Future[Outcome]], stop: threading.Event) -> None:
+    """Until all are done; the first Ctrl-C asks them to stop, the second is not caught."""
+    while True:
+        try:
+            while not all(future.done() for future in futures):
+                wait(futures, timeout=0.5)
+            return
+        except KeyboardInterrupt:
+            if stop.is_set():
+                raise
+            stop.set()
 
 
 def size(count: float) -> str:
