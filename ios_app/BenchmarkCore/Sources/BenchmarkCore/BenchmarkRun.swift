@@ -172,8 +172,9 @@ public final class BenchmarkRun: Sendable {
     if load == nil { forgetOutside() }
     do {
       if configuration.loadMode == .each { load = try self.load(progress.files!) }
+      let loaded = load.map { max($0.ms, $0.seen.samples.last?.atMs ?? 0) } ?? 0
+      origin = around.clock.nanoseconds() - UInt64(loaded * 1e6)
       watch.begin()
-      origin = around.clock.nanoseconds() - UInt64((load?.ms ?? 0) * 1e6)
       timed = try generate(prompt, configuration.newTokens)
     } catch let problem as EngineFailure {
       failure = problem
@@ -215,7 +216,8 @@ public final class BenchmarkRun: Sendable {
     if before.lowPowerMode == true || after.lowPowerMode == true { note("The device was in low-power mode.") }
   }
 
-  private func generate(_ prompt: CountedPrompt, _ newTokens: Int) throws -> (times: TokenTimes, generated: Generated) {
+  private func generate(_ prompt: CountedPrompt, _ newTokens: Int) throws -> (times: TokenTimes, generated: Generated)
+  {
     guard let engine = engine.current else { throw EngineFailure("The model is not loaded.") }
     engine.reset()
     try checkStopped()
@@ -238,7 +240,9 @@ public final class BenchmarkRun: Sendable {
     return (collected.current, generated)
   }
 
-  private func prompt(_ index: Int, _ configuration: Configuration, _ progress: inout Progress) throws -> CountedPrompt {
+  private func prompt(_ index: Int, _ configuration: Configuration, _ progress: inout Progress) throws
+    -> CountedPrompt
+  {
     if !request.promptFiles.isEmpty {
       let file = request.promptFiles[index]
       guard let text = try? String(contentsOf: file, encoding: .utf8) else {

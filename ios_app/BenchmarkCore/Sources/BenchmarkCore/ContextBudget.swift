@@ -19,7 +19,8 @@ public struct ContextBudget: Equatable, Sendable {
     guard room >= 1 else {
       let before = position > 0 ? " after the \(position) it holds" : ""
       let text = promptTokens.map { "\($0) tokens" } ?? "\(prompt.utf8.count) bytes"
-      throw EngineFailure("The prompt of \(text) does not fit the model's context of \(contextTokens) tokens\(before).")
+      throw EngineFailure(
+        "The prompt of \(text) does not fit the model's context of \(contextTokens) tokens\(before).")
     }
     return min(wanted, room)
   }

@@ -30,7 +30,8 @@ public struct ProgressLines: Sendable {
 
   public func line(for event: RunEvent) -> String? {
     switch event {
-    case .started(let appVersion, let pid): return line("started", ["app_version": .text(appVersion), "pid": .whole(Int64(pid))])
+    case .started(let appVersion, let pid):
+      return line("started", ["app_version": .text(appVersion), "pid": .whole(Int64(pid))])
     case .loading: return line("loading", [:])
     case .loaded(let loadMs): return line("loaded", ["load_ms": .number(loadMs)])
     case .warmup(let configuration, let warmup):

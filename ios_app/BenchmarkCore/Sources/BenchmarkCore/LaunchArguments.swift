@@ -28,8 +28,12 @@ public struct LaunchArguments: Sendable {
       guard Self.names.contains(name) else {
         throw BadInput("The argument \(argument) is not known; there are --\(Self.names.joined(separator: ", --")).")
       }
-      guard let value = rest.first, !value.hasPrefix("--") else { throw BadInput("The argument \(argument) has no value.") }
-      guard values.updateValue(value, forKey: name) == nil else { throw BadInput("The argument \(argument) is given twice.") }
+      guard let value = rest.first, !value.hasPrefix("--") else {
+        throw BadInput("The argument \(argument) has no value.")
+      }
+      guard values.updateValue(value, forKey: name) == nil else {
+        throw BadInput("The argument \(argument) is given twice.")
+      }
       rest.removeFirst()
     }
     self.values = values
@@ -64,7 +68,9 @@ public struct LaunchArguments: Sendable {
       tokenizer: Self.file(required("tokenizer"), in: documents),
       modelSha256: values["model-sha256"],
       configurations: configurations,
-      promptFiles: (values["prompt-files"] ?? "").split(separator: ",").map { try Self.file(String($0), in: documents) })
+      promptFiles: (values["prompt-files"] ?? "").split(separator: ",").map {
+        try Self.file(String($0), in: documents)
+      })
   }
 
   /// "64,512" as numbers.
@@ -72,7 +78,8 @@ public struct LaunchArguments: Sendable {
     try text.split(separator: ",", omittingEmptySubsequences: false).map { part in
       guard let length = Int(part.trimmingCharacters(in: .whitespaces)), Configuration.tokens.contains(length) else {
         throw BadInput(
-          "The prompt's tokens are \"\(text)\"; they want whole numbers from 1 to 131072 with commas between, as 64,512.")
+          "The prompt's tokens are \"\(text)\"; they want whole numbers from 1 to 131072 with commas between, as 64,512."
+        )
       }
       return length
     }

@@ -23,7 +23,8 @@ public struct ModelFiles: Equatable, Sendable {
     sizeBytes = FileFacts.size(of: model) ?? 0
     manifest = Manifest.beside(model)
     if let expected = manifest?.fileBytes, expected != sizeBytes {
-      throw BadInput("\(name) has \(sizeBytes) bytes, its manifest says \(expected): one of them is of another export.")
+      throw BadInput(
+        "\(name) has \(sizeBytes) bytes, its manifest says \(expected): one of them is of another export.")
     }
     notes = try Self.compare(fileVersion: manifest?.executorch, runtime: executorch, name: name)
     let recognised = try TokenizerFile(file: tokenizer)

@@ -52,7 +52,8 @@ public struct ModelLibrary: Sendable {
     for source in sources {
       let name = source.lastPathComponent
       guard ["pte", "json", "model", "bin", "tiktoken"].contains(source.pathExtension) else {
-        throw BadInput("\(name) is neither a model (.pte), a tokenizer (.json, .model, .bin, .tiktoken) nor a manifest.")
+        throw BadInput(
+          "\(name) is neither a model (.pte), a tokenizer (.json, .model, .bin, .tiktoken) nor a manifest.")
       }
       if source.pathExtension == "pte" { _ = try PteHeader(file: source) }
       let target = folder.appending(path: name)

@@ -26,13 +26,16 @@ struct PteHeader: Equatable {
     }
     try self.init(head: head, name: name)
     if let wholeBytes, wholeBytes > UInt64(size) {
-      throw BadInput("\(name) is cut short: its header says \(wholeBytes) bytes, the file has \(size). Copy it again.")
+      throw BadInput(
+        "\(name) is cut short: its header says \(wholeBytes) bytes, the file has \(size). Copy it again.")
     }
   }
 
   init(head: Data, name: String) throws {
     let head = Data(head)
-    guard head.count >= 8 else { throw BadInput("\(name) is not an ExecuTorch program: it has only \(head.count) bytes.") }
+    guard head.count >= 8 else {
+      throw BadInput("\(name) is not an ExecuTorch program: it has only \(head.count) bytes.")
+    }
     let found = String(decoding: head[4..<8], as: UTF8.self)
     guard head[4..<8] == Data(Self.identifier.utf8) else {
       if found.hasPrefix("ET"), found.dropFirst(2).allSatisfy(\.isNumber) {

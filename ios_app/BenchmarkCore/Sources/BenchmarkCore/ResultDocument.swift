@@ -56,11 +56,14 @@ public struct ResultDocument: Codable, Equatable, Sendable {
   }
 
   private static func reason(_ error: any Error) -> String {
-    func path(_ context: DecodingError.Context) -> String { context.codingPath.map(\.stringValue).joined(separator: ".") }
+    func path(_ context: DecodingError.Context) -> String {
+      context.codingPath.map(\.stringValue).joined(separator: ".")
+    }
     switch error as? DecodingError {
     case .keyNotFound(let key, let context): return "\(path(context) + "." + key.stringValue) is missing"
     case .typeMismatch(_, let context), .valueNotFound(_, let context): return "\(path(context)) is of another type"
-    case .dataCorrupted(let context): return path(context).isEmpty ? "it is not JSON" : "\(path(context)) is not valid"
+    case .dataCorrupted(let context):
+      return path(context).isEmpty ? "it is not JSON" : "\(path(context)) is not valid"
     default: return error.localizedDescription
     }
   }

@@ -19,7 +19,8 @@ public enum RunnerErrors {
     let asked = promptTokens.map { " (\($0) prompt and \(newTokens) new tokens were asked for)" } ?? ""
     if code == invalidArgument {
       return EngineFailure(
-        "The prompt does not fit the model's context, or its text cannot be tokenized\(asked) (code 0x12).", code: code)
+        "The prompt does not fit the model's context, or its text cannot be tokenized\(asked) (code 0x12).",
+        code: code)
     }
     return EngineFailure("The model stopped with an error\(asked): \(reason(code)).", code: code)
   }

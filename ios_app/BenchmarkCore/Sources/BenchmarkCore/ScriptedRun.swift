@@ -24,6 +24,8 @@ public struct ScriptedRun: Sendable {
       let parsed = try LaunchArguments(arguments)
       name = try parsed.runName()
       let request = try parsed.request(documents: documents)
+      // An older run's result under this name would pass for this one's.
+      try? FileManager.default.removeItem(at: around.store.file(run: name))
       let file = try ProgressFile(run: name, folder: around.store.folder)
       let lines = ProgressLines(run: name) { "\(Self.resultsFolder)/\($0.lastPathComponent)" }
       benchmark = BenchmarkRun(request, in: around) { event in

@@ -21,7 +21,9 @@ public final class StandardOutput: Sendable {
       guard taken == nil else { return }
       var ends: [Int32] = [0, 0]
       let original = dup(STDOUT_FILENO)
-      guard original >= 0, pipe(&ends) == 0 else { throw BadInput("Standard output cannot be taken: errno \(errno).") }
+      guard original >= 0, pipe(&ends) == 0 else {
+        throw BadInput("Standard output cannot be taken: errno \(errno).")
+      }
       // Where nobody reads, what does not fit is lost; a runner that waits would be worse.
       for end in ends { _ = fcntl(end, F_SETFL, O_NONBLOCK) }
       fflush(nil)

@@ -68,7 +68,8 @@ let around = RunSurroundings(
     osVersion: "rehearsal", abi: "arm64", cores: ProcessInfo.processInfo.processorCount),
   build: BuildFacts(app: "rehearse", appVersion: "0", engine: "TextRunner", executorch: "1.5.1"),
   engines: { _ in RehearsalEngine(fault: environment["POCKETPHI_FAULT"]) }, probes: ProcProbes(),
-  store: ResultStore(folder: documents.appending(path: ScriptedRun.resultsFolder)), lookEvery: 0.005, sampleEvery: 0.02)
+  store: ResultStore(folder: documents.appending(path: ScriptedRun.resultsFolder)), lookEvery: 0.005,
+  sampleEvery: 0.02)
 do {
   try StandardOutput.shared.take()
   let run = try ScriptedRun(

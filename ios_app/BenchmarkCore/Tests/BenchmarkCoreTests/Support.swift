@@ -50,7 +50,8 @@ enum Made {
   static func tokenizer(tokens: Int) -> Data {
     let vocabulary = (0..<tokens - 1).map { "\"t\($0)\":\($0)" }.joined(separator: ",")
     return Data(
-      "{\"added_tokens\":[{\"id\":\(tokens - 1),\"content\":\"<|end|>\"}],\"model\":{\"vocab\":{\(vocabulary)}}}".utf8)
+      "{\"added_tokens\":[{\"id\":\(tokens - 1),\"content\":\"<|end|>\"}],\"model\":{\"vocab\":{\(vocabulary)}}}".utf8
+    )
   }
 
   static func tiktoken(tokens: Int) -> Data {

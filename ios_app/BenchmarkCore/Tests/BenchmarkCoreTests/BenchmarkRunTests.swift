@@ -1,0 +1,197 @@
+import Foundation
+import Testing
+
+@testable import BenchmarkCore
+
+/// A run over fake parts, and everything that came of it.
+final class Rehearsal {
+  let folder = try! Folder()
+  let clock = FakeClock()
+  let probes = FakeProbes()
+  let events = Locked<[RunEvent]>([])
+  let engines = Locked<[FakeEngine]>([])
+  let store: ResultStore
+  var script = FakeEngine.Script()
+
+  init() throws {
+    store = ResultStore(folder: folder.url.appending(path: "results"))
+    try folder.put("m.pte", Made.pte())
+    try folder.put("m.json", Made.manifest())
+    try folder.put("tokenizer.json", Made.tokenizer(tokens: 100))
+  }
+
+  func request(
+    _ lengths: [Int] = [12], newTokens: Int = 5, repeats: Int = 2, warmups: Int = 1, mode: LoadMode = .once
+  )
+    throws -> RunRequest
+  {
+    try RunRequest(
+      name: "test", model: folder.url.appending(path: "m.pte"),
+      tokenizer: folder.url.appending(path: "tokenizer.json"),
+      configurations: lengths.map {
+        try Configuration(
+          promptTokens: $0, newTokens: newTokens, repeats: repeats, warmups: warmups, cooldownS: 3, loadMode: mode)
+      })
+  }
+
+  func start(_ request: RunRequest) -> BenchmarkRun {
+    let around = RunSurroundings(
+      device: DeviceFacts(
+        model: "iPhone16,1", ramBytes: 8_000_000_000, os: "iOS", osVersion: "18", abi: "arm64", cores: 6),
+      build: BuildFacts(app: "test", appVersion: "1", engine: "TextRunner", executorch: "1.5.1"),
+      engines: { [clock, script, engines] _ in
+        let made = FakeEngine(clock: clock, script: script)
+        engines.with { $0.append(made) }
+        return made
+      },
+      probes: probes, store: store, clock: clock, lookEvery: 0.001, sampleEvery: 0.005)
+    return BenchmarkRun(request, in: around) { [events] event in events.with { $0.append(event) } }
+  }
+
+  var failure: String? {
+    if case .failed(let message)? = events.current.last { message } else { nil }
+  }
+}
+
+@Test func aWholeRunMeasuresWhatTheClockSays() throws {
+  let rehearsal = try Rehearsal()
+  let result = try #require(rehearsal.start(rehearsal.request([12, 20])).run())
+  #expect(result.status == .complete)
+  #expect(result.problem == nil)
+  #expect(result.runs.map(\.repeats.count) == [2, 2])
+  let first = result.runs[0].repeats[0]
+  #expect(first.loadMs == 2000)
+  #expect(first.promptTokens == 12)
+  #expect(first.timeToFirstTokenMs == 60)
+  #expect(first.prefillTokensPerS == 200)
+  #expect(first.decodeTokensPerS == 20)
+  #expect(first.tokenMs == [50, 50, 50, 50])
+  #expect(first.stopReason == .newTokens)
+  #expect(first.memory.samples.map(\.phase).contains(.load))
+  #expect(first.memory.samples.map(\.phase).contains(.prefill))
+  #expect(first.memory.samples.map(\.phase).contains(.decode))
+  #expect(first.memory.samples.map(\.atMs) == first.memory.samples.map(\.atMs).sorted())
+  let highest = first.memory.samples.compactMap(\.memory.footprintBytes).max()!
+  #expect(first.memory.peak.footprintBytes! >= highest)
+  let others = [result.runs[0].repeats[1], result.runs[1].repeats[0], result.runs[1].repeats[1]]
+  #expect(others.allSatisfy { $0.loadMs == nil && $0.notes.isEmpty })
+  #expect(result.runs[1].summary.decodeTokensPerS?.median == 20)
+  #expect(rehearsal.clock.rested.current == [3, 3])
+  #expect(rehearsal.engines.current.count == 1)
+  #expect(rehearsal.engines.current[0].unloads.current == 1)
+  #expect(try rehearsal.store.read(rehearsal.store.file(run: "test")).document == result)
+  if case .done(let file, _)? = rehearsal.events.current.last {
+    #expect(file.lastPathComponent == "test.json")
+  } else {
+    Issue.record("the last event is not done")
+  }
+}
+
+@Test func loadingForEveryRepeatIsMeasuredEveryTime() throws {
+  let rehearsal = try Rehearsal()
+  let result = try #require(rehearsal.start(rehearsal.request(repeats: 3, mode: .each)).run())
+  #expect(result.runs[0].repeats.map(\.loadMs) == [2000, 2000, 2000])
+  let engines = rehearsal.engines.current
+  #expect(engines.count == 5)  // one to count the prompt, one for the warm-up
+  #expect(engines.allSatisfy { $0.loads.current == 1 && $0.unloads.current == 1 })
+}
+
+@Test func anEngineThatFailsLeavesTheFinishedRepeats() throws {
+  let rehearsal = try Rehearsal()
+  rehearsal.script.failAt = 3  // the count, the warm-up, a repeat, this one
+  let result = try #require(rehearsal.start(rehearsal.request(repeats: 3)).run())
+  #expect(result.status == .incomplete)
+  #expect(result.problem == "It broke.")
+  #expect(rehearsal.failure == "It broke.")
+  #expect(result.runs[0].repeats.map(\.stopReason) == [.newTokens, .error])
+  #expect(result.runs[0].repeats[1].notes == ["It broke."])
+  #expect(result.runs[0].summary.decodeTokensPerS?.max == 20)
+  #expect(try rehearsal.store.read(rehearsal.store.file(run: "test")).document == result)
+}
+
+@Test func aModelThatDoesNotLoadIsASentence() throws {
+  let rehearsal = try Rehearsal()
+  rehearsal.script.loadFailure = EngineFailure("There is not enough memory.", code: 0x21)
+  #expect(rehearsal.start(try rehearsal.request()).run() == nil)
+  #expect(rehearsal.failure == "There is not enough memory.")
+  #expect(rehearsal.folder.names.contains("results") == false)
+}
+
+@Test func stoppingKeepsWhatIsFinished() throws {
+  let rehearsal = try Rehearsal()
+  let run = Locked<BenchmarkRun?>(nil)
+  rehearsal.script.onToken = { generation, token in
+    if generation == 3, token == 1 { run.current?.stop() }
+  }
+  let started = rehearsal.start(try rehearsal.request(repeats: 4))
+  run.with { $0 = started }
+  let result = try #require(started.run())
+  #expect(result.problem == "The run was stopped after 1 of 4 repeats.")
+  #expect(result.runs[0].repeats.count == 1)
+}
+
+@Test func eventsOfTheSystemAreNotedOnce() throws {
+  let rehearsal = try Rehearsal()
+  let run = Locked<BenchmarkRun?>(nil)
+  let probes = rehearsal.probes
+  rehearsal.script.onToken = { generation, token in
+    guard generation == 2, token == 0 else { return }
+    run.current?.lowMemory()
+    run.current?.lowMemory()
+    run.current?.note("The app went to the background.")
+    probes.status.with { $0 = .severe }
+    probes.lowPower.with { $0 = true }
+    probes.highest.with { $0 = 5_000_000_000 }
+  }
+  probes.highest.with { $0 = 100 }
+  let started = rehearsal.start(try rehearsal.request())
+  run.with { $0 = started }
+  let repeats = try #require(started.run()).runs[0].repeats
+  #expect(repeats[0].lowMemoryEvents == 2)
+  #expect(repeats[0].throttled)
+  #expect(repeats[0].memory.peak.footprintBytes == 5_000_000_000)
+  #expect(
+    repeats[0].notes == [
+      "The system warned of low memory.", "The app went to the background.",
+      "The device was hot (none before, severe after) and slowed down.", "The device was in low-power mode.",
+    ])
+  #expect(repeats[1].lowMemoryEvents == 0)
+  #expect(repeats[1].memory.peak.footprintBytes! < 5_000_000_000)
+  #expect(!repeats[1].notes.contains("The app went to the background."))
+}
+
+@Test func aModelThatEndsEarlyIsNoError() throws {
+  let rehearsal = try Rehearsal()
+  rehearsal.script.endAfter = 1
+  let record = try #require(rehearsal.start(rehearsal.request()).run()).runs[0].repeats[0]
+  #expect(record.stopReason == .endOfTurn)
+  #expect(record.tokenMs.isEmpty)
+  #expect(record.decodeTokensPerS == nil)
+}
+
+@Test func promptsFromFilesAreTakenAsTheyAre() throws {
+  let rehearsal = try Rehearsal()
+  let file = try rehearsal.folder.put("p.txt", Data("one two three".utf8))
+  let plain = try rehearsal.request([12])
+  let request = try RunRequest(
+    name: "test", model: plain.model, tokenizer: plain.tokenizer, configurations: plain.configurations,
+    promptFiles: [file])
+  let result = try #require(rehearsal.start(request).run())
+  #expect(Set(rehearsal.engines.current[0].prompts.current) == ["one two three"])
+  #expect(result.runs[0].repeats[0].notes == ["The prompt had 3 tokens, 12 were asked for."])
+}
+
+@Test func anEngineThatCannotCountWantsFiles() throws {
+  let rehearsal = try Rehearsal()
+  rehearsal.script.countsPrompts = false
+  #expect(rehearsal.start(try rehearsal.request()).run() == nil)
+  #expect(rehearsal.failure == "The runner does not say how many tokens a prompt has; give a file for each prompt.")
+}
+
+@Test func filesAreCheckedBeforeAnEngineIsMade() throws {
+  let rehearsal = try Rehearsal()
+  rehearsal.probes.available.with { $0 = 1200 }
+  #expect(rehearsal.start(try rehearsal.request()).run() == nil)
+  #expect(rehearsal.failure?.contains("needs 1.5 kB of memory") == true)
+  #expect(rehearsal.engines.current.isEmpty)
+}

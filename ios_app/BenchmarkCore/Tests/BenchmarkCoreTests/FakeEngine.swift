@@ -1,0 +1,95 @@
+import Foundation
+
+@testable import BenchmarkCore
+
+/// Time that only passes when something takes it: 5 ms for a token of the prompt, 50 ms for a new one.
+final class FakeClock: RunClock {
+  let now = Locked<UInt64>(1_000_000_000)
+  let rested = Locked<[Double]>([])
+
+  func nanoseconds() -> UInt64 { now.current }
+  func date() -> Date { Date(timeIntervalSince1970: 1_795_000_000) }
+  func rest(seconds: Double, until: () -> Bool) { rested.with { $0.append(seconds) } }
+  func pass(ms: UInt64) { now.with { $0 += ms * 1_000_000 } }
+}
+
+/// Counts words as tokens; told to fail, end early or call back.
+final class FakeEngine: TextEngine {
+  struct Script: Sendable {
+    var loadFailure: EngineFailure?
+    /// The generation, from 0 and with warm-ups, that fails after a token.
+    var failAt: Int?
+    var endAfter: Int?
+    var countsPrompts = true
+    var onToken: (@Sendable (_ generation: Int, _ token: Int) -> Void)?
+  }
+
+  let clock: FakeClock
+  let script: Script
+  let loads = Locked(0)
+  let unloads = Locked(0)
+  let generations = Locked(0)
+  let prompts = Locked<[String]>([])
+  private let stopped = Locked(false)
+
+  init(clock: FakeClock, script: Script = Script()) {
+    self.clock = clock
+    self.script = script
+  }
+
+  func load() throws {
+    loads.with { $0 += 1 }
+    clock.pass(ms: 2000)
+    if let failure = script.loadFailure { throw failure }
+  }
+
+  func generate(
+    _ prompt: String, promptTokens: Int?, newTokens: Int, onToken: @escaping (String) -> Void
+  ) throws -> Generated {
+    stopped.with { $0 = false }
+    prompts.with { $0.append(prompt) }
+    let generation = generations.with { count in
+      defer { count += 1 }
+      return count
+    }
+    let counted = prompt.split(separator: " ").count
+    clock.pass(ms: UInt64(counted) * 5)
+    let end = min(newTokens, script.endAfter ?? newTokens)
+    for token in 0..<end {
+      if token > 0 { clock.pass(ms: 50) }
+      onToken(" w\(token)")
+      script.onToken?(generation, token)
+      if generation == script.failAt { throw EngineFailure("It broke.", code: 1) }
+      if stopped.current {
+        return Generated(promptTokens: counted, generatedTokens: token + 1, stopReason: .stopped)
+      }
+    }
+    return Generated(
+      promptTokens: script.countsPrompts ? counted : nil, generatedTokens: end,
+      stopReason: end < newTokens ? .endOfTurn : .newTokens)
+  }
+
+  func stop() { stopped.with { $0 = true } }
+  func reset() {}
+  func unload() { unloads.with { $0 += 1 } }
+}
+
+/// A footprint that grows by a megabyte with every look.
+final class FakeProbes: Probes {
+  let footprint = Locked<Int64>(100_000_000)
+  let status = Locked(ThermalStatus.none)
+  let lowPower = Locked(false)
+  let highest = Locked<Int64?>(nil)
+  let available = Locked<Int64?>(3_000_000_000)
+
+  func memory() -> Memory {
+    let bytes = footprint.with { bytes in
+      bytes += 1_000_000
+      return bytes
+    }
+    return Memory(footprintBytes: bytes, rssBytes: bytes, availableBytes: available.current)
+  }
+
+  func thermal() -> Thermal { Thermal(status: status.current, batteryPercent: 80, lowPowerMode: lowPower.current) }
+  func highestFootprint() -> Int64? { highest.current }
+}

@@ -1,0 +1,27 @@
+import BenchmarkCore
+import SwiftUI
+
+@main
+struct PocketphiApp: App {
+  @State private var library = LibraryState()
+  @State private var chat = ChatState()
+  @State private var benchmark = BenchmarkState { run in
+    let events = SystemEvents(run: run)
+    return { events.end() }
+  }
+
+  private let scripted = LaunchArguments.areScripted(CommandLine.arguments)
+
+  var body: some Scene {
+    WindowGroup {
+      if scripted {
+        ScriptedView()
+      } else {
+        RootView()
+          .environment(library)
+          .environment(chat)
+          .environment(benchmark)
+      }
+    }
+  }
+}

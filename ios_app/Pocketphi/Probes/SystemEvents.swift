@@ -1,0 +1,31 @@
+import BenchmarkCore
+import UIKit
+
+/// Tells a run what happens to the app meanwhile, and keeps the screen on for as long.
+@MainActor
+final class SystemEvents {
+  private var observers: [any NSObjectProtocol] = []
+
+  init(run: BenchmarkRun) {
+    UIApplication.shared.isIdleTimerDisabled = true
+    let center = NotificationCenter.default
+    func observe(_ name: Notification.Name, _ body: @escaping @Sendable () -> Void) {
+      observers.append(center.addObserver(forName: name, object: nil, queue: nil) { _ in body() })
+    }
+    observe(UIApplication.didEnterBackgroundNotification) {
+      run.note("The app went to the background, where the system may slow or stop it.")
+    }
+    observe(UIApplication.didReceiveMemoryWarningNotification) { run.lowMemory() }
+    observe(ProcessInfo.thermalStateDidChangeNotification) {
+      let status = DeviceProbes.thermalStatus
+      if status.throttles { run.note("The device became hot: \(status.rawValue).") }
+    }
+  }
+
+  /// The run has ended.
+  func end() {
+    UIApplication.shared.isIdleTimerDisabled = false
+    observers.forEach(NotificationCenter.default.removeObserver)
+    observers = []
+  }
+}

@@ -1,0 +1,41 @@
+import BenchmarkCore
+import Foundation
+
+extension URL {
+  /// The folder that Files, Finder and devicectl see.
+  static var documents: URL { FileManager.default.urls(for: .documentDirectory, in: .userDomainMask)[0] }
+}
+
+extension ResultStore {
+  static var documents: ResultStore {
+    ResultStore(folder: .documents.appending(path: ScriptedRun.resultsFolder))
+  }
+}
+
+extension ModelLibrary {
+  static var documents: ModelLibrary { ModelLibrary(folder: .documents) }
+}
+
+extension RunSurroundings {
+  static var thisDevice: RunSurroundings {
+    let info = Bundle.main.infoDictionary
+    return RunSurroundings(
+      device: .current,
+      build: BuildFacts(
+        app: Bundle.main.bundleIdentifier ?? "org.pocketphi.bench",
+        appVersion: info?["CFBundleShortVersionString"] as? String ?? "unknown", engine: ExecuTorchEngine.name,
+        executorch: ExecuTorchEngine.release),
+      engines: { ExecuTorchEngine(files: $0) }, probes: DeviceProbes(), store: .documents)
+  }
+}
+
+extension Thread {
+  /// Starts `body` on a thread of its own with the stack of a main thread, at the priority of what the user waits for.
+  static func measuring(_ body: @escaping @Sendable () -> Void) {
+    let thread = Thread(block: body)
+    thread.name = "benchmark"
+    thread.stackSize = 8 << 20
+    thread.qualityOfService = .userInteractive
+    thread.start()
+  }
+}

@@ -1,0 +1,33 @@
+import SwiftUI
+
+struct RootView: View {
+  @Environment(LibraryState.self) private var library
+
+  var body: some View {
+    TabView {
+      ModelsView()
+        .tabItem { Label("Models", systemImage: "shippingbox") }
+      BenchmarkView()
+        .tabItem { Label("Benchmark", systemImage: "gauge.with.needle") }
+      HistoryView()
+        .tabItem { Label("History", systemImage: "clock.arrow.circlepath") }
+      ChatView()
+        .tabItem { Label("Chat", systemImage: "bubble.left.and.bubble.right") }
+    }
+    .onAppear { library.refresh() }
+  }
+}
+
+extension View {
+  /// An alert for the sentence in `problem`, which it clears.
+  func problemAlert(_ problem: Binding<String?>) -> some View {
+    let shown = Binding(
+      get: { problem.wrappedValue != nil },
+      set: { if !$0 { problem.wrappedValue = nil } })
+    return alert("That did not work", isPresented: shown) {
+      Button("OK", role: .cancel) {}
+    } message: {
+      Text(problem.wrappedValue ?? "")
+    }
+  }
+}
