@@ -32,6 +32,7 @@ from export.child import last_line
 INTERVAL_S = 0.02
 MOST = 0.05  # of the time may go into asking: a large process's tables take long to walk
 ROOT = Path(__file__).resolve().parents[2]
+WORKER = ["-m", "export.bench.worker"]
 Keep = Callable[[int, dict[str, Any]], object]  # gets a configuration's index and a repeat of it
 
 
@@ -96,7 +97,7 @@ class Run:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "export.bench.worker", json.dumps(spec)],
+                [sys.executable, *WORKER, json.dumps(spec)],
                 stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
                 start_new_session=True,  # Ctrl-C is for us
             )  # fmt: skip

@@ -1,0 +1,93 @@
+"""export.bench desktop: measured with the wheel's runner, and finished repeats kept when that ends early."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from export.bench.command import bench_desktop
+from export.bench.result import read_result
+from tests.bench.conftest import QUICK, Ran, start
+
+Bench = Callable[..., Ran]
+
+
+def test_a_run(tiny_pte: Path, bench: Bench, tmp_path: Path) -> None:
+    ran = bench(kind="desktop", file=tiny_pte)
+    assert (ran.code, ran.errors) == (0, [])
+    (path,) = (tmp_path / "out").glob("*.json")
+    document = read_result(path)
+    manifest = json.loads(tiny_pte.with_suffix(".json").read_text())
+    assert document["model"]["sha256"] == manifest["file"]["sha256"]
+    assert document["model"]["manifest"]["planned_memory_bytes"] == sum(manifest["planned"].values())
+    assert document["device"]["kind"] == "desktop" and document["build"]["executorch"] == "1.5.1"
+    loads = [repeat["load_ms"] for run in document["runs"] for repeat in run["repeats"]]
+    assert loads[0] > 0 and loads[1:] == [None] * 3
+    for run, length in zip(document["runs"], (16, 24), strict=True):
+        for repeat in run["repeats"]:
+            assert repeat["prompt_tokens"] == length and 1 <= repeat["generated_tokens"] <= 8
+            assert len(repeat["token_ms"]) == repeat["generated_tokens"] - 1
+            assert repeat["prefill_tokens_per_s"] == pytest.approx(1e3 * length / repeat["time_to_first_token_ms"])
+            rest = sum(repeat["token_ms"])
+            if rest:
+                expected = 1e3 * (repeat["generated_tokens"] - 1) / rest
+                assert repeat["decode_tokens_per_s"] == pytest.approx(expected, rel=0.01)
+            assert repeat["memory"]["peak"]["rss_bytes"] > 50e6
+    assert "16 tokens, repeat 2 of 2" in ran.err
+
+
+def test_loading_for_every_repeat(tiny_pte: Path) -> None:
+    finished = bench_desktop(
+        pte=tiny_pte, prompt_tokens=(8,), new_tokens=4, repeats=2, warmups=0, cooldown=0, load_mode="each"
+    )
+    (device,) = finished.devices
+    assert finished.exit_code == 0 and device.json_path is None and device.outcome.document is not None
+    (run,) = device.outcome.document["runs"]
+    assert all(repeat["load_ms"] > 0 for repeat in run["repeats"])
+
+
+def test_what_does_not_go_together(tiny_pte: Path, pte: Path, bench: Bench, tmp_path: Path) -> None:
+    ran = bench("--new-tokens", "250", kind="desktop", file=tiny_pte)
+    assert ran.code == 2 and "24 prompt tokens and 250 new ones do not fit into the 256 tokens" in ran.errors[0]
+    bare = tmp_path / "bare.pte"  # without a manifest only the file itself can tell
+    shutil.copyfile(tiny_pte, bare)
+    ran = bench("--new-tokens", "250", "--tokenizer", tiny_pte.parent / "tokenizer.json", kind="desktop", file=bare)
+    assert ran.code == 2 and "do not fit into the 256 tokens" in ran.errors[0]
+    ran = bench(kind="desktop", file=pte)
+    assert ran.code == 2 and "model.pte" in ran.errors[0] and "Traceback" not in ran.err
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_what_finished_is_kept(end: signal.Signals, tiny_pte: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start("desktop", "--pte", tiny_pte, *QUICK, "--repeats", "3", "--cooldown", "60", "--out", out)
+    assert process.stderr is not None
+    while "repeat 1 of 3" not in (line := process.stderr.readline()):
+        assert line, "it ended before its first repeat"
+    (worker,) = psutil.Process(process.pid).children()
+    time.sleep(0.2)
+    (worker if end == signal.SIGKILL else process).send_signal(end)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == (2 if end == signal.SIGKILL else 130) and "Traceback" not in err
+    assert not worker.is_running()
+    (path,), (page,) = out.glob("*.json"), out.glob("*.html")
+    document = read_result(path)
+    assert document["status"] == "incomplete" and [len(run["repeats"]) for run in document["runs"]] == [1, 0]
+    said = "died while resting: signal 9 ended it, last seen with" if end == signal.SIGKILL else "stopped by Ctrl-C"
+    assert said in document["problem"] and said in err and "Incomplete" in page.read_text()
+
+
+def test_a_runner_that_says_nothing_is_given_up(
+    tiny_pte: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.bench.desktop.WORKER", ["-c", "import time; time.sleep(60)"])
+    ran = bench("--timeout", "1", kind="desktop", file=tiny_pte)
+    assert ran.code == 2 and "nothing happened for 1 s while starting: time-out" in ran.errors[0]
