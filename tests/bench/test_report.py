@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html.parser
 import json
 import re
@@ -32,6 +33,8 @@ def document() -> dict[str, Any]:
         repeat["thermal"]["after"] = repeat["thermal"]["after"] | {"battery_celsius": 31.0 + number}
     repeats[2]["throttled"] = True
     made["runs"][0]["summary"] = summarise(repeats)
+    made["runs"].append(copy.deepcopy(made["runs"][0]))
+    made["runs"][1]["configuration"]["prompt_tokens"] = 32
     return made
 
 
@@ -88,13 +91,14 @@ def test_names_are_not_markup() -> None:
     made["model"]["file"] = '"><img src=x>.pte'
     made["runs"][0]["repeats"][0]["notes"] = ["<b>went to the background</b>"]
     made |= {"status": "incomplete", "problem": "<i>unplugged</i>"}
-    tags = {tag for tag, _ in Tags(make_html(made)).found}
-    assert not {"script", "img", "b", "i"} & tags - {"b"} and "&lt;script&gt;" in make_html(made)
+    tags = Tags(make_html(made)).found
+    assert not {"script", "img", "i"} & {tag for tag, _ in tags} and "&lt;script&gt;" in make_html(made)
     assert "&lt;b&gt;went to the background" in make_html(made)
 
 
 def test_what_a_device_does_not_tell_is_left_out_and_said() -> None:
     made = document()
+    del made["runs"][1]
     for repeat in made["runs"][0]["repeats"]:
         repeat["token_ms"] = []
         repeat["memory"]["samples"] = []
