@@ -112,7 +112,7 @@ class Run:
             if problem == "":
                 last = f"last seen with {size(sampler.taken[-1][1]['rss_bytes'] or 0)}" if sampler.taken else ""
                 why = f"signal {-code} ended it, {last}" if code < 0 else last_line(log.read())
-                return f"the runner's process died while {self._doing}: {why}"
+                return f"{plan.pte.name}: the runner's process died while {self._doing}: {why}"
             return problem
 
     def _events(self, worker: subprocess.Popen[str], sampler: Sampler) -> str | None:
@@ -131,7 +131,7 @@ class Run:
             try:
                 line = lines.get(timeout=self.plan.timeout_s + rest)
             except queue.Empty:
-                return f"nothing happened for {self.plan.timeout_s:g} s while {self._doing}: time-out"
+                return f"{self.plan.pte.name}: nothing happened for {self.plan.timeout_s:g} s while {self._doing}: time-out"
             if line is None:
                 worker.wait()
                 return ""

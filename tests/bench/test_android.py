@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,19 +39,6 @@ def test_a_run_leaves_a_result_a_page_and_nothing_on_the_phone(phone: Phone, ben
     assert "16 tokens, repeat 2 of 2" in ran.err
     assert phone.left() == ["model.pte", "tokenizer.json"]  # for the next time
     assert phone.results() == [] and not phone.processes(PACKAGE)
-
-
-def test_prompts_have_as_many_tokens_as_asked_for(phone: Phone, bench: Bench, pte: Path) -> None:
-    phone.behave(stall=1)
-    ran = bench("--timeout", "3", "--prompt-tokens", "1,64,300")
-    assert "time-out" in ran.err
-    # The runner takes them away again; the app's arguments are in its log.
-    (started,) = [line for line in log(phone) if '"started"' in line["message"]]
-    assert started["tag"] == "Pocketphi"
-
-
-def log(phone: Phone) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (phone.shared / "log.jsonl").read_text().splitlines()]
 
 
 def test_what_is_there_is_not_pushed_again_and_what_differs_is(phone: Phone, bench: Bench, pte: Path) -> None:
@@ -210,11 +196,7 @@ def test_low_memory_warnings_are_told(phone: Phone, bench: Bench) -> None:
     assert "warns of low memory (level 15)" in bench().err
 
 
-def test_files_on_a_full_disk_are_not_left_half(phone: Phone, bench: Bench, pte: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    out.chmod(0o755)
-    shutil.rmtree(out)
-    out.write_text("a file")
+def test_a_place_for_results_that_cannot_be(phone: Phone, bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
     ran = bench()
     assert ran.code == 2 and "--out" in ran.err and not phone.left()

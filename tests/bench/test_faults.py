@@ -16,8 +16,16 @@ from export.bench.result import read_result
 from tests.bench.conftest import QUICK, Ran, start
 from tests.phone.device import PACKAGE, PROPS, Phone, adb
 from tests.phone.unwilling import unwilling
+from tests.tools import need
 
 Bench = Callable[..., Ran]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app is missed sooner than on a real phone."""
+    monkeypatch.setattr("export.bench.headless.QUIET_S", 1.0)
+    monkeypatch.setattr("export.bench.headless.LATE_S", 0.5)
 
 
 def kept(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -146,8 +154,7 @@ def slow_pte(pte: Path, phone: Phone) -> Iterator[Path]:
     done = subprocess.run(
         [*shape, "tbf", "rate", "32mbit", "burst", "64k", "latency", "200ms"], capture_output=True, text=True
     )
-    if done.returncode:
-        pytest.skip(f"this kernel cannot slow a line down: {done.stderr.strip()}")
+    need("phone", [f"a kernel that can slow a line down ({done.stderr.strip()})"] if done.returncode else [])
     yield pte
 
 
@@ -270,12 +277,14 @@ def test_the_result_is_rubbish(kind: str, said: str, phone: Phone, bench: Bench,
     assert kept(tmp_path / "out")[0] >= 3
 
 
-def test_another_run_is_under_way(phone: Phone, bench: Bench) -> None:
+def test_a_run_that_is_refused_leaves_the_other_alone(phone: Phone, bench: Bench) -> None:
+    """The app ends the second of two runs with an error; stopping the app would end the first."""
     phone.behave(error=1)
-    other = phone.root / "phone"
-    assert other.is_dir()
     sentence(bench())
     assert "Force stopping" not in (phone.shared / "log.jsonl").read_text()
+    phone.behave(stall=1)
+    sentence(bench("--timeout", "1"))
+    assert "Force stopping" in (phone.shared / "log.jsonl").read_text()
 
 
 def test_ctrl_c_during_the_run(phone: Phone, pte: Path, tmp_path: Path) -> None:

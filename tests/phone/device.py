@@ -37,11 +37,13 @@ exec chroot "$ROOT" /bin/sh -c "$ADBD & while :; do sleep 1; done"
 
 def missing_tools() -> list[str]:
     """What `tests/install_tools phone` would bring, and root."""
-    missing = [name for name in ("adb", "ip", "unshare", "nsenter") if shutil.which(name) is None]
+    missing = [name for name in ("adb", "ip", "tc", "unshare", "nsenter") if shutil.which(name) is None]
     if not (FOLDER / ".whole").exists():
         missing.append("a trixie folder with adbd")
     if os.geteuid():
         missing.append("root")
+    if not missing and subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"]).returncode:
+        missing.append("the right to make namespaces")
     return missing
 
 
