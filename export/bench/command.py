@@ -1,4 +1,4 @@
-"""`python -m export.bench desktop|android`: measures a `.pte` and leaves a result and a page about it.
+"""`python -m export.bench desktop|android|ios`: measures a `.pte` and leaves a result and a page about it.
 
 Exit codes: 0; 2 for whatever kept it from a whole measurement (finished repeats are kept); 3 where a median is worse
 than the baseline's by more than the tolerance; 130 for Ctrl-C.
@@ -87,6 +87,17 @@ def bench_android(
     return bench(lambda plan, watch: android.measure(plan, options, watch), **flags)  # type: ignore[arg-type]
 
 
+def bench_ios(*, serial: Sequence[str] = (), app: StrPath | None = None, **flags: object) -> Finished:
+    """Measure on iPhones and iPads through devicectl on a Mac, all of `serial` or the only one; the flags of `bench`.
+
+    By the app that is installed there, or by `app`, as Xcode built and signed it.
+    """
+    from export.bench import ios
+
+    options = ios.Ios(tuple(serial), None if app is None else Path(app))
+    return bench(lambda plan, watch: ios.measure(plan, options, watch), **flags)  # type: ignore[arg-type]
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
     """The flags that every device has."""
     parser.add_argument("--pte", type=Path, metavar="FILE", required=True, help="the model")
@@ -123,7 +134,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.bench", description=(__doc__ or "").split("\n\n")[0])
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="desktop|android")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="desktop|android|ios")
     add_common(kinds.add_parser("desktop", help="this machine, with the wheel's runner"))
     android = kinds.add_parser("android", help="phones and emulators over adb")
     add_common(android)
@@ -135,8 +146,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     android.add_argument("--remove", action="store_true", help="take the model off the phone at the end")
     android.add_argument("--ignore-memory", action="store_true", help="try even where the model may not fit")
+    ios = kinds.add_parser("ios", help="iPhones and iPads, on a Mac with Xcode")
+    add_common(ios)
+    ios.add_argument("--serial", nargs="+", metavar="S", default=[], help="devices' names or identifiers")
+    ios.add_argument("--app", type=Path, metavar="DIR", help="Pocketphi.app as Xcode built it, to be installed")
     flags = vars(parser.parse_args(argv))
     kind = flags.pop("kind")
     flags["prompt_tokens"] = parse_lengths(flags["prompt_tokens"])
     flags["tolerance"] = parse_tolerance(flags["tolerance"])
-    return (bench_desktop if kind == "desktop" else bench_android)(**flags).exit_code
+    benches: dict[str, Callable[..., Finished]] = {
+        "desktop": bench_desktop,
+        "android": bench_android,
+        "ios": bench_ios,
+    }
+    return benches[kind](**flags).exit_code

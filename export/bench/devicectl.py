@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench.adb import TimedOut, Unplugged
-from export.bench.outcome import Interrupted
+from export.bench.outcome import Interrupted, TimedOut, Unplugged
 
 SHORT_S = 60.0  # for commands that only ask
-GONE = re.compile(r"(device|connection).{0,60}(disconnected|not found|was lost|invalidated|unavailable)", re.IGNORECASE)
+GONE = re.compile(
+    r"(device|connection).{0,60}(disconnected|not found|was lost|invalidated|unavailable)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,16 @@ from typing import Any
 
 from checkpoints.errors import BadInput
 from export.bench import result
-from export.bench.adb import TimedOut, Unplugged
-from export.bench.android import wait_for
 from export.bench.app import new_run
 from export.bench.devicectl import Apple, Devicectl
 from export.bench.files import Local, local_file
-from export.bench.outcome import Failed, Interrupted, Outcome, Watch, size
+from export.bench.outcome import Failed, Interrupted, Outcome, TimedOut, Unplugged, Watch, size, wait_for
 from export.bench.plan import Plan
 from export.bench.result import Document
 
 BUNDLE = "org.pocketphi.bench"
-MODELS, PROMPTS, RESULTS = "models", "prompts", "results"  # in the app's Documents
+# Everything is copied into Documents itself: nobody says that devicectl makes folders there.
+RESULTS = "results"  # the app's, in its Documents
 SLOWEST_BYTES_PER_S = 1e6  # below that a copy is given up
 STEPS = ("started", "loading", "loaded", "warmup", "repeat")
 SIGNAL = re.compile(r"(?:signal|SIG)\D{0,12}(\d+)", re.IGNORECASE)
@@ -129,9 +128,7 @@ class IosRun:
         return done.code == 0, done.reason
 
     def _install(self) -> None:
-        done = self.control.call(
-            "device", "info", "apps", "--device", self.device.identifier, "--bundle-id", BUNDLE
-        )
+        done = self.control.call("device", "info", "apps", "--device", self.device.identifier, "--bundle-id", BUNDLE)
         if done.code:
             raise BadInput(f"{self.device.name} does not tell its apps: {done.reason}")
         found = [item for item in done.result.get("apps", []) if item.get("bundleIdentifier") == BUNDLE]
@@ -155,11 +152,11 @@ class IosRun:
         for file in files:
             self._copy(file)
         for prompt in self.prompts:
-            self._copy_to(prompt, f"{PROMPTS}/{prompt.name}", prompt.stat().st_size)
+            self._copy_to(prompt, prompt.name, prompt.stat().st_size)
 
     def _copy(self, file: Local) -> None:
         """A file, and after it a mark with its hash: a mark is only there where a whole file was copied."""
-        mark = f"{MODELS}/{file.name}.sha256"
+        mark = f"{file.name}.sha256"
         if self._fetch_text(mark) == file.sha256:
             self._say(f"{file.name} is there already")
             return
@@ -168,7 +165,7 @@ class IosRun:
             written.write_text("being copied")
             self._copy_to(written, mark, 0)
             self._say(f"{file.name}: copying {size(file.size_bytes)}")
-            self._copy_to(file.path, f"{MODELS}/{file.name}", file.size_bytes)
+            self._copy_to(file.path, file.name, file.size_bytes)
             if local_file(file.path).sha256 != file.sha256:
                 raise BadInput(f"{file.path} changed while it was copied to {self.device.name}")
             written.write_text(file.sha256)
@@ -203,10 +200,10 @@ class IosRun:
             "device", "process", "launch", "--device", self.device.identifier, "--terminate-existing", "--console",
             BUNDLE,
             "--run", self.name,
-            "--model", f"{MODELS}/{self.model.name}", "--tokenizer", f"{MODELS}/{plan.tokenizer.name}",
+            "--model", self.model.name, "--tokenizer", plan.tokenizer.name,
             "--model-sha256", self.model.sha256,
             "--prompt-tokens", ",".join(map(str, plan.prompt_tokens)),
-            "--prompt-files", ",".join(f"{PROMPTS}/{prompt.name}" for prompt in self.prompts),
+            "--prompt-files", ",".join(prompt.name for prompt in self.prompts),
             "--new-tokens", str(plan.new_tokens), "--repeats", str(plan.repeats), "--warmups", str(plan.warmups),
             "--cooldown", str(plan.cooldown_s), "--load-mode", plan.load_mode,
         )  # fmt: skip
