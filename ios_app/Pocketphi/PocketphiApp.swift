@@ -12,6 +12,10 @@ struct PocketphiApp: App {
 
   private let scripted = LaunchArguments.areScripted(CommandLine.arguments)
 
+  init() {
+    Folders.make()
+  }
+
   var body: some Scene {
     WindowGroup {
       if scripted {

@@ -29,7 +29,7 @@ final class LibraryState {
     Task {
       let message = await Task.detached(priority: .userInitiated) { () -> String? in
         let opened = files.filter { $0.startAccessing() }
-        defer { opened.forEach { $0.stopAccessing() } }
+        defer { for file in opened { file.stopAccessing() } }
         do {
           try library.add(files)
           return nil

@@ -6,6 +6,17 @@ extension URL {
   static var documents: URL { FileManager.default.urls(for: .documentDirectory, in: .userDomainMask)[0] }
 }
 
+enum Folders {
+  /// Programs that copy files in find the folders they copy to.
+  static func make() {
+    for name in [ModelLibrary.sent, "prompts", ScriptedRun.resultsFolder] {
+      // Where that fails, writing there fails too, and says why.
+      try? FileManager.default.createDirectory(
+        at: .documents.appending(path: name), withIntermediateDirectories: true)
+    }
+  }
+}
+
 extension ResultStore {
   static var documents: ResultStore {
     ResultStore(folder: .documents.appending(path: ScriptedRun.resultsFolder))

@@ -15,6 +15,7 @@ struct RootView: View {
         .tabItem { Label("Chat", systemImage: "bubble.left.and.bubble.right") }
     }
     .onAppear { library.refresh() }
+    .onOpenURL { library.add([$0]) }
   }
 }
 

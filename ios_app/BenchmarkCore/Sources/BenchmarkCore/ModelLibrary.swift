@@ -7,13 +7,16 @@ public struct LibraryModel: Equatable, Identifiable, Sendable {
   public let manifest: Manifest?
   public let tokenizer: URL?
 
-  public var id: String { file.lastPathComponent }
+  public var id: String { file.path(percentEncoded: false) }
   public var name: String { file.lastPathComponent }
 }
 
-/// Models, tokenizers and manifests as files of one folder, the app's Documents.
+/// Models, tokenizers and manifests as files of one folder, the app's Documents, and of its folder "models", where
+/// programs put them.
 public struct ModelLibrary: Sendable {
   public let folder: URL
+
+  public static let sent = "models"
 
   private static let tokenizerEndings = ["tokenizer.json", "tokenizer.model", "tokenizer.bin", ".tiktoken"]
 
@@ -39,11 +42,14 @@ public struct ModelLibrary: Sendable {
     tokenizerEndings.contains { name.hasSuffix($0) }
   }
 
-  /// The one named after the model, else the only one there; nil where a person must choose.
+  /// The one beside the model that is named after it, else the only one beside it, else the only one at all; nil
+  /// where a person must choose.
   func tokenizer(for model: URL) -> URL? {
     let all = tokenizers()
+    let beside = all.filter { $0.deletingLastPathComponent().path == model.deletingLastPathComponent().path }
     let stem = model.deletingPathExtension().lastPathComponent
-    return all.first { $0.lastPathComponent.hasPrefix(stem) } ?? (all.count == 1 ? all.first : nil)
+    if let named = beside.first(where: { $0.lastPathComponent.hasPrefix(stem) }) { return named }
+    return [beside, all].first { $0.count == 1 }?.first
   }
 
   /// Copies files of the user's choice in, whole or not at all, over older ones of the same name. Manifests and
@@ -83,7 +89,9 @@ public struct ModelLibrary: Sendable {
   }
 
   private func files() -> [URL] {
-    let names = (try? FileManager.default.contentsOfDirectory(atPath: folder.path(percentEncoded: false))) ?? []
-    return names.sorted().map { folder.appending(path: $0) }.filter { FileFacts.size(of: $0) != nil }
+    [folder, folder.appending(path: Self.sent)].flatMap { place in
+      let names = (try? FileManager.default.contentsOfDirectory(atPath: place.path(percentEncoded: false))) ?? []
+      return names.sorted().map { place.appending(path: $0) }.filter { FileFacts.size(of: $0) != nil }
+    }
   }
 }

@@ -245,6 +245,21 @@ import Testing
     #expect(folder.names.isEmpty)
   }
 
+  @Test func sentModelsAreFound() throws {
+    let sent = folder.url.appending(path: ModelLibrary.sent)
+    try FileManager.default.createDirectory(at: sent, withIntermediateDirectories: true)
+    for place in [folder.url, sent] {
+      try Made.pte().write(to: place.appending(path: "m.pte"))
+      try Made.tokenizer(tokens: 100).write(to: place.appending(path: "tokenizer.json"))
+    }
+    let models = library.models()
+    #expect(models.count == 2)
+    #expect(Set(models.map(\.id)).count == 2)
+    for model in models {
+      #expect(model.tokenizer?.deletingLastPathComponent().path == model.file.deletingLastPathComponent().path)
+    }
+  }
+
   @Test func twoTokenizersNeedAChoice() throws {
     try folder.put("m.pte", Made.pte())
     try folder.put("a.model", Data([1]))

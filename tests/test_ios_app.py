@@ -1,0 +1,452 @@
+"""The iOS app as far as Linux can tell: its core with Linux Swift, its sources, its project file, what it writes.
+
+What this needs is installed by `tests/install_tools swift`. Xcode has compiled nothing of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import plistlib
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from pbxproj import XcodeProject
+
+from tests.tools import need
+
+ROOT = Path(__file__).parents[1]
+APP = ROOT / "ios_app"
+TRIXIE = Path(os.environ.get("POCKETPHI_TRIXIE", "/var/cache/pocketphi/trixie"))
+# Checked-out folders must not share what was built of them.
+INSIDE = Path("/var/tmp", "pocketphi-ios-" + hashlib.sha256(str(ROOT).encode()).hexdigest()[:12])
+PLACE = TRIXIE / INSIDE.relative_to("/")
+BUILD = INSIDE / "build"
+CORE = "ios_app/BenchmarkCore"
+PRODUCTS = {"executorch_llm", "backend_xnnpack", "kernels_llm", "kernels_optimized", "kernels_quantized"}
+# Files with no Apple UI in them; the rest can only be parsed.
+CHECKED = (
+    "Engine/ExecuTorchEngine.swift", "Probes/DeviceProbes.swift", "Probes/TaskMemory.swift",
+    "State/BenchmarkState.swift", "State/ChatState.swift", "State/ChatWorker.swift", "State/LibraryState.swift",
+    "State/Surroundings.swift",
+)  # fmt: skip
+
+
+def inside(command: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell command in the trixie folder; what is mounted for it goes with its mount namespace."""
+    enter = (
+        'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && '
+        'exec chroot "$0" /usr/bin/env -i HOME=/root LC_ALL=C.UTF-8 PATH=/usr/bin:/bin bash -c "$1"'
+    )
+    return subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "bash", "-c", enter, str(TRIXIE), command],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
+    )  # fmt: skip
+
+
+def passes(command: str) -> str:
+    done = inside(command)
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+def mirror(source: Path, target: Path) -> None:
+    """Make `target` hold what `source` holds; unchanged files keep their times, so that nothing is built twice."""
+    wanted = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    for path in [path for path in target.rglob("*") if path.is_file()]:
+        if path.relative_to(target) not in wanted:
+            path.unlink()
+    for name in wanted:
+        old, new = target / name, source / name
+        if not old.is_file() or old.read_bytes() != new.read_bytes():
+            old.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(new, old)
+
+
+@pytest.fixture(scope="session")
+def built() -> str:
+    """The core and its tests, built with warnings as errors; the compiler's output."""
+    missing = [] if (TRIXIE / "usr/libexec/swift/bin/swift").exists() else ["Swift"]
+    need("swift", [*missing, *([] if os.geteuid() == 0 else ["root"])])
+    PLACE.mkdir(parents=True, exist_ok=True)
+    with (PLACE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest -n
+        mirror(APP, PLACE / "ios_app")
+        mirror(ROOT / "tests/vectors", PLACE / "tests/vectors")
+        for name in ("export/result.schema.json", "docs/ios_protocol.md"):
+            (PLACE / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, PLACE / name)
+        return passes(
+            f"cd {INSIDE}/{CORE} && swift build --scratch-path {BUILD} --build-tests -Xswiftc -warnings-as-errors"
+        )
+
+
+def test_the_cores_own_tests_pass(built: str) -> None:
+    assert "Build complete!" in built
+    output = passes(f"cd {INSIDE}/{CORE} && swift test --scratch-path {BUILD} --skip-build 2>&1")
+    found = re.search(r"Test run with (\d+) tests passed", output)
+    assert found and int(found[1]) >= 50, output[-3000:]
+
+
+@pytest.mark.usefixtures("built")
+def test_sources_are_formatted() -> None:
+    assert not passes(f"cd {INSIDE}/ios_app && swift format lint --strict --recursive .").strip()
+
+
+@pytest.mark.usefixtures("built")
+def test_all_sources_parse() -> None:
+    sources = sorted(path.relative_to(APP) for path in (APP / "Pocketphi").rglob("*.swift"))
+    assert len(sources) > 15
+    passes(f"cd {INSIDE}/ios_app && swiftc -frontend -parse -swift-version 6 {' '.join(map(str, sources))}")
+
+
+def type_check(folder: str = "Pocketphi") -> subprocess.CompletedProcess[str]:
+    """The shell's files without Apple UI against the declaration of ExecuTorch's Swift API."""
+    stub = f"{INSIDE}/stub-{os.getpid()}"
+    files = " ".join(f"{folder}/{name}" for name in CHECKED)
+    return inside(
+        f"mkdir -p {stub} && cd {INSIDE}/ios_app && "
+        f"swiftc -parse-as-library -emit-module -module-name ExecuTorchLLM -swift-version 6 stubs/ExecuTorchLLM.swift"
+        f" -emit-module-path {stub}/ExecuTorchLLM.swiftmodule && "
+        f"swiftc -typecheck -parse-as-library -warnings-as-errors -swift-version 6 -module-name Pocketphi "
+        f"-I {stub} -I {BUILD}/debug/Modules {files}; code=$?; rm -rf {stub}; exit $code"
+    )
+
+
+@pytest.mark.usefixtures("built")
+def test_the_shell_agrees_with_executorchs_signatures() -> None:
+    done = type_check()
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("$0.maximumNewTokens = limit", "$0.maxNewTokens = limit"),
+        ("tokenizerPath: files", "tokenizer: files"),
+        ("try made.load()", "try made.loadModel()"),
+    ],
+)
+def test_a_wrong_signature_would_be_seen(right: str, wrong: str) -> None:
+    name = f"wrong-{os.getpid()}"
+    shutil.copytree(APP / "Pocketphi", PLACE / name)
+    try:
+        engine = PLACE / name / "Engine/ExecuTorchEngine.swift"
+        assert right in engine.read_text()
+        engine.write_text(engine.read_text().replace(right, wrong))
+        done = type_check(f"../{name}")
+    finally:
+        shutil.rmtree(PLACE / name)
+    assert done.returncode != 0 and "error:" in done.stdout
+
+
+def test_executorch_is_touched_in_one_file() -> None:
+    touching = [
+        path.name
+        for path in (APP / "Pocketphi").rglob("*.swift")
+        if re.search(r"import ExecuTorch", path.read_text())
+    ]
+    assert touching == ["ExecuTorchEngine.swift"]
+    core = APP / "BenchmarkCore/Sources"
+    for path in core.rglob("*.swift"):
+        assert not re.search(r"^\s*import (UIKit|SwiftUI|Darwin|os|ExecuTorch)", path.read_text(), re.MULTILINE), path
+
+
+class Phone:
+    """The scripted run, with a folder for the app's Documents."""
+
+    def __init__(self, name: str) -> None:
+        self.documents = PLACE / name
+        self.inside = INSIDE / name
+        (self.documents / "models").mkdir(parents=True)
+
+    def put(self, name: str, data: bytes) -> None:
+        (self.documents / name).write_bytes(data)
+
+    def run(self, arguments: list[str], fault: str = "") -> tuple[int, list[dict[str, Any]], str]:
+        """Exit code, the lines it printed and all of its output."""
+        done = inside(
+            f"POCKETPHI_DOCUMENTS={self.inside} POCKETPHI_FAULT={fault} "
+            f"{BUILD}/debug/rehearse {shlex.join(arguments)}"
+        )
+        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stdout
+
+    def result(self, run: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.documents / f"results/{run}.json").read_text())
+        schema = json.loads((ROOT / "export/result.schema.json").read_text())
+        jsonschema.Draft202012Validator(schema).validate(document)
+        return document
+
+
+@pytest.fixture
+def phone(built: str, tiny_pte: Path, request: pytest.FixtureRequest) -> Iterator[Phone]:
+    """A phone with phi4-tiny as the exporter makes it."""
+    name = "documents-" + hashlib.sha256(f"{os.getpid()} {request.node.nodeid}".encode()).hexdigest()[:12]
+    made = Phone(name)
+    try:
+        for path in (tiny_pte, tiny_pte.with_suffix(".json"), tiny_pte.parent / "tokenizer.json"):
+            made.put(f"models/{path.name}", path.read_bytes())
+        yield made
+    finally:
+        shutil.rmtree(made.documents)
+
+
+def arguments(*more: str) -> list[str]:
+    files = ["--model", "models/tiny.pte", "--tokenizer", "models/tokenizer.json"]
+    return ["--run", "r", *files, "--new-tokens", "4", "--cooldown", "0.01", *more]
+
+
+def test_a_scripted_run_writes_a_result_of_the_format(phone: Phone, tiny_pte: Path) -> None:
+    sha = "ab" * 32
+    code, lines, output = phone.run(arguments("--prompt-tokens", "8,16", "--repeats", "3", "--model-sha256", sha))
+    assert code == 0, output
+    result = phone.result("r")
+    assert result["status"] == "complete" and result["device"]["kind"] == "ios"
+    manifest = json.loads(tiny_pte.with_suffix(".json").read_text())
+    assert result["model"] == {
+        "file": "tiny.pte",
+        "size_bytes": tiny_pte.stat().st_size,
+        "sha256": sha,
+        "tokenizer": "tokenizer.json",
+        "manifest": {
+            "checkpoint": manifest["checkpoint"]["name"],
+            "recipe": manifest["options"]["recipe"],
+            "context_tokens": 256,
+            "prefill_chunk_tokens": 32,
+            "kv_cache": manifest["options"]["kv_cache"],
+            "planned_memory_bytes": sum(manifest["planned"].values()),
+        },
+    }
+    assert [len(run["repeats"]) for run in result["runs"]] == [3, 3]
+    assert [run["repeats"][0]["prompt_tokens"] for run in result["runs"]] == [8, 16]
+    events = [line["event"] for line in lines]
+    assert events[0] == "started" and events[-1] == "done" and events.count("repeat") == 6
+    assert {line["run"] for line in lines} == {"r"} and lines[-1]["file"] == "results/r.json"
+    kept = (phone.documents / "results/r.progress.jsonl").read_text()
+    assert sorted(kept.splitlines()) == sorted(output.splitlines())
+    assert sorted(path.name for path in (phone.documents / "results").iterdir()) == ["r.json", "r.progress.jsonl"]
+
+
+def test_an_error_keeps_the_repeats_before_it(phone: Phone) -> None:
+    phone.put("p.txt", b"one two three")
+    code, lines, _ = phone.run(
+        arguments("--prompt-tokens", "3", "--prompt-files", "p.txt", "--warmups", "0"), fault="generate"
+    )
+    assert code == 1 and lines[-1]["event"] == "error"
+    result = phone.result("r")
+    assert result["status"] == "incomplete" and result["problem"] == lines[-1]["message"]
+    assert result["runs"][0]["repeats"][0]["stop_reason"] == "error"
+
+
+def test_a_run_that_never_began_leaves_no_result(phone: Phone) -> None:
+    assert phone.run(arguments("--prompt-tokens", "3"))[0] == 0
+    code, lines, _ = phone.run(arguments("--prompt-tokens", "3"), fault="load")
+    assert code == 1 and "not enough memory" in lines[-1]["message"]
+    assert not (phone.documents / "results/r.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("cut", "tiny.pte is cut short: its header says"),
+        ("another export", "bytes, its manifest says"),
+        ("newer", "tiny.pte was exported for ExecuTorch 9.0.0, this app holds the older 1.5.1"),
+        ("format", "another runtime version: its format is ET13"),
+        ("huge", "tiny.pte needs 9.0"),
+        ("foreign", "tokenizer.json belongs to another model: it has 512 tokens"),
+        ("no tokenizer", "The tokenizer tokenizer.json is not on this device."),
+    ],
+)
+def test_files_that_cannot_work_are_refused_before_loading(phone: Phone, change: str, sentence: str) -> None:
+    model, manifest = phone.documents / "models/tiny.pte", phone.documents / "models/tiny.json"
+    facts = json.loads(manifest.read_text())
+    match change:
+        case "cut":
+            model.write_bytes(model.read_bytes()[:5000])
+        case "another export":
+            model.write_bytes(model.read_bytes() + b"more")
+        case "newer":
+            manifest.write_text(json.dumps(facts | {"packages": {"executorch": "9.0.0"}}))
+        case "format":
+            model.write_bytes(model.read_bytes().replace(b"ET12", b"ET13", 1))
+        case "huge":
+            planned = {"kv_cache_bytes": 9_000_000_000, "activation_bytes": 1}
+            manifest.write_text(json.dumps(facts | {"planned": planned}))
+        case "foreign":
+            vocabulary = {f"t{index}": index for index in range(512)}
+            phone.put("models/tokenizer.json", json.dumps({"model": {"vocab": vocabulary}}).encode())
+        case "no tokenizer":
+            (phone.documents / "models/tokenizer.json").unlink()
+    code, lines, _ = phone.run(arguments())
+    assert code == 1 and [line["event"] for line in lines] == ["started", "error"]
+    assert sentence in lines[-1]["message"]
+
+
+def test_wrong_arguments_are_named(phone: Phone) -> None:
+    for wrong, run, sentence in (
+        (arguments("--repeats", "0"), "r", "Repeats is 0"),
+        (arguments("--model", "x"), "", "--model is given twice"),
+        (["--run", "A B"], "", 'The run\'s name is "A B"'),
+    ):
+        code, lines, _ = phone.run(wrong)
+        assert code == 2 and len(lines) == 1
+        assert lines[0]["event"] == "error" and lines[0]["run"] == run and sentence in lines[0]["message"]
+
+
+def header(path: Path) -> tuple[bytes, ...]:
+    return struct.unpack_from("<4s4s4s", path.read_bytes())
+
+
+def test_the_exporter_writes_the_format_that_the_app_reads(tiny_pte: Path) -> None:
+    source = (APP / "BenchmarkCore/Sources/BenchmarkCore/PteHeader.swift").read_text()
+    identifier = re.search(r'identifier = "(\w+)"', source)
+    assert identifier and header(tiny_pte)[1:] == (identifier[1].encode(), b"eh00")
+
+
+def test_the_protocol_names_every_argument_and_event() -> None:
+    text = (ROOT / "docs/ios_protocol.md").read_text()
+    sources = APP / "BenchmarkCore/Sources/BenchmarkCore"
+    names = re.search(r"names = \[(.*?)\]", (sources / "LaunchArguments.swift").read_text(), re.DOTALL)
+    assert names
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    first = [line.split("|")[1] for line in rows]
+    given = {name for cell in first for name in re.findall(r"`--([\w-]+)`", cell)}
+    assert given == set(re.findall(r'"([\w-]+)"', names[1]))
+    events = {name for cell in first for name in re.findall(r"`([\w]+)`", cell)}
+    made = (sources / "Events.swift").read_text()
+    assert events == set(re.findall(r'line\(\s*"(\w+)"', made))
+    keys = set(re.findall(r'"(\w+)": \.', made)) - {"run", "event"}
+    documented = {name for line in rows for name in re.findall(r"`(\w+)`", line.split("|")[2])}
+    assert keys <= documented, keys - documented
+
+
+# The project file and what it points to
+
+
+@pytest.fixture(scope="module")
+def project() -> XcodeProject:
+    return XcodeProject.load(str(APP / "Pocketphi.xcodeproj/project.pbxproj"))
+
+
+def one(project: XcodeProject, isa: str) -> Any:
+    found = project.objects.get_objects_in_section(isa)
+    assert len(found) == 1
+    return found[0]
+
+
+def test_every_source_is_in_the_target(project: XcodeProject) -> None:
+    target = one(project, "PBXNativeTarget")
+    assert str(project.objectVersion) == "77"
+    folders = [project.objects[key] for key in target.fileSystemSynchronizedGroups]
+    assert [folder.path for folder in folders] == ["Pocketphi"]
+    # A synchronized folder is in the target with all it holds, but for what an exception set takes out.
+    assert not project.objects.get_objects_in_section("PBXFileSystemSynchronizedBuildFileExceptionSet")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.swift"],
+        cwd=APP,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in tracked.stdout.split():
+        assert name.split("/")[0] in ("Pocketphi", "BenchmarkCore", "stubs"), name
+    assert (APP / "Pocketphi/PocketphiApp.swift").read_text().count("@main") == 1
+
+
+def test_every_referenced_file_exists(project: XcodeProject) -> None:
+    groups = project.objects.get_objects_in_section("PBXGroup", "PBXFileSystemSynchronizedRootGroup")
+    parents = {str(child): group for group in groups for child in group["children"] or []}
+
+    def path_of(key: str) -> Path:
+        parent = parents.get(key)
+        own = project.objects[key]["path"]
+        above = path_of(str(parent.get_id())) if parent is not None else APP
+        return above / own if own else above
+
+    references = project.objects.get_objects_in_section("PBXFileReference", "PBXFileSystemSynchronizedRootGroup")
+    files = [item for item in references if item.sourceTree == "<group>"]
+    assert {item.path for item in files} == {"Info.plist", "Pocketphi.entitlements", "Pocketphi"}
+    for item in files:
+        assert path_of(str(item.get_id())).exists(), item.path
+    for configuration in project.objects.get_configurations_on_targets("Pocketphi"):
+        for setting in ("INFOPLIST_FILE", "CODE_SIGN_ENTITLEMENTS"):
+            assert (APP / configuration.buildSettings[setting]).is_file()
+    assert (APP / one(project, "XCLocalSwiftPackageReference").relativePath / "Package.swift").is_file()
+
+
+def test_every_object_is_referenced_and_every_reference_leads_somewhere(project: XcodeProject) -> None:
+    text = (APP / "Pocketphi.xcodeproj/project.pbxproj").read_text()
+    defined = re.findall(r"^\t\t([0-9A-F]{24})(?: /\*.*?\*/)? = \{", text, re.MULTILINE)
+    assert len(defined) == len(set(defined)) > 20
+    assert set(re.findall(r"\b[0-9A-F]{24}\b", text)) == set(defined)
+    for key in defined:
+        assert len(re.findall(rf"\b{key}\b", text)) > 1, key
+
+
+def test_packages_and_versions_agree_with_the_pins(project: XcodeProject) -> None:
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    executorch = next(pin for pin in pins["dependencies"] if pin.startswith("executorch==")).split("==")[1]
+    remote = one(project, "XCRemoteSwiftPackageReference")
+    assert remote.repositoryURL == "https://github.com/pytorch/executorch"
+    assert (remote.requirement.kind, remote.requirement.branch) == ("branch", f"swiftpm-{executorch}")
+    engine = (APP / "Pocketphi/Engine/ExecuTorchEngine.swift").read_text()
+    assert f'release = "{executorch}"' in engine
+    products = project.objects.get_objects_in_section("XCSwiftPackageProductDependency")
+    assert {item.productName for item in products} == PRODUCTS | {"BenchmarkCore"}
+    for item in products:
+        assert (item["package"] is None) == (item.productName == "BenchmarkCore")
+    linked = {str(item.productRef) for item in project.objects.get_objects_in_section("PBXBuildFile")}
+    assert linked == {str(item.get_id()) for item in products}
+    configurations = project.objects.get_configurations_on_targets("Pocketphi")
+    assert {item.name for item in configurations} == {"Debug", "Release"}
+    for item in configurations:
+        assert "-all_load" in item.buildSettings["OTHER_LDFLAGS"]
+        assert item.buildSettings["MARKETING_VERSION"] == pins["version"]
+        assert item.buildSettings["PRODUCT_BUNDLE_IDENTIFIER"] == "org.pocketphi.bench"
+    for item in project.objects.get_configurations_on_targets(None):
+        assert item.name in ("Debug", "Release")
+    text = (APP / "Pocketphi.xcodeproj/project.pbxproj").read_text()
+    assert text.count("SWIFT_VERSION = 6.0;") == 2 and text.count("IPHONEOS_DEPLOYMENT_TARGET = 17.0;") == 2
+    package = (APP / "BenchmarkCore/Package.swift").read_text()
+    assert "swift-tools-version: 6.0" in package and ".iOS(.v17)" in package
+
+
+def test_the_shared_scheme_builds_the_target(project: XcodeProject) -> None:
+    scheme = (APP / "Pocketphi.xcodeproj/xcshareddata/xcschemes/Pocketphi.xcscheme").read_text()
+    target = one(project, "PBXNativeTarget")
+    assert set(re.findall(r'BlueprintIdentifier = "(\w+)"', scheme)) == {str(target.get_id())}
+    assert re.search(r'<LaunchAction\s+buildConfiguration = "Release"', scheme)
+
+
+def test_plists() -> None:
+    entitlements = plistlib.loads((APP / "Configuration/Pocketphi.entitlements").read_bytes())
+    assert entitlements == {"com.apple.developer.kernel.increased-memory-limit": True}
+    info = plistlib.loads((APP / "Configuration/Info.plist").read_bytes())
+    assert info["UIFileSharingEnabled"] is True and info["LSSupportsOpeningDocumentsInPlace"] is True
+    declared = {item["UTTypeIdentifier"]: item for item in info["UTImportedTypeDeclarations"]}
+    (opened,) = info["CFBundleDocumentTypes"]
+    (kind,) = opened["LSItemContentTypes"]
+    assert declared[kind]["UTTypeTagSpecification"]["public.filename-extension"] == ["pte"]
+
+
+def test_assets(project: XcodeProject) -> None:
+    assets = APP / "Pocketphi/Assets.xcassets"
+    for path in assets.rglob("Contents.json"):
+        assert json.loads(path.read_text())["info"]["version"] == 1
+    for configuration in project.objects.get_configurations_on_targets("Pocketphi"):
+        settings = configuration.buildSettings
+        assert (assets / f"{settings['ASSETCATALOG_COMPILER_APPICON_NAME']}.appiconset/Contents.json").is_file()
+        accent = settings["ASSETCATALOG_COMPILER_GLOBAL_ACCENT_COLOR_NAME"]
+        assert (assets / f"{accent}.colorset/Contents.json").is_file()
