@@ -138,8 +138,10 @@ class ChartView(context: Context) : View(context) {
         return listOf(1.0, 2.0, 5.0).map { it * power }.last { it <= highest / 3 * 1.0001 }
     }
 
-    private fun short(value: Double): String =
-        if (value == Math.rint(value)) String.format(Locale.ROOT, "%.0f", value) else String.format(Locale.ROOT, "%.3g", value).trimEnd('0').trimEnd('.')
+    private fun short(value: Double): String {
+        if (value == Math.rint(value)) return String.format(Locale.ROOT, "%.0f", value)
+        return String.format(Locale.ROOT, "%.3g", value).trimEnd('0').trimEnd('.')
+    }
 
     private fun dp(value: Float) = value * resources.displayMetrics.density
 

@@ -19,7 +19,7 @@ class ExecuTorchEngine(
     private val tokenizer: String,
     private val manifest: Manifest?,
 ) : LlmEngine {
-    private var module: LlmModule? = null
+    @Volatile private var module: LlmModule? = null
     private var position = 0
     @Volatile private var stopAsked = false
 

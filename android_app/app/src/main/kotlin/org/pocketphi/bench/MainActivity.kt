@@ -52,6 +52,7 @@ class MainActivity : Activity() {
         findViewById<View>(R.id.import_file).setOnClickListener { importOrCancel() }
         findViewById<View>(R.id.start).setOnClickListener { start() }
         findViewById<View>(R.id.stop).setOnClickListener { app.runs.stop() }
+        findViewById<View>(R.id.open_result).setOnClickListener { openResult() }
         findViewById<TextView>(R.id.no_model_commands).text = getString(R.string.no_model_commands, ModelFiles.PUSHED)
     }
 
@@ -146,6 +147,7 @@ class MainActivity : Activity() {
         findViewById<View>(R.id.stop).visible(state.active)
         findViewById<Button>(R.id.start).isEnabled = !state.active
         findViewById<View>(R.id.start).alpha = if (state.active) DISABLED else 1f
+        findViewById<View>(R.id.open_result).visible(!state.active && state.result != null)
         keepScreenOn(state.active)
         if (state.active) live.show(state)
         if (state.active != wasActive) findViewById<ScrollView>(R.id.scroll).run { post { scrollTo(0, 0) } }
@@ -156,6 +158,11 @@ class MainActivity : Activity() {
             shown = state.result
             state.result?.let { cards.show(it, withProblem = false) } ?: cards.clear()
         }
+    }
+
+    private fun openResult() {
+        val name = app.runs.state.request?.name ?: return
+        startActivity(Intent(this, ResultActivity::class.java).putExtra(ResultActivity.FILE, app.results.file(name).path))
     }
 
     private fun show(state: ImportState) {

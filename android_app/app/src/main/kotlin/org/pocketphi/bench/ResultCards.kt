@@ -61,7 +61,8 @@ class ResultCards(private val into: LinearLayout) {
 
     private fun change(fraction: Double): String {
         val percent = Math.round(fraction * 1000) / 10.0
-        return if (percent == 0.0) context.getString(R.string.no_change) else String.format(Locale.ROOT, "%+.1f %%", percent).replace('-', '−')
+        if (percent == 0.0) return context.getString(R.string.no_change)
+        return String.format(Locale.ROOT, "%+.1f %%", percent).replace('-', '−')
     }
 
     private fun run(run: Run) {

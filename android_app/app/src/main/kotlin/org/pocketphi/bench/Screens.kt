@@ -10,7 +10,8 @@ import java.io.File
 
 /** What the screens share. */
 fun Activity.keepScreenOn(on: Boolean) {
-    if (on) window.addFlags(WindowManager.LayoutParams.FLAG_KEEP_SCREEN_ON) else window.clearFlags(WindowManager.LayoutParams.FLAG_KEEP_SCREEN_ON)
+    val flag = WindowManager.LayoutParams.FLAG_KEEP_SCREEN_ON
+    if (on) window.addFlags(flag) else window.clearFlags(flag)
 }
 
 /** The header's title and, where the screen has one above it, its way back. */

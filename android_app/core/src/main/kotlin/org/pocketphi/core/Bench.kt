@@ -154,6 +154,10 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         if (promptTokens != configuration.promptTokens) {
             note("The prompt had $promptTokens tokens, ${configuration.promptTokens} were asked for.")
         }
+        val asked = configuration.newTokens
+        if (generated != null && generated.stopReason == StopReason.NEW_TOKENS && generated.generatedTokens < asked) {
+            note("The context had room for ${generated.generatedTokens} new tokens only, $asked were asked for.")
+        }
         if (generated != null && !timed.everyToken) {
             note("Characters were spread over several tokens, so the times of single tokens are not known.")
         }
@@ -186,6 +190,8 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         val generated = engine.generate(prompt.text, prompt.tokens, newTokens) { piece ->
             times.add(clock.nanos())
             sampler.phase = Phase.DECODE
+            // A stop that came just before the generation is forgotten by engines.
+            if (stopped) engine.stop()
             onEvent(Event.Token(piece, times.size - 1, (times.last() - times.first()) / 1e6))
         }
         sampler.phase = Phase.IDLE

@@ -136,6 +136,26 @@ class BenchTest {
     }
 
     @Test
+    fun theContextIsFull() {
+        engine.room = 7
+        bench("repeats" to 1).run()
+        val repeat = saved().runs[0].repeats[0]
+        assertEquals(StopReason.NEW_TOKENS, repeat.stopReason)
+        assertEquals(listOf("The context had room for 7 new tokens only, 11 were asked for."), repeat.notes)
+    }
+
+    @Test
+    fun aStopBeforeTheFirstToken() {
+        val bench = bench()
+        engine.onBegin = { if (events.any { it is Event.Repeating }) bench.stop() }
+        bench.run()
+        assertEquals("The run was stopped after 0 of 3 repeats.", (events.last() as Event.Failed).message)
+        val repeating = events.indexOfFirst { it is Event.Repeating }
+        assertEquals(1, events.drop(repeating).count { it is Event.Token })
+        assertFalse(files.file("run-1").exists())
+    }
+
+    @Test
     fun everyRepeatIsWritten() {
         val seen = ArrayList<Pair<Boolean, Int>>()
         bench { _, event -> if (event is Event.Repeated) seen.add(saved().complete to saved().runs[0].repeats.size) }.run()
@@ -183,7 +203,9 @@ class BenchTest {
 
     @Test
     fun stopping() {
-        bench { bench, event -> if (event is Event.Token && events.count { it is Event.Repeated } == 1 && event.index == 4) bench.stop() }.run()
+        bench { bench, event ->
+            if (event is Event.Token && events.count { it is Event.Repeated } == 1 && event.index == 4) bench.stop()
+        }.run()
         val result = saved()
         assertEquals(1, result.runs[0].repeats.size)
         assertEquals("The run was stopped after 1 of 3 repeats.", result.problem)
@@ -206,7 +228,10 @@ class BenchTest {
 
     @Test
     fun lowMemoryDuringTheRepeat() {
-        bench { bench, event -> if (event is Event.Token && event.index == 2 && events.count { it is Event.Repeated } == 1) bench.lowMemory("low_memory") }.run()
+        bench { bench, event ->
+            val second = events.count { it is Event.Repeated } == 1
+            if (event is Event.Token && event.index == 2 && second) bench.lowMemory("low_memory")
+        }.run()
         assertEquals(listOf(0, 1, 0), saved().runs[0].repeats.map { it.lowMemoryEvents })
         assertTrue(events.any { it == Event.LowMemory("low_memory") })
     }

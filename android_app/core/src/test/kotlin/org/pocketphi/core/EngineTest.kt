@@ -52,7 +52,13 @@ class EngineTest {
     @Test
     fun conversationFeedsOnlyWhatIsNew() {
         val fed = StringBuilder()
-        val answers = ArrayDeque(listOf(listOf("Par", "is", "<|end|>") to StopReason.END_OF_TURN, listOf("4", " is") to StopReason.NEW_TOKENS, listOf("ok") to StopReason.STOPPED))
+        val answers = ArrayDeque(
+            listOf(
+                listOf("Par", "is", "<|end|>") to StopReason.END_OF_TURN,
+                listOf("4", " is") to StopReason.NEW_TOKENS,
+                listOf("ok") to StopReason.STOPPED,
+            ),
+        )
         val engine = object : LlmEngine {
             override fun load() = Unit
             override fun stop() = Unit

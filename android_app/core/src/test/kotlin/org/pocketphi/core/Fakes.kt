@@ -27,7 +27,9 @@ open class FakeEngine(private val clock: FakeClock) : LlmEngine {
     var failAt: (Int) -> EngineError? = { null }
     var piecesEvery = 1
     var endAfter = Int.MAX_VALUE
+    var room = Int.MAX_VALUE
     @Volatile var stopAsked = false
+    var onBegin: () -> Unit = {}
     var onToken: (Int) -> Unit = {}
     private var generations = 0
 
@@ -42,10 +44,12 @@ open class FakeEngine(private val clock: FakeClock) : LlmEngine {
         failAt(generations++)?.let { throw it }
         val tokens = prompt.split(' ').size + 2
         clock.pass(10.0 * tokens)
+        onBegin()
         stopAsked = false
         var made = 0
         var pieces = 0
-        while (made < minOf(newTokens, endAfter) && !stopAsked) {
+        val limit = minOf(newTokens, room)
+        while (made < minOf(limit, endAfter) && !stopAsked) {
             if (made > 0) clock.pass(50.0)
             made++
             if (made % piecesEvery == 0) {
@@ -54,7 +58,7 @@ open class FakeEngine(private val clock: FakeClock) : LlmEngine {
             }
             onToken(made)
         }
-        val reason = if (stopAsked) StopReason.STOPPED else if (made == newTokens) StopReason.NEW_TOKENS else StopReason.END_OF_TURN
+        val reason = if (stopAsked) StopReason.STOPPED else if (made == limit) StopReason.NEW_TOKENS else StopReason.END_OF_TURN
         return Generated(tokens, made, pieces, 10.0 * tokens, 50.0 * (made - 1), reason)
     }
 

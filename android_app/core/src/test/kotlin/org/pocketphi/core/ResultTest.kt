@@ -47,9 +47,13 @@ class ResultTest {
     @Test
     fun damagedResultsAreSentences() {
         val whole = Json.write(result(1.0).toJson())
-        for ((from, to) in listOf("\"NEW" to "\"", "\"new_tokens\":128" to "\"x\":1", "severe" to "tepid", "pocketphi-result/1" to "pocketphi-result/9", "\"runs\":[" to "\"runs\":[3,")) {
-            if (from !in whole) continue
-            val problem = assertThrows(BadInput::class.java) { ResultReader.read(whole.replace(from, to)) }.message
+        val damages = listOf(
+            "{\"schema\"" to "{", "\"new_tokens\":128" to "\"x\":1", "\"severe\"" to "\"tepid\"", "\"token_ms\":[1,2]" to "\"token_ms\":[\"1\"]",
+            "pocketphi-result/1" to "pocketphi-result/9", "\"runs\":[" to "\"runs\":[3,", "\"phase\":\"decode\"" to "\"phase\":7",
+        )
+        for ((from, to) in damages) {
+            assertTrue(from, from in whole)
+            val problem = assertThrows(from, BadInput::class.java) { ResultReader.read(whole.replace(from, to)) }.message
             assertTrue(problem, problem.endsWith("."))
         }
         assertThrows(BadInput::class.java) { ResultReader.read("[]") }

@@ -27,9 +27,12 @@ class DeviceProbesTest {
         @Suppress("DEPRECATION")
         app.sendStickyBroadcast(
             Intent(Intent.ACTION_BATTERY_CHANGED)
-                .putExtra(BatteryManager.EXTRA_TEMPERATURE, 387).putExtra(BatteryManager.EXTRA_LEVEL, 42).putExtra(BatteryManager.EXTRA_SCALE, 50),
+                .putExtra(BatteryManager.EXTRA_TEMPERATURE, 387)
+                .putExtra(BatteryManager.EXTRA_LEVEL, 42)
+                .putExtra(BatteryManager.EXTRA_SCALE, 50),
         )
-        for ((level, status) in listOf(0 to ThermalStatus.NONE, 2 to ThermalStatus.MODERATE, 6 to ThermalStatus.SHUTDOWN)) {
+        val levels = mapOf(0 to ThermalStatus.NONE, 2 to ThermalStatus.MODERATE, 6 to ThermalStatus.SHUTDOWN)
+        for ((level, status) in levels) {
             shadowOf(power).setCurrentThermalStatus(level)
             assertEquals(status, probes.thermal().status)
         }

@@ -45,7 +45,9 @@ class Documents : ContentProvider() {
 @RunWith(RobolectricTestRunner::class)
 @Config(sdk = [34])
 class FilesTest {
-    private fun document(name: String, bytes: ByteArray, stream: InputStream = ByteArrayInputStream(bytes), size: Long = bytes.size.toLong()): Uri {
+    private fun document(
+        name: String, bytes: ByteArray, stream: InputStream = ByteArrayInputStream(bytes), size: Long = bytes.size.toLong(),
+    ): Uri {
         val uri = Uri.parse("content://documents/$name")
         Robolectric.setupContentProvider(Documents::class.java, "documents").size = size
         shadowOf(app.contentResolver).registerInputStream(uri, stream)

@@ -11,6 +11,7 @@ import org.junit.Test
 import org.junit.runner.RunWith
 import org.pocketphi.core.EngineErrors
 import org.pocketphi.core.EngineFactory
+import org.pocketphi.core.StopReason
 import org.robolectric.Robolectric
 import org.robolectric.RobolectricTestRunner
 import org.robolectric.annotation.Config
@@ -57,10 +58,12 @@ class HeadlessActivityTest {
         val run = listOf("warmup", "repeat", "repeat")
         assertEquals(listOf("started", "loading", "loaded") + run + run + "done", events)
         assertTrue(lines.any { it["event"] == "memory" })
-        assertTrue(lines.filter { it["event"] == "memory" }.all { it.keys == setOf("run", "event", "pss_bytes", "available_bytes", "phase") })
+        val keys = setOf("run", "event", "pss_bytes", "available_bytes", "phase")
+        assertTrue(lines.filter { it["event"] == "memory" }.all { it.keys == keys })
         assertEquals("0.1.0", lines[0]["app_version"])
         assertEquals(4711L, lines[0]["pid"])
-        assertEquals(listOf(0L to 0L, 0L to 1L, 1L to 0L, 1L to 1L), lines.filter { it["event"] == "repeat" }.map { it["configuration"] to it["repeat"] })
+        val repeats = lines.filter { it["event"] == "repeat" }.map { it["configuration"] to it["repeat"] }
+        assertEquals(listOf(0L to 0L, 0L to 1L, 1L to 0L, 1L to 1L), repeats)
         val file = File(lines.last()["file"] as String)
         assertEquals("run-7.json", file.name)
         assertEquals("results", file.parentFile!!.name)
@@ -130,7 +133,7 @@ class HeadlessActivityTest {
 
     @Test
     fun anEngineErrorIsALineAndAnIncompleteResult() {
-        engine.failAt = 4 to EngineErrors.generating(0x12, 16, 12)
+        engine.failAt = 3 to EngineErrors.generating(0x12, 16, 12)
         start(intent("broken"))
         waitFor("the run's end") { !app.runs.state.active }
         val message = lines().last()["message"] as String
@@ -138,6 +141,7 @@ class HeadlessActivityTest {
         assertTrue(message, "does not fit the model's context" in message)
         val result = app.results.read(app.results.file("broken"))
         assertEquals(message, result.problem)
+        assertEquals(listOf(StopReason.NEW_TOKENS, StopReason.ERROR), result.runs[0].repeats.map { it.stopReason })
         app.results.file("broken").copyTo(leave("broken.json"), overwrite = true)
     }
 
@@ -166,7 +170,8 @@ class HeadlessActivityTest {
     fun aModelThatIsNotThere() {
         start(intent("gone") { putExtra("model", "/data/local/tmp/pocketphi/none.pte") })
         waitFor("the run's end") { !app.runs.state.active }
-        assertEquals("The model /data/local/tmp/pocketphi/none.pte is not on this device, or apps may not see it.", lines().last()["message"])
+        val wanted = "The model /data/local/tmp/pocketphi/none.pte is not on this device, or apps may not see it."
+        assertEquals(wanted, lines().last()["message"])
         assertEquals(0, engine.loads)
     }
 

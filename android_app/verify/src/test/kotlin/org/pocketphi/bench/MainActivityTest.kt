@@ -79,6 +79,8 @@ class MainActivityTest {
             assertEquals("", screen.text(R.id.problem))
             assertTrue(screen.findViewById<android.widget.LinearLayout>(R.id.results).childCount >= 2)
             val saved = app.results.list().single()
+            screen.click(R.id.open_result)
+            assertEquals(saved.file.path, shadowOf(screen).nextStartedActivity.getStringExtra(ResultActivity.FILE))
             assertTrue(saved.result.complete)
             val run = saved.result.runs.single()
             assertEquals(2, run.repeats.size)

@@ -93,6 +93,7 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
         Robolectric.buildActivity(MainActivity::class.java).use { controller ->
             val screen = controller.setup().get()
             ResultCards(screen.findViewById(R.id.results)).show(result(64, 17.3, hot = 4))
+            screen.findViewById<View>(R.id.open_result).visible(true)
             draw(screen, "main-result")
         }
     }
@@ -113,7 +114,8 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
         Robolectric.buildActivity(HistoryActivity::class.java).use { draw(it.setup().get(), "history-empty") }
         val old = app.results.write("run-20261119-101500", result(64, 15.1).copy(created = "2026-11-19T10:15:00Z"))
         val new = app.results.write("run-20261121-143000", result(64, 17.3, hot = 4))
-        app.results.write("run-20261120-090000", result(512, 16.9).copy(created = "2026-11-20T09:00:00Z", problem = "The run was stopped after 5 of 6 repeats."))
+        val stopped = "The run was stopped after 5 of 6 repeats."
+        app.results.write("run-20261120-090000", result(512, 16.9).copy(created = "2026-11-20T09:00:00Z", problem = stopped))
         Robolectric.buildActivity(HistoryActivity::class.java).use { draw(it.setup().get(), "history") }
         val intent = Intent().putExtra(ResultActivity.FILE, new.path)
         Robolectric.buildActivity(ResultActivity::class.java, intent).use { controller ->
@@ -192,7 +194,7 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
             return (parts.dropLast(2) + parts.last() + parts[parts.size - 2]).joinToString("-")
         }
 
-        /** Numbers as a phone might give them. */
+        /** Invented numbers of an invented phone. */
         fun result(promptTokens: Int, rate: Double, hot: Int = -1): Result {
             val repeats = List(5) { index ->
                 val decode = rate - listOf(0.0, 0.4, 0.2, 0.9, 2.6)[index]
@@ -209,7 +211,7 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
                 )
             }
             return Result(
-                "2026-11-21T14:30:00Z", null, app.surroundings().device.copy(model = "Google Pixel 8"), app.surroundings().build,
+                "2026-11-21T14:30:00Z", null, app.surroundings().device.copy(model = "Invented phone"), app.surroundings().build,
                 org.pocketphi.core.Model(
                     "phi4-mini-8da4w.pte", 2_776_258_976, null, "tokenizer.json",
                     org.pocketphi.core.Manifest("phi", "8da4w g32, embedding int8, lm_head int4", 4096, 256, "bf16", 554_975_232),

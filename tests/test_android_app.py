@@ -1,0 +1,177 @@
+"""The Android app: built and tested without the Android SDK (android_app/verify), its results against the schema.
+
+Compiled against the real framework's classes, resources linked by the real aapt2, activities driven by Robolectric
+with an engine that follows a script. Not here: Gradle, the ExecuTorch AAR, a device. What Gradle builds is read and
+compared with what was tested.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from export.bench.result import read_result
+from tests.tools import need
+
+ROOT = Path(__file__).resolve().parents[1]
+APP = ROOT / "android_app"
+ANDROID = "{http://schemas.android.com/apk/res/android}"
+TESTS = 109
+
+
+def read(name: str) -> str:
+    return (APP / name).read_text()
+
+
+def pom(name: str) -> str:
+    """A property of the build that tests."""
+    found = re.search(rf"<{re.escape(name)}>([^<]+)<", read("verify/pom.xml"))
+    assert found, name
+    return found[1]
+
+
+def test_build(tmp_path: Path) -> None:
+    need("android", [tool for tool in ("mvn", "javac", "aapt2") if shutil.which(tool) is None])
+    before = sorted(path for path in APP.rglob("*") if "target" not in path.parts)
+    command = ["mvn", "-B", "-ntp", "-f", str(APP / "verify/pom.xml"), f"-Dout={tmp_path}", "test"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert sorted(path for path in APP.rglob("*") if "target" not in path.parts) == before
+
+    reports = [ElementTree.parse(path).getroot() for path in tmp_path.glob("surefire-reports/TEST-*.xml")]
+    counts = {
+        key: sum(int(report.attrib[key]) for report in reports) for key in ("tests", "errors", "failures", "skipped")
+    }
+    assert counts == {"tests": TESTS, "errors": 0, "failures": 0, "skipped": 0}
+
+    check_results(tmp_path / "left")
+    screens = {path.stem.rsplit("-", 2)[0] for path in (tmp_path / "left/screens").glob("*.png")}
+    assert screens >= {
+        "main-no-model",
+        "main-before",
+        "main-during",
+        "main-result",
+        "history",
+        "result",
+        "compare",
+        "chat",
+    }
+    assert len(list((tmp_path / "left/screens").glob("*.png"))) == 4 * len(screens)
+
+
+def check_results(left: Path) -> None:
+    """What the app wrote in its tests, as the runner reads it."""
+    schema = json.loads((ROOT / "export/result.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    results = {name: json.loads((left / f"{name}.json").read_text()) for name in ("headless", "each", "broken")}
+    for name, result in results.items():
+        assert read_result(left / f"{name}.json") == result
+        assert not [f"{name}: {error.json_path} {error.message}" for error in validator.iter_errors(result)]
+    assert {name: result["status"] for name, result in results.items()} == {
+        "headless": "complete", "each": "complete", "broken": "incomplete",
+    }  # fmt: skip
+    assert results["broken"]["runs"][0]["repeats"][-1]["stop_reason"] == "error"
+    assert all(repeat["load_ms"] for repeat in results["each"]["runs"][0]["repeats"])
+    run = results["headless"]["runs"][1]
+    for repeat in run["repeats"]:
+        assert len(repeat["token_ms"]) == repeat["generated_tokens"] - 1
+        assert repeat["decode_tokens_per_s"] == pytest.approx(
+            1000 * len(repeat["token_ms"]) / sum(repeat["token_ms"])
+        )
+        assert repeat["prefill_tokens_per_s"] == pytest.approx(
+            1000 * repeat["prompt_tokens"] / repeat["time_to_first_token_ms"]
+        )
+    lines = [json.loads(line) for line in (left / "headless.lines").read_text().splitlines()]
+    repeats = [line for line in lines if line["event"] == "repeat"]
+    assert [line["decode_tokens_per_s"] for line in repeats] == [
+        repeat["decode_tokens_per_s"] for run in results["headless"]["runs"] for repeat in run["repeats"]
+    ]
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs/app_protocol.md").read_text()))
+    for line in lines:
+        assert line["event"] in documented
+        assert set(line) <= documented, line
+
+
+def test_gradle_builds_what_was_tested() -> None:
+    gradle = read("app/build.gradle.kts")
+    values = dict(re.findall(r"^\s+(\w+) = (\"[^\"]+\"|\d+)", gradle, re.M))
+    assert values["namespace"] == values["applicationId"] == f'"{pom("app.package")}"'
+    assert values["minSdk"] == pom("app.min") == "23"
+    assert values["targetSdk"] == values["compileSdk"] == pom("app.target")
+    assert pom("android.version").startswith("14-"), "the framework of API 34"
+    assert values["versionName"] == '"0.1.0"' and '<arg value="0.1.0"/>' in read("verify/pom.xml")
+    (abis,) = re.findall(r"abiFilters \+= listOf\((.*)\)", gradle)
+    assert abis == '"arm64-v8a", "x86_64"'
+    assert 'signingConfigs.getByName(if (keystore != null) "own" else "debug")' in gradle
+
+
+def test_versions() -> None:
+    catalogue = tomllib.loads(read("gradle/libs.versions.toml"))
+    exporter = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    version = catalogue["versions"]["executorch"]
+    assert f"executorch=={version}" in exporter
+    assert catalogue["libraries"]["executorch-android"] == {
+        "module": "org.pytorch:executorch-android", "version": {"ref": "executorch"},
+    }  # fmt: skip
+    assert f'const val EXECUTORCH = "{version}"' in read(
+        "app/src/main/kotlin/org/pocketphi/bench/ExecuTorchEngine.kt"
+    )
+    assert catalogue["versions"]["kotlin"] == pom("kotlin.version")
+    stubs = list((APP / "stubs/executorch/org/pytorch").rglob("*.kt"))
+    assert stubs and all(f"executorch-android {version}" in path.read_text() for path in stubs)
+
+
+def test_only_the_engine_touches_executorch() -> None:
+    users = [path.name for path in APP.glob("*/src/main/**/*.kt") if "org.pytorch" in path.read_text()]
+    assert users == ["ExecuTorchEngine.kt"]
+    core = [
+        path.name
+        for path in APP.glob("core/src/main/**/*.kt")
+        if re.search(r"^import (android|java\.time|java\.nio)", path.read_text(), re.M)
+    ]
+    assert core == [], "the core runs without Android, and Android 6 lacks java.time and java.nio.file"
+
+
+def test_manifest() -> None:
+    manifest = ElementTree.parse(APP / "app/src/main/AndroidManifest.xml").getroot()
+    assert "package" not in manifest.attrib, "Gradle takes it from the namespace"
+    assert manifest.findall("uses-permission") == []
+    application = manifest.find("application")
+    assert application is not None
+    exported = {
+        activity.attrib[ANDROID + "name"]: activity.attrib[ANDROID + "exported"]
+        for activity in application.findall("activity")
+    }
+    assert exported == {
+        ".MainActivity": "true", ".ChatActivity": "false", ".HistoryActivity": "false", ".ResultActivity": "false",
+        ".HeadlessActivity": "true",
+    }  # fmt: skip
+    provider = application.find("provider")
+    assert provider is not None and provider.attrib[ANDROID + "exported"] == "false"
+    launcher = [
+        activity
+        for activity in application.findall("activity")
+        if "LAUNCHER" in ElementTree.tostring(activity, "unicode")
+    ]
+    assert [activity.attrib[ANDROID + "name"] for activity in launcher] == [".MainActivity"]
+
+
+def test_gradlew_says_what_is_missing(tmp_path: Path) -> None:
+    script = shutil.copy(APP / "gradlew", tmp_path / "gradlew")
+    for name in ("sh", "dirname", "cat"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    environment = {"PATH": str(tmp_path)}
+    bare = subprocess.run([script, "assembleRelease"], env=environment, capture_output=True, text=True)
+    assert bare.returncode == 2
+    assert "gradle wrapper --gradle-version" in bare.stderr and len(bare.stderr.splitlines()) == 1
+    (tmp_path / "gradle").write_text("#!/bin/sh\necho gradle in $PWD: $*\n")
+    (tmp_path / "gradle").chmod(0o755)
+    found = subprocess.run([script, "assembleRelease"], env=environment, capture_output=True, text=True)
+    assert found.stdout == f"gradle in {tmp_path}: assembleRelease\n"
