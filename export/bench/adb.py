@@ -18,10 +18,8 @@ from pathlib import Path
 from checkpoints.errors import BadInput
 from export.bench.outcome import Interrupted, TimedOut, Unplugged
 
-GONE = re.compile(
-    r"device '[^']*' not found|no devices/emulators found|device (is )?(offline|unauthorized|still authorizing)"
-    r"|error: closed|device disconnected|protocol fault|[Cc]onnection reset|failed to read copy response|EOF"
-)
+LOST = "not found|no devices|offline|unauthorized|authorizing|closed|disconnected|reset|protocol fault"
+GONE = re.compile(rf"^(adb: )?error: .*({LOST})", re.MULTILINE)  # adb's own lines, not those of a command over there
 SHORT_S = 60.0  # for commands that only ask
 STATES = {
     "unauthorized": "does not trust this computer yet: unlock it and allow USB debugging",
@@ -130,7 +128,7 @@ class Device:
                 process.kill()
                 process.communicate()
         done = Done(process.returncode, out, err)
-        if done.code and (GONE.search(err) or GONE.search(out[-500:]) or not self.connected()):
+        if done.code and (GONE.search(err) or not self.connected()):
             raise Unplugged(self.serial)
         return done
 

@@ -131,7 +131,8 @@ class Run:
             try:
                 line = lines.get(timeout=self.plan.timeout_s + rest)
             except queue.Empty:
-                return f"{self.plan.pte.name}: nothing happened for {self.plan.timeout_s:g} s while {self._doing}: time-out"
+                waited = f"nothing happened for {self.plan.timeout_s:g} s while {self._doing}"
+                return f"{self.plan.pte.name}: {waited}: time-out"
             if line is None:
                 worker.wait()
                 return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ class Ending:
                 out.mkdir(parents=True, exist_ok=True)
             except OSError as problem:
                 raise BadInput(f"--out {out} cannot be made: {problem.strerror}") from None
+            if not os.access(out, os.W_OK | os.X_OK):
+                raise BadInput(f"--out {out} cannot be written to")
 
     def finish(self, outcomes: Sequence[Outcome]) -> Finished:
         """Write what there is, whole or not at all, and compare it."""

@@ -87,6 +87,9 @@ class AppRun:
         follow = Follow(phone.device, self.name)
         try:
             self.begun = True
+            phone.device.ask(
+                "input keyevent KEYCODE_WAKEUP"
+            )  # with the screen off the app would be in the background
             done = phone.device.shell(self._order().command())
             said = [line.strip() for line in (done.out + done.err).splitlines() if line.strip()]
             if done.code or any(line.startswith("Error") for line in said):

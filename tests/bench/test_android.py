@@ -38,6 +38,7 @@ def test_a_run_leaves_a_result_a_page_and_nothing_on_the_phone(phone: Phone, ben
     assert "decode/s" in ran.out and str(page) in ran.out.replace("\n", "")
     assert "16 tokens, repeat 2 of 2" in ran.err
     assert phone.left() == ["model.pte", "tokenizer.json"]  # for the next time
+    assert "Waking up" in (phone.shared / "log.jsonl").read_text()
     assert phone.results() == [] and not phone.processes(PACKAGE)
 
 
@@ -137,6 +138,13 @@ def test_the_app_is_installed_where_it_is_missing_or_older(
     assert ("app.apk installed" in ran.err) is pushed
     there = json.loads((phone.shared / "packages.json").read_text())[PACKAGE]["version_code"]
     assert there == max(installed or 0, offered)
+
+
+def test_an_app_that_android_refuses(phone: Phone, bench: Bench, tmp_path: Path) -> None:
+    path = apk(tmp_path / "apk/app.apk", 2, failure="INSTALL_FAILED_UPDATE_INCOMPATIBLE: signatures do not match")
+    ran = bench("--apk", path)
+    assert ran.code == 2 and "app.apk could not be installed: " in ran.err
+    assert "INSTALL_FAILED_UPDATE_INCOMPATIBLE: signatures do not match" in ran.err
 
 
 def test_build_makes_the_apk_that_is_installed(

@@ -82,7 +82,7 @@ class Phone:
         for name in ("system.py", "app.py"):
             shutil.copyfile(HERE / name, upper / "usr/lib/phone" / name)
         (upper / "usr/lib/phone/system.py").chmod(0o755)
-        for name in ("getprop", "settings", "pm", "dumpsys", "am", "logcat"):
+        for name in ("getprop", "settings", "input", "pm", "dumpsys", "am", "logcat"):
             (upper / "usr/bin" / name).symlink_to("/usr/lib/phone/system.py")
 
     def _network(self) -> int:

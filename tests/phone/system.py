@@ -49,6 +49,14 @@ def settings(arguments: list[str]) -> int:
     return 0
 
 
+def press(arguments: list[str]) -> int:
+    """`input keyevent KEYCODE_WAKEUP`."""
+    if arguments != ["keyevent", "KEYCODE_WAKEUP"]:
+        return refuse(arguments)
+    log("I", "PowerManagerService", "Waking up from Asleep")
+    return 0
+
+
 def pm(arguments: list[str]) -> int:
     """`pm install -r FILE`; an APK here is a zip with stand-in.json in it."""
     if arguments[0] != "install":
@@ -157,7 +165,9 @@ def logcat(arguments: list[str]) -> int:
                 print(front + part, flush=True)
 
 
-PROGRAMS = {"getprop": getprop, "settings": settings, "pm": pm, "dumpsys": dumpsys, "am": am, "logcat": logcat}
+PROGRAMS = {
+    "getprop": getprop, "settings": settings, "input": press, "pm": pm, "dumpsys": dumpsys, "am": am, "logcat": logcat
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(PROGRAMS[Path(sys.argv[0]).name](sys.argv[1:]))
