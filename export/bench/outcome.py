@@ -47,6 +47,9 @@ class Failed(BadInput):
         self.document = document
 
 
+SMALL_BYTES = 1_000_000  # arrive before a bar could be read
+
+
 class Watch:
     """Lines and bars on stderr, of several devices at once."""
 
@@ -73,6 +76,9 @@ class Watch:
     @contextlib.contextmanager
     def bar(self, name: str, text: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
         """A bar for a terminal; the function takes the bytes that are done."""
+        if total_bytes < SMALL_BYTES:
+            yield lambda done: None
+            return
         task = self._progress.add_task(f"{name} {text}", total=total_bytes)
         try:
             yield lambda done: self._progress.update(task, completed=done)

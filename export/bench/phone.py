@@ -183,7 +183,7 @@ class Phone:
 
             def look() -> None:  # adb shows how far it is to terminals only
                 asker = Device(self.device.adb, self.serial, self.device.stop)
-                while not stop.wait(1.0):
+                while not stop.wait(0.5):
                     with contextlib.suppress(Unplugged, TimedOut, Interrupted):
                         if (done := asker.ask(f"stat -c %s {aside}")).isdigit():
                             show(int(done))

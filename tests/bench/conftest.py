@@ -96,7 +96,7 @@ def bench(pte: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Calla
     return call
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     """The command as a process, for what cannot be done to a function."""
     line = [sys.executable, "-m", "export.bench", *map(str, arguments)]
-    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)

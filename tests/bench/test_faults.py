@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
 import signal
 import subprocess
 import threading
@@ -173,6 +176,19 @@ def meanwhile(phone: Phone, act: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=run)
     thread.start()
     return thread
+
+
+def test_a_bar_shows_how_far_a_push_is(phone: Phone, slow_pte: Path, tmp_path: Path) -> None:
+    terminal, end = pty.openpty()
+    process = start("android", "--pte", slow_pte, *QUICK, "--out", tmp_path / "out", stderr=end)
+    os.close(end)
+    shown = b""
+    while b"pushed" not in shown:
+        shown += os.read(terminal, 1 << 16)
+    parts = {float(part) for part in re.findall(rb"([0-9.]+)/26.2 MB", shown)}
+    assert len(parts) >= 4 and 0 <= min(parts) < 12 < max(parts) <= 26.2
+    process.kill()
+    process.communicate()
 
 
 def test_unplugged_during_the_push(phone: Phone, slow_pte: Path, bench: Bench) -> None:
