@@ -5,10 +5,10 @@ import SwiftUI
 struct PocketphiApp: App {
   @State private var library = LibraryState()
   @State private var chat = ChatState()
-  @State private var benchmark = BenchmarkState { run in
+  @State private var benchmark = BenchmarkState(watchSystem: { run in
     let events = SystemEvents(run: run)
     return { events.end() }
-  }
+  })
 
   private let scripted = LaunchArguments.areScripted(CommandLine.arguments)
 

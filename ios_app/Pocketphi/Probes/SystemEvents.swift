@@ -1,4 +1,5 @@
 import BenchmarkCore
+import Foundation
 import UIKit
 
 /// Tells a run what happens to the app meanwhile, and keeps the screen on for as long.
@@ -25,7 +26,7 @@ final class SystemEvents {
   /// The run has ended.
   func end() {
     UIApplication.shared.isIdleTimerDisabled = false
-    observers.forEach(NotificationCenter.default.removeObserver)
+    for observer in observers { NotificationCenter.default.removeObserver(observer) }
     observers = []
   }
 }

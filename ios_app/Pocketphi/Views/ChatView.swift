@@ -74,11 +74,11 @@ struct ChatView: View {
       TextField("Message", text: $draft, axis: .vertical)
         .lineLimit(1...6)
         .textFieldStyle(.roundedBorder)
-        .onSubmit(send)
+        .onSubmit { send() }
       if chat.stage == .answering {
         Button("Stop", systemImage: "stop.circle.fill") { chat.stop() }
       } else {
-        Button("Send", systemImage: "arrow.up.circle.fill", action: send)
+        Button("Send", systemImage: "arrow.up.circle.fill") { send() }
           .disabled(draft.trimmingCharacters(in: .whitespacesAndNewlines).isEmpty)
       }
     }

@@ -31,7 +31,6 @@ struct HistoryView: View {
           .disabled(benchmark.history.count < 2)
       }
       .onAppear { benchmark.refresh() }
-      .refreshable { benchmark.refresh() }
     }
     .problemAlert($benchmark.problem)
   }

@@ -8,24 +8,16 @@ struct ModelPicker: View {
   @Binding var tokenizer: URL?
 
   var body: some View {
-    Picker("Model", selection: modelName) {
-      Text("None").tag(String?.none)
-      ForEach(library.models) { Text($0.name).tag(Optional($0.id)) }
+    Picker("Model", selection: $model) {
+      Text("None").tag(LibraryModel?.none)
+      ForEach(library.models) { Text($0.name).tag(Optional($0)) }
     }
+    .onChange(of: model) { tokenizer = model?.tokenizer }
     if model != nil {
       Picker("Tokenizer", selection: $tokenizer) {
         Text("None").tag(URL?.none)
         ForEach(library.tokenizers, id: \.self) { Text($0.lastPathComponent).tag(Optional($0)) }
       }
     }
-  }
-
-  private var modelName: Binding<String?> {
-    Binding(
-      get: { model?.id },
-      set: { id in
-        model = library.models.first { $0.id == id }
-        tokenizer = model?.tokenizer
-      })
   }
 }

@@ -44,7 +44,6 @@ struct ModelsView: View {
           .disabled(library.copying)
           .accessibilityHint("Choose a model, its tokenizer and its manifest from Files")
       }
-      .refreshable { library.refresh() }
       .onAppear { library.refresh() }
     }
     .fileImporter(isPresented: $importing, allowedContentTypes: Self.types, allowsMultipleSelection: true) { chosen in

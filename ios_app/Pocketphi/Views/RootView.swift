@@ -22,13 +22,18 @@ struct RootView: View {
 extension View {
   /// An alert for the sentence in `problem`, which it clears.
   func problemAlert(_ problem: Binding<String?>) -> some View {
-    let shown = Binding(
-      get: { problem.wrappedValue != nil },
-      set: { if !$0 { problem.wrappedValue = nil } })
-    return alert("That did not work", isPresented: shown) {
+    alert("That did not work", isPresented: problem.isThere) {
       Button("OK", role: .cancel) {}
     } message: {
       Text(problem.wrappedValue ?? "")
     }
+  }
+}
+
+extension String? {
+  /// Whether there is a text; false takes it away.
+  fileprivate var isThere: Bool {
+    get { self != nil }
+    set { if !newValue { self = nil } }
   }
 }

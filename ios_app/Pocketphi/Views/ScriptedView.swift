@@ -1,4 +1,5 @@
 import BenchmarkCore
+import Foundation
 import SwiftUI
 
 /// What the screen shows while a program drives the app: the last lines it was told.
@@ -37,7 +38,7 @@ struct ScriptedView: View {
     }
     let events = SystemEvents(run: scripted.benchmark)
     Thread.measuring { exit(scripted.run()) }
-    for await line in output { lines = (lines + [line]).suffix(Self.shownLines) }
+    for await line in output { lines = Array((lines + [line]).suffix(Self.shownLines)) }
     events.end()
   }
 }

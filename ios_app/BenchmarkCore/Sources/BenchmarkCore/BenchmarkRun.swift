@@ -254,7 +254,7 @@ public final class BenchmarkRun: Sendable {
     onEvent(.counting(configuration: index))
     try ensureLoaded(&progress)
     let counted = try PromptText.ofLength(configuration.promptTokens) { text in
-      let words = CountedPrompt(text: text, tokens: text.count { $0 == " " } + 1)
+      let words = CountedPrompt(text: text, tokens: text.split(separator: " ").count)
       guard let tokens = try generate(words, 1).generated.promptTokens else {
         throw EngineFailure("The runner does not say how many tokens a prompt has; give a file for each prompt.")
       }

@@ -1,7 +1,7 @@
 import Foundation
 
 /// What the exporter wrote beside a `.pte`, as far as a phone needs it. Bytes and tokens; nil where it lacks.
-public struct Manifest: Equatable, Sendable {
+public struct Manifest: Hashable, Sendable {
   public let fileBytes: Int64?
   public let checkpoint: String?
   public let recipe: String?

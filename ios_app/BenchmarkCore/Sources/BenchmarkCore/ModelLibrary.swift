@@ -1,7 +1,7 @@
 import Foundation
 
 /// A model that lies in the library, and the tokenizer that goes with it.
-public struct LibraryModel: Equatable, Identifiable, Sendable {
+public struct LibraryModel: Hashable, Identifiable, Sendable {
   public let file: URL
   public let sizeBytes: Int64
   public let manifest: Manifest?
