@@ -17,6 +17,7 @@ import jsonschema
 import pytest
 
 from export.bench.result import read_result
+from export.generate import import_runner
 from tests.tools import need
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,3 +176,38 @@ def test_gradlew_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "gradle").chmod(0o755)
     found = subprocess.run([script, "assembleRelease"], env=environment, capture_output=True, text=True)
     assert found.stdout == f"gradle in {tmp_path}: assembleRelease\n"
+
+
+def test_the_runner_counts_as_the_engine_expects(tiny_pte: Path) -> None:
+    """What ExecuTorchEngine.kt builds on, by the C++ runner of the wheel, which the AAR wraps."""
+    runner_module = import_runner()
+    runner = runner_module.TextLLMRunner(str(tiny_pte), str(tiny_pte.with_name("tokenizer.json")))
+    settings = runner_module.GenerationConfig(echo=False, temperature=0.0)
+    prompt = "<|user|>Tell me a long story about a dog.<|end|><|assistant|>"
+
+    def generate(text: str, seq_len: int, stop_at: int | None = None) -> tuple[list[str], int, int]:
+        pieces, counts = list[str](), list[tuple[int, int]]()
+
+        def take(piece: str) -> None:
+            pieces.append(piece)
+            if len(pieces) == stop_at:
+                runner.stop()
+
+        settings.seq_len = seq_len
+        runner.generate(
+            text, settings, take, lambda stats: counts.append((stats.num_prompt_tokens, stats.num_generated_tokens))
+        )
+        return pieces, *counts[0]
+
+    pieces, _, steps = generate(prompt, 12)
+    assert (len(pieces), steps) == (12, 11), "chunks shorter than the context: seq_len is the new tokens"
+    runner.reset()
+    assert generate(prompt, 12)[0] == pieces
+    runner.reset()
+    stopped, _, steps = generate(prompt, 40, stop_at=6)
+    assert (stopped, steps) == (pieces[:6], 5), "a stop in a callback takes effect at that token"
+    runner.reset()
+    assert len(generate(prompt, 3, stop_at=1)[0]) == 3, "at the first token it is forgotten"
+    runner.reset()
+    answer, _, _ = generate("<|user|>What is the capital of France?<|end|><|assistant|>", 40)
+    assert answer[-1] == "<|end|>", "the token that ends a turn is handed out as text"
