@@ -5,6 +5,7 @@ What this needs is installed by `tests/install_tools swift`. Xcode has compiled 
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import hashlib
 import json
@@ -15,6 +16,7 @@ import shlex
 import shutil
 import struct
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +24,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+import sentencepiece
 from pbxproj import XcodeProject
+from tokenizers import Tokenizer
 
 from tests.tools import need
 
@@ -175,10 +179,10 @@ class Phone:
     def put(self, name: str, data: bytes) -> None:
         (self.documents / name).write_bytes(data)
 
-    def run(self, arguments: list[str], fault: str = "") -> tuple[int, list[dict[str, Any]], str]:
-        """Exit code, the lines it printed and all of its output."""
+    def run(self, arguments: list[str], fault: str = "", more: str = "") -> tuple[int, list[dict[str, Any]], str]:
+        """Exit code, the lines it printed and all of its output; `more` are variables of its environment."""
         done = inside(
-            f"POCKETPHI_DOCUMENTS={self.inside} POCKETPHI_FAULT={fault} "
+            f"POCKETPHI_DOCUMENTS={self.inside} POCKETPHI_FAULT={fault} {more} "
             f"{BUILD}/debug/rehearse {shlex.join(arguments)}"
         )
         return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stdout
@@ -292,6 +296,55 @@ def test_files_that_cannot_work_are_refused_before_loading(phone: Phone, change:
     code, lines, _ = phone.run(arguments())
     assert code == 1 and [line["event"] for line in lines] == ["started", "error"]
     assert sentence in lines[-1]["message"]
+
+
+def test_what_the_real_runner_prints_is_understood(phone: Phone, tiny_pte: Path) -> None:
+    """Its Swift API does not tell how many tokens a prompt has; the wheel's runner prints the same line."""
+    program = (
+        "import sys; from export.runner import import_runner; runner = import_runner()\n"
+        "config = runner.GenerationConfig(); config.echo, config.temperature, config.max_new_tokens = False, 0.0, 16\n"
+        "model = runner.TextLLMRunner(sys.argv[1], sys.argv[2]); model.generate(sys.argv[3], config)\n"
+    )
+    question = "<|user|>What is the capital of France?<|end|><|assistant|>"
+    tokenizer = tiny_pte.parent / "tokenizer.json"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_pte), str(tokenizer), question],
+        cwd=ROOT, capture_output=True, timeout=300, check=True,
+    )  # fmt: skip
+    assert b"Paris" in done.stdout
+    phone.put("printed.txt", done.stdout)
+    phone.put("p.txt", question.encode())
+    tokens = len(Tokenizer.from_file(str(tokenizer)).encode(question, add_special_tokens=False).ids)
+    files = ["--prompt-tokens", str(tokens), "--prompt-files", "p.txt"]
+    code, _, output = phone.run(arguments(*files), more=f"POCKETPHI_RUNNER_OUTPUT={phone.inside}/printed.txt")
+    assert code == 0, output
+    (run,) = phone.result("r")["runs"]
+    assert {(repeat["prompt_tokens"], *repeat["notes"]) for repeat in run["repeats"]} == {(tokens,)}
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "tiktoken"])
+def test_real_tokenizers_of_other_kinds_are_told(phone: Phone, kind: str) -> None:
+    """Their size is found too: a model with one token less cannot be theirs."""
+    lines = [line for line in Path(__file__).read_text(encoding="utf-8").splitlines() if line.strip()]
+    target = phone.documents / "models/tokenizer.json"  # the content tells the kind, not the name
+    if kind == "sentencepiece":
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_prefix=str(phone.documents / "sp"), model_type="bpe", vocab_size=600,
+            byte_fallback=True, minloglevel=2,
+        )  # fmt: skip
+        target.write_bytes((phone.documents / "sp.model").read_bytes())
+        size = sentencepiece.SentencePieceProcessor(model_file=str(target)).get_piece_size()
+    else:
+        size = 300
+        ranks = [base64.b64encode(bytes(divmod(rank, 256))) + b" %d\n" % rank for rank in range(size)]
+        target.write_bytes(b"".join(ranks))
+    manifest = phone.documents / "models/tiny.json"
+    facts = json.loads(manifest.read_text())
+    for vocabulary, expected in ((size, 0), (size - 1, 1)):
+        manifest.write_text(json.dumps(facts | {"config": facts["config"] | {"vocab_size": vocabulary}}))
+        code, lines_out, output = phone.run(arguments("--prompt-tokens", "3"))
+        assert code == expected, output
+    assert f"it has {size} tokens, tiny.pte has {size - 1}" in lines_out[-1]["message"]
 
 
 def test_wrong_arguments_are_named(phone: Phone) -> None:

@@ -98,7 +98,9 @@ final class ChatState {
       if let last = bubbles.indices.last { bubbles[last].note = note }
     case .failed(let message):
       problem = message
-      close()
+      guard stage == .answering, let worker, let last = bubbles.indices.last else { return close() }
+      bubbles[last].note = "The conversation begins anew: the model has forgotten what stands above."
+      worker.begin()
     }
   }
 }

@@ -104,7 +104,8 @@ private struct ModelDetail: View {
       }
       Section("Memory") {
         LabeledContent(
-          "A run needs about", value: Format.bytes(model.sizeBytes + (model.manifest?.plannedBytes ?? 0)))
+          "A run needs about",
+          value: Format.bytes(ModelFiles.neededBytes(sizeBytes: model.sizeBytes, manifest: model.manifest)))
         LabeledContent("This app may use", value: TaskMemory.available().map(Format.bytes) ?? "unknown")
       }
     }

@@ -11,12 +11,21 @@ public struct Manifest: Hashable, Sendable {
   public let kvCacheBytes: Int64?
   public let activationBytes: Int64?
   public let vocabularySize: Int?
+  public let hiddenSize: Int?
   public let executorch: String?
 
   /// KV cache and activations.
   public var plannedBytes: Int64? {
     guard let kvCacheBytes, let activationBytes else { return nil }
     return kvCacheBytes + activationBytes
+  }
+
+  /// Of the embedding's table, which stays in the file: its pages are not the process's own. Nil where not known.
+  var embeddingBytes: Int64? {
+    guard let vocabularySize, let hiddenSize, let recipe,
+      let bits = recipe.firstMatch(of: /embedding int(\d+)/).flatMap({ Int64($0.1) })
+    else { return nil }
+    return Int64(vocabularySize) * Int64(hiddenSize) * bits / 8
   }
 
   public var record: ManifestRecord {
@@ -38,7 +47,10 @@ public struct Manifest: Hashable, Sendable {
       let kvCacheBytes: Int64?
       let activationBytes: Int64?
     }
-    struct Config: Decodable { let vocabSize: Int? }
+    struct Config: Decodable {
+      let vocabSize: Int?
+      let hiddenSize: Int?
+    }
     struct Packages: Decodable { let executorch: String? }
 
     let file: File?
@@ -65,6 +77,7 @@ public struct Manifest: Hashable, Sendable {
     kvCacheBytes = document.planned?.kvCacheBytes
     activationBytes = document.planned?.activationBytes
     vocabularySize = document.config?.vocabSize
+    hiddenSize = document.config?.hiddenSize
     executorch = document.packages?.executorch
   }
 

@@ -9,9 +9,17 @@ public struct ModelFiles: Equatable, Sendable {
   /// Sentences on what is unusual but no reason to refuse.
   public let notes: [String]
 
-  /// What a run needs in bytes: XNNPACK keeps its own copy of the weights, which are nearly all of the file, and
-  /// the planned KV cache and activations come on top.
-  public var neededBytes: Int64 { sizeBytes + (manifest?.plannedBytes ?? 0) }
+  /// What a run needs in bytes: XNNPACK packs a copy of the weights, about all of the file but the embedding, and the
+  /// planned KV cache and activations come on top.
+  public static func neededBytes(sizeBytes: Int64, manifest: Manifest?) -> Int64 {
+    packedBytes(sizeBytes, manifest) + (manifest?.plannedBytes ?? 0)
+  }
+
+  public var neededBytes: Int64 { Self.neededBytes(sizeBytes: sizeBytes, manifest: manifest) }
+
+  private static func packedBytes(_ sizeBytes: Int64, _ manifest: Manifest?) -> Int64 {
+    max(0, sizeBytes - (manifest?.embeddingBytes ?? 0))
+  }
 
   /// Throws `BadInput` where the model is no whole `.pte` of a format that `executorch`, the runtime's release, reads,
   /// where the tokenizer is missing or foreign, or where a run needs more than `availableBytes`.
@@ -33,7 +41,8 @@ public struct ModelFiles: Equatable, Sendable {
     }
     if let availableBytes, neededBytes > availableBytes {
       throw BadInput(
-        "\(name) needs \(Format.bytes(neededBytes)) of memory (file \(Format.bytes(sizeBytes)), planned "
+        "\(name) needs \(Format.bytes(neededBytes)) of memory (weights "
+          + "\(Format.bytes(Self.packedBytes(sizeBytes, manifest))), planned "
           + "\(Format.bytes(manifest?.plannedBytes ?? 0))), this app may use \(Format.bytes(availableBytes)) more.")
     }
   }

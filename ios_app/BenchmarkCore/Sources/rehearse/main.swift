@@ -1,15 +1,18 @@
 // The app's scripted run without an app: the core does everything, and in place of a model an engine that splits
 // texts at spaces and takes the time a small model would. Arguments as in docs/ios_protocol.md. The folder that
-// stands for Documents is POCKETPHI_DOCUMENTS; POCKETPHI_FAULT may be "load" or "generate".
+// stands for Documents is POCKETPHI_DOCUMENTS; POCKETPHI_FAULT may be "load" or "generate"; POCKETPHI_RUNNER_OUTPUT is
+// a file with what the real runner printed, to be printed in place of our own line.
 import BenchmarkCore
 import Foundation
 
 final class RehearsalEngine: TextEngine {
   private let fault: String?
+  private let recorded: String?
   private let stopAsked = Locked(false)
 
-  init(fault: String?) {
+  init(fault: String?, recorded: String?) {
     self.fault = fault
+    self.recorded = recorded
   }
 
   func load() throws {
@@ -34,7 +37,7 @@ final class RehearsalEngine: TextEngine {
       onToken(" tide")
       made += 1
     }
-    print("\nPyTorchObserver {\"prompt_tokens\":\(counted),\"generated_tokens\":\(made - 1)}")
+    print(recorded ?? "\nPyTorchObserver {\"prompt_tokens\":\(counted),\"generated_tokens\":\(made - 1)}")
     let report = RunnerReport(in: StandardOutput.shared.printed())
     return Generated(
       promptTokens: report?.promptTokens, generatedTokens: made, stopReason: made < newTokens ? .stopped : .newTokens)
@@ -67,7 +70,11 @@ let around = RunSurroundings(
     model: "iPhone16,1", ramBytes: Int64(ProcessInfo.processInfo.physicalMemory), os: "iOS",
     osVersion: "rehearsal", abi: "arm64", cores: ProcessInfo.processInfo.processorCount),
   build: BuildFacts(app: "rehearse", appVersion: "0", engine: "TextRunner", executorch: "1.5.1"),
-  engines: { _ in RehearsalEngine(fault: environment["POCKETPHI_FAULT"]) }, probes: ProcProbes(),
+  engines: { _ in
+    RehearsalEngine(
+      fault: environment["POCKETPHI_FAULT"],
+      recorded: environment["POCKETPHI_RUNNER_OUTPUT"].flatMap { try? String(contentsOfFile: $0, encoding: .utf8) })
+  }, probes: ProcProbes(),
   store: ResultStore(folder: documents.appending(path: ScriptedRun.resultsFolder)), lookEvery: 0.005,
   sampleEvery: 0.02)
 do {

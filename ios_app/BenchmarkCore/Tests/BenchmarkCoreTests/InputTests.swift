@@ -131,7 +131,26 @@ import Testing
     try whole()
     #expect(
       badInput { _ = try files(available: 1499) }
-        == "m.pte needs 1.5 kB of memory (file 1.0 kB, planned 500 bytes), this app may use 1.5 kB more.")
+        == "m.pte needs 1.5 kB of memory (weights 1.0 kB, planned 500 bytes), this app may use 1.5 kB more.")
+  }
+
+  @Test func theEmbeddingStaysInTheFile() throws {
+    try whole()
+    try folder.put("m.json", Made.manifest(recipe: "8da4w g32, embedding int8, lm_head int4"))
+    #expect(try files().neededBytes == 1000 - 100 * 4 + 500)
+    try folder.put("m.json", Made.manifest(recipe: "8da4w g32, embedding int4, lm_head int4"))
+    #expect(try files().neededBytes == 1000 - 100 * 4 / 2 + 500)
+  }
+
+  /// Measured on a desktop after loading: 2723 MB of private memory.
+  @Test func phi4MiniNeedsWhatWasMeasured() throws {
+    let json = """
+      {"config": {"vocab_size": 200064, "hidden_size": 3072}, "options": {"recipe": "8da4w g32, embedding int8, lm_head int4"},
+       "planned": {"kv_cache_bytes": 536870912, "activation_bytes": 18100000}}
+      """
+    let manifest = try Manifest(json: Data(json.utf8), name: "m.json")
+    let needed = ModelFiles.neededBytes(sizeBytes: 2_776_258_976, manifest: manifest)
+    #expect(abs(Double(needed) / 2_723_000_000 - 1) < 0.02)
   }
 
   @Test func otherRuntimes() throws {

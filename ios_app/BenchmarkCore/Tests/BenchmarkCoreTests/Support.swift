@@ -70,13 +70,14 @@ enum Made {
   }
 
   static func manifest(
-    bytes: Int = 1000, vocabulary: Int = 100, planned: Int = 500, executorch: String = "1.5.1"
+    bytes: Int = 1000, vocabulary: Int = 100, planned: Int = 500, executorch: String = "1.5.1",
+    recipe: String = "8da4w g32"
   ) -> Data {
     Data(
       """
       {"file": {"name": "m.pte", "bytes": \(bytes), "sha256": "00"}, "checkpoint": {"name": "phi4-tiny", "revision": null},
-       "config": {"vocab_size": \(vocabulary)}, "packages": {"executorch": "\(executorch)"},
-       "options": {"context": 4096, "prefill_chunk": 256, "kv_cache": "bf16", "recipe": "8da4w g32", "bos_id": 1},
+       "config": {"vocab_size": \(vocabulary), "hidden_size": 4}, "packages": {"executorch": "\(executorch)"},
+       "options": {"context": 4096, "prefill_chunk": 256, "kv_cache": "bf16", "recipe": "\(recipe)", "bos_id": 1},
        "planned": {"kv_cache_bytes": \(planned - 100), "activation_bytes": 100}}
       """.utf8)
   }
