@@ -101,7 +101,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
             repeat(configuration.warmups) { warmup ->
                 ensureLoaded()
                 onEvent(Event.Warmup(index, warmup))
-                generate(prompt, configuration.newTokens)
+                generate(prompt.text, prompt.tokens, configuration.newTokens)
                 if (configuration.loadMode == LoadMode.EACH) unload()
             }
             repeat(configuration.repeats) { repeat ->
@@ -140,7 +140,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
             onLoaded()
             sampler.begin()
             origin = clock.nanos() - ((load?.ms ?: 0.0) * 1e6).toLong()
-            timed = generate(prompt, configuration.newTokens)
+            timed = generate(prompt.text, prompt.tokens, configuration.newTokens)
         } catch (failure: EngineError) {
             problem = failure.message
         }
@@ -180,14 +180,14 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         )
     }
 
-    private fun generate(prompt: Prompts.Counted, newTokens: Int): Timed {
+    private fun generate(prompt: String, promptTokens: Int?, newTokens: Int): Timed {
         val engine = engine!!
         engine.reset()
         checkStopped()
         sampler.phase = Phase.PREFILL
         val times = ArrayList<Long>(newTokens)
         val begin = clock.nanos()
-        val generated = engine.generate(prompt.text, prompt.tokens, newTokens) { piece ->
+        val generated = engine.generate(prompt, promptTokens, newTokens) { piece ->
             times.add(clock.nanos())
             sampler.phase = Phase.DECODE
             // A stop that came just before the generation is forgotten by engines.
@@ -210,7 +210,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
     }
 
     private fun count(text: String): Int {
-        val counted = generate(Prompts.Counted(text, text.split(' ').size), 2).generated
+        val counted = generate(text, null, 2).generated
         return counted?.promptTokens ?: throw EngineError("The engine does not tell how many tokens a prompt has.")
     }
 

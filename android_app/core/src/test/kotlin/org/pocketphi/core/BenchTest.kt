@@ -67,6 +67,8 @@ class BenchTest {
         assertNull(result.runs[1].repeats[0].loadMs)
         assertEquals(StopReason.NEW_TOKENS, repeat.stopReason)
         assertEquals(320.0, result.runs[1].summary.timeToFirstTokenMs!!.median, 1e-6)
+        // Two guesses at each length, whose number nobody knows yet, then a warm-up and three repeats.
+        assertEquals(listOf(null, null, 16, 16, 16, 16, null, null, 32, 32, 32, 32), engine.promptTokens)
         assertEquals(1, engine.calls.count { it == "load" })
         assertEquals(listOf(7000L, 7000L, 7000L, 7000L), clock.rests)
         assertEquals(1234, result.model.sizeBytes)

@@ -24,6 +24,7 @@ class FakeClock : Clock {
 open class FakeEngine(private val clock: FakeClock) : LlmEngine {
     val calls = ArrayList<String>()
     val prompts = ArrayList<String>()
+    val promptTokens = ArrayList<Int?>()
     var failAt: (Int) -> EngineError? = { null }
     var piecesEvery = 1
     var endAfter = Int.MAX_VALUE
@@ -41,6 +42,7 @@ open class FakeEngine(private val clock: FakeClock) : LlmEngine {
     override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, onPiece: (String) -> Unit): Generated {
         calls.add("generate $newTokens")
         prompts.add(prompt)
+        this.promptTokens.add(promptTokens)
         failAt(generations++)?.let { throw it }
         val tokens = prompt.split(' ').size + 2
         clock.pass(10.0 * tokens)

@@ -104,10 +104,10 @@ class ExecuTorchEngineTest {
                 val runner = Runner(chunk)
                 val engine = open(runner, manifest)
                 engine.load()
-                repeat(2) {
+                for (known in listOf(3, null)) {
                     engine.reset()
                     val pieces = ArrayList<String>()
-                    val made = engine.generate("one two three", 3, 20) { pieces.add(it) }
+                    val made = engine.generate("one two three", known, 20) { pieces.add(it) }
                     assertEquals("$chunk, $manifest", 20, made.generatedTokens)
                     assertEquals(20, pieces.size)
                     assertEquals(StopReason.NEW_TOKENS, made.stopReason)
