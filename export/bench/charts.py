@@ -144,6 +144,8 @@ def temperature(document: Document) -> str | None:
                     points.append((x, state["battery_celsius"]))
                     if repeat["throttled"]:
                         hot.append(points[-1])
+            if not points:
+                continue
             ax.plot(*_split(points), "o-", color=SERIES[index % len(SERIES)], label=_label(run), markersize=4)
             ax.plot(*_split(hot), "o", markersize=10, markerfacecolor="none", markeredgecolor=HOT)
             low += [y for _, y in points]

@@ -87,7 +87,7 @@ class Phone:
 
     def _network(self) -> int:
         """A namespace and a pair of devices to it; the first number that nobody has."""
-        for index in range(1, 250):
+        for index in range(1, 250):  # those of tests that were killed stay behind
             self.network = f"pocketphi{index}"
             made = subprocess.run(["ip", "netns", "add", self.network], capture_output=True, text=True)
             if made.returncode == 0:
