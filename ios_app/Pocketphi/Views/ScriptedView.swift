@@ -37,7 +37,8 @@ struct ScriptedView: View {
       exit(ScriptedRun.Exit.badArguments)
     }
     let events = SystemEvents(run: scripted.benchmark)
-    Thread.measuring { exit(scripted.run()) }
+    // Not exit(): it would take ExecuTorch's statics away under threads that still use them.
+    Thread.measuring { _exit(scripted.run()) }
     for await line in output { lines = Array((lines + [line]).suffix(Self.shownLines)) }
     events.end()
   }

@@ -193,10 +193,7 @@ public final class BenchmarkRun: Sendable {
     }
     noteConditions(before, after)
     if let failure { note(failure.localizedDescription) }
-    let happened = outside.with { outside in
-      defer { (outside.lowMemoryEvents, outside.notes) = (0, []) }
-      return outside
-    }
+    let happened = outside.current
     let record = RepeatRecord(
       loadMs: load?.ms, promptTokens: promptTokens, generatedTokens: timed?.generated.generatedTokens ?? 0,
       timeToFirstTokenMs: timed?.times.firstMs,

@@ -10,6 +10,8 @@ final class Rehearsal {
   let probes = FakeProbes()
   let events = Locked<[RunEvent]>([])
   let engines = Locked<[FakeEngine]>([])
+  /// How many engines were still loaded in every rest.
+  let loadedInRests = Locked<[Int]>([])
   let store: ResultStore
   var script = FakeEngine.Script()
 
@@ -45,7 +47,13 @@ final class Rehearsal {
         return made
       },
       probes: probes, store: store, clock: clock, lookEvery: 0.001, sampleEvery: 0.005)
-    return BenchmarkRun(request, in: around) { [events] event in events.with { $0.append(event) } }
+    return BenchmarkRun(request, in: around) { [events, engines, loadedInRests] event in
+      events.with { $0.append(event) }
+      if case .resting = event {
+        let loaded = engines.current.count { $0.unloads.current == 0 }
+        loadedInRests.with { $0.append(loaded) }
+      }
+    }
   }
 
   var failure: String? {
@@ -77,6 +85,7 @@ final class Rehearsal {
   #expect(others.allSatisfy { $0.loadMs == nil && $0.notes.isEmpty })
   #expect(result.runs[1].summary.decodeTokensPerS?.median == 20)
   #expect(rehearsal.clock.rested.current == [3, 3])
+  #expect(rehearsal.loadedInRests.current == [1, 1])
   #expect(rehearsal.engines.current.count == 1)
   #expect(rehearsal.engines.current[0].unloads.current == 1)
   #expect(try rehearsal.store.read(rehearsal.store.file(run: "test")).document == result)
@@ -94,6 +103,7 @@ final class Rehearsal {
   let engines = rehearsal.engines.current
   #expect(engines.count == 5)  // one to count the prompt, one for the warm-up
   #expect(engines.allSatisfy { $0.loads.current == 1 && $0.unloads.current == 1 })
+  #expect(rehearsal.loadedInRests.current == [0, 0])
 }
 
 @Test func anEngineThatFailsLeavesTheFinishedRepeats() throws {
