@@ -111,10 +111,10 @@ final class MemoryWatch: Sendable {
   @discardableResult
   private func look(keep: Bool) -> Memory {
     let memory = probes.memory()
-    let now = clock.nanoseconds()
     state.with { state in
       state.peak = state.peak.worse(memory)
-      if keep { state.taken.append(Taken(nanoseconds: now, phase: state.phase, memory: memory)) }
+      // The time is read in here, so that samples of two threads stay in order.
+      if keep { state.taken.append(Taken(nanoseconds: clock.nanoseconds(), phase: state.phase, memory: memory)) }
     }
     return memory
   }
