@@ -208,6 +208,11 @@ def post_mortem(device: Device, since: str, pid: int | None, last_memory: str) -
     return f"{died}, as when the system frees memory: {last_memory}" if reason in (None, "signaled") else died
 
 
+def was_killed(device: Device, since: str, pid: int | None) -> bool:
+    """Whether the low-memory killer ended the app: Android may bring it back, without its run."""
+    return killed_for_memory(device.ask(f"logcat -d -v brief -T {shlex.quote(since)}").splitlines(), pid)
+
+
 def crash_cause(log: Sequence[str], pid: int | None) -> str | None:
     """The first line of a Java or native crash of the app in a log of format "brief"; None without one."""
     messages = [(match[1], match[2]) for line in log if (match := re.match(r"./([^(]*?)\s*\(\s*\d+\): ?(.*)", line))]

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ class Sampler:
             if self._stop.wait(max(INTERVAL_S, (time.monotonic() - begun) / MOST)):
                 return
 
+    def take(self, at: float) -> None:
+        """One more sample, of a moment that is just over."""
+        if (memory := self._ask()) is not None:
+            self.taken.append((at, memory))
+
     def _ask(self) -> dict[str, int | None] | None:
         try:
             if sys.platform == "linux":
@@ -67,7 +73,7 @@ class Sampler:
             return None
 
     def between(self, begin: float, end: float) -> list[tuple[float, dict[str, int | None]]]:
-        return [entry for entry in list(self.taken) if begin <= entry[0] <= end]
+        return sorted((entry for entry in list(self.taken) if begin <= entry[0] <= end), key=lambda entry: entry[0])
 
     def stop(self) -> None:
         self._stop.set()
@@ -147,6 +153,8 @@ class Run:
         match event["event"]:
             case "phase":
                 self._phases.append((event["at"], event["phase"]))
+                if event["phase"] == "idle":  # what a load or an answer left, however short it was
+                    sampler.take(event["at"])
                 self._doing = {"load": "loading the model", "idle": "resting"}.get(event["phase"], "answering")
             case "begin":
                 self._before = thermal()
@@ -159,7 +167,11 @@ class Run:
 
     def _keep(self, event: dict[str, Any], sampler: Sampler) -> None:
         begun, end, index = event["begun"], event["at"], event["configuration"]
-        samples = [sample(1e3 * (at - begun), self._phase(at), memory) for at, memory in sampler.between(begun, end)]
+        samples = self._loading(begun, sampler) if event["measured"]["load_ms"] is not None else []
+        after = samples[-1]["at_ms"] if samples else 0.0
+        samples += [
+            sample(after + 1e3 * (at - begun), self._phase(at), memory) for at, memory in sampler.between(begun, end)
+        ]
         if not samples and sampler.taken:  # shorter than the time between two samples
             samples = [sample(1e3 * (end - begun), "decode", sampler.taken[-1][1])]
         repeat = result.make_repeat(
@@ -170,8 +182,16 @@ class Run:
         self.on_repeat(index, repeat)
         self.watch.say("desktop", describe(self.plan, index, event["repeat"], repeat))
 
+    def _loading(self, begun: float, sampler: Sampler) -> list[dict[str, Any]]:
+        """The samples of a load that ended before the repeat that carries it began."""
+        loads = [(at, end) for (at, phase), (end, _) in pairwise(self._phases) if phase == "load" and end <= begun]
+        if not loads:
+            return []
+        start, end = loads[-1]
+        return [sample(1e3 * (at - start), "load", memory) for at, memory in sampler.between(start, end)]
+
     def _phase(self, at: float) -> str:
-        return next((phase for begun, phase in reversed(self._phases) if begun <= at), "idle")
+        return next((phase for begun, phase in reversed(self._phases) if begun < at), "idle")
 
 
 def describe(plan: Plan, configuration: int, repeat: int, measured: dict[str, Any]) -> str:

@@ -9,7 +9,20 @@ from typing import Any
 
 from checkpoints.errors import BadInput
 from export.bench import result
-from export.bench.app import ABIS, PACKAGE, QUIET_S, RESULTS, Apk, Follow, Order, alive, install, new_run, post_mortem
+from export.bench.app import (
+    ABIS,
+    PACKAGE,
+    QUIET_S,
+    RESULTS,
+    Apk,
+    Follow,
+    Order,
+    alive,
+    install,
+    new_run,
+    post_mortem,
+    was_killed,
+)
 from export.bench.files import Local
 from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged, size
 from export.bench.phone import FOLDER, Phone
@@ -129,7 +142,9 @@ class AppRun:
                 return str(event.get("file"))
             if kind == "error":
                 self.begun = False  # it has ended; another run may be under way
-                raise BadInput(f"{phone.serial}: {event.get('message')}")
+                killed = was_killed(phone.device, follow.since, self.pid)
+                why = f" (the system killed the app to free memory, {self.memory})" if killed else ""
+                raise BadInput(f"{phone.serial}: {event.get('message')}{why}")
             self._heard(str(kind), event)
         raise AssertionError  # events() has no end
 

@@ -201,7 +201,7 @@ def test_a_hot_repeat_is_flagged(phone: Phone, bench: Bench, tmp_path: Path) -> 
 
 def test_low_memory_warnings_are_told(phone: Phone, bench: Bench) -> None:
     phone.behave(low_memory=2)
-    assert "warns of low memory (level 15)" in bench().err
+    assert "warns of low memory (level running_critical)" in bench().err
 
 
 def test_a_place_for_results_that_cannot_be(phone: Phone, bench: Bench, tmp_path: Path) -> None:

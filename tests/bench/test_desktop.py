@@ -28,6 +28,8 @@ def test_a_run(tiny_pte: Path, bench: Bench, tmp_path: Path) -> None:
     assert document["model"]["sha256"] == manifest["file"]["sha256"]
     assert document["model"]["manifest"]["planned_memory_bytes"] == sum(manifest["planned"].values())
     assert document["device"]["kind"] == "desktop" and document["build"]["executorch"] == "1.5.1"
+    assert document["runs"][0]["repeats"][0]["memory"]["samples"][0]["phase"] == "load"
+    assert {sample["phase"] for sample in document["runs"][1]["repeats"][0]["memory"]["samples"]} & {"load"} == set()
     loads = [repeat["load_ms"] for run in document["runs"] for repeat in run["repeats"]]
     assert loads[0] > 0 and loads[1:] == [None] * 3
     for run, length in zip(document["runs"], (16, 24), strict=True):

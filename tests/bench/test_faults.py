@@ -248,6 +248,7 @@ def test_unplugged_during_the_run(phone: Phone, bench: Bench, tmp_path: Path) ->
 
 FAULTS = {
     "killed": "the system killed the app to free memory, last seen: 900 MB of the app, 2.00 GB free",
+    "brought_back": "The system ended the app during the run. (the system killed the app to free memory, last seen",
     "vanish": "the app's process vanished without a word, as when the system frees memory: last seen: 900 MB",
     "crash": "the app crashed: java.lang.IllegalStateException: the engine was closed at org.pocketphi",
     "native_crash": "the app crashed: Fatal signal 11 (SIGSEGV)",

@@ -3,8 +3,8 @@
 It measures nothing: its numbers are made from its own clock, and prompts are counted by words. With "socket" in
 /phone/behaviour.json it asks the tests' process on the host, which runs the pushed files with the wheel's runner, and
 passes those numbers on. Further keys there make it go wrong, at the repeat of that number over all configurations:
-crash, native_crash, killed (for memory), vanish (listed: for this reason, in the system's list of exits), stall,
-error, hot. And rubbish (what kind), slow (seconds a repeat), beat_s.
+crash, native_crash, killed (for memory), brought_back (after that), vanish (listed: for this reason, in the system's
+list of exits), stall, error, hot. And rubbish (what kind), slow (seconds a repeat), beat_s.
 """
 
 import json
@@ -161,6 +161,12 @@ class App:
             )
             system.log("I", "ActivityManager", f"Process {PACKAGE} (pid {me}) has died: fg TOP")
             os.kill(me, signal.SIGKILL)
+        if "brought_back" in due:
+            system.log(
+                "I", "lowmemorykiller", f"Kill '{PACKAGE}' ({me}), uid 10234, oom_score_adj 0 to free 900000kB"
+            )
+            self.tell("error", message="The system ended the app during the run.")
+            os.kill(me, signal.SIGKILL)
         if "vanish" in due:
             if reason := self.behaviour.get("listed"):
                 (system.STATE / "exits.txt").write_text(f"ApplicationExitInfo #0:\n pid={me} reason=3 ({reason})\n")
@@ -171,7 +177,7 @@ class App:
             self.tell("error", message="The model could not be run: the memory is not enough (code 0x21).")
             sys.exit(1)
         if "low_memory" in due:
-            self.tell("low_memory", level=15)
+            self.tell("low_memory", level="running_critical")
 
     def write(self, status: str) -> None:
         facts, wanted = self.extras, ("new_tokens", "repeats", "warmups", "cooldown_s", "load_mode")
