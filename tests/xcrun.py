@@ -130,7 +130,7 @@ def launch(given: dict[str, str]) -> None:
             )  # fmt: skip
             write("the run has not ended")
             say(run, "repeat", configuration=at, repeat=number, prefill_tokens_per_s=lengths[at] / 0.4,
-                decode_tokens_per_s=1000 / ms, time_to_first_token_ms=400.0, footprint_bytes=2_900_000_000,
+                decode_tokens_per_s=1000 / ms, time_to_first_token_ms=400.0, peak_footprint_bytes=2_900_000_000,
                 available_bytes=400_000_000, thermal="severe" if FAULT == "hot" else "none")  # fmt: skip
             time.sleep(STATE.get("repeat_s", 0))
             if FAULT == "killed":
