@@ -5,6 +5,7 @@ with an engine that follows a script. Not here: Gradle, the ExecuTorch AAR, a de
 compared with what was tested.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -164,18 +165,27 @@ def test_manifest() -> None:
     assert [activity.attrib[ANDROID + "name"] for activity in launcher] == [".MainActivity"]
 
 
-def test_gradlew_says_what_is_missing(tmp_path: Path) -> None:
-    script = shutil.copy(APP / "gradlew", tmp_path / "gradlew")
-    for name in ("sh", "dirname", "cat"):
+def test_gradlew_starts_the_wrapper(tmp_path: Path) -> None:
+    for name in ("sh", "dirname"):
         (tmp_path / name).symlink_to(str(shutil.which(name)))
     environment = {"PATH": str(tmp_path)}
-    bare = subprocess.run([script, "assembleRelease"], env=environment, capture_output=True, text=True)
-    assert bare.returncode == 2
-    assert "gradle wrapper --gradle-version" in bare.stderr and len(bare.stderr.splitlines()) == 1
-    (tmp_path / "gradle").write_text("#!/bin/sh\necho gradle in $PWD: $*\n")
-    (tmp_path / "gradle").chmod(0o755)
-    found = subprocess.run([script, "assembleRelease"], env=environment, capture_output=True, text=True)
-    assert found.stdout == f"gradle in {tmp_path}: assembleRelease\n"
+    command = [str(APP / "gradlew"), "assembleRelease"]
+    bare = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert bare.returncode == 2 and bare.stderr.startswith("error: no Java") and bare.stderr.count("\n") == 1
+    (tmp_path / "java").write_text('#!/bin/sh\necho "$PWD: $*"\n')
+    (tmp_path / "java").chmod(0o755)
+    wanted = (
+        f"{APP}: -classpath gradle/wrapper/gradle-wrapper.jar org.gradle.wrapper.GradleWrapperMain assembleRelease\n"
+    )
+    assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == wanted
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "java").rename(tmp_path / "bin" / "java")
+    home = environment | {"JAVA_HOME": str(tmp_path)}
+    assert subprocess.run(command, env=home, capture_output=True, text=True).stdout == wanted
+    # of Gradle 8.14.3, as its properties say
+    jar = (APP / "gradle/wrapper/gradle-wrapper.jar").read_bytes()
+    assert hashlib.sha256(jar).hexdigest() == "7d3a4ac4de1c32b59bc6a4eb8ecb8e612ccd0cf1ae1e99f66902da64df296172"
+    assert "gradle-8.14.3-bin.zip" in (APP / "gradle/wrapper/gradle-wrapper.properties").read_text()
 
 
 def test_the_runner_counts_as_the_engine_expects(tiny_pte: Path) -> None:
