@@ -112,6 +112,7 @@ def test_a_regression_exits_3(bench: Bench) -> None:
     [
         ("killed", "iOS killed the app, most likely for its memory, last seen: 2.90 GB of the app, 400 MB left", 1),
         ("crashed", "the app crashed: App terminated due to signal 11.", 1),
+        ("unplugged", "the device was lost while it was measured: ERROR: The connection to the device was lost.", 1),
         ("error", "The runner failed: out of memory.", 1),
         ("locked", "the app could not be launched: ERROR: Unable to launch org.pocketphi.bench because", 0),
         ("no space", "m.pte (0.1 MB) could not be copied: No space left on device", 0),

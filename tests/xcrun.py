@@ -139,6 +139,9 @@ def launch(given: dict[str, str]) -> None:
             if FAULT == "crashed":
                 print("App terminated due to signal 11.", flush=True)
                 raise SystemExit(1)
+            if FAULT == "unplugged":
+                print("ERROR: The connection to the device was lost.", flush=True)
+                raise SystemExit(1)
             if FAULT == "stalled":
                 time.sleep(600)
             if FAULT == "error":

@@ -22,7 +22,7 @@ from typing import Any
 from checkpoints.errors import BadInput
 from export.bench import result
 from export.bench.app import new_run
-from export.bench.devicectl import Apple, Devicectl
+from export.bench.devicectl import GONE, Apple, Devicectl
 from export.bench.files import Local, local_file
 from export.bench.outcome import Failed, Interrupted, Outcome, TimedOut, Unplugged, Watch, size, wait_for
 from export.bench.plan import Plan
@@ -256,6 +256,8 @@ class IosRun:
         """The app is gone without a word of its own; `said` is the last line of devicectl or of the system."""
         if self.doing == "launching the app":
             return f"the app could not be launched: {said[:300] or 'devicectl says nothing'}"
+        if GONE.search(said):
+            return f"the device was lost while it was {self.doing}: {said[:300]}"
         signal = SIGNAL.search(said)
         if signal and int(signal[1]) == KILLED:
             return f"iOS killed the app, most likely for its memory, {self.memory}"
