@@ -37,8 +37,7 @@ class KVCache(nn.Module):
     """Keys and values of every position so far, [G, C, 1, E], overwritten in place by `llama::update_cache`.
 
     Heads are where the operators expect a batch, so that each head's keys lie side by side: custom_sdpa reads a head
-    at a time, and in [1, C, G, E] every key of a head is on another page (per layer, one bfloat16 query at position
-    3800: 5.1 ms, like this 1.9 ms; float32 4.1 and 3.3; `python -m benchmarks.run` measures whole files).
+    at a time, and in [1, C, G, E] every key of a head is on another page.
     """
 
     k_cache: Tensor

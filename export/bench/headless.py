@@ -23,13 +23,13 @@ from export.bench.app import (
     post_mortem,
     was_killed,
 )
+from export.bench.appresult import STEPS, completed, repeat_line, whole
 from export.bench.files import Local
 from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged, size
 from export.bench.phone import FOLDER, Phone
 from export.bench.plan import Plan
 from export.bench.result import Document
 
-STEPS = ("started", "loading", "loaded", "warmup", "repeat")
 LATE_S = 2.0  # lines of a dead app may still be on their way through the log
 
 
@@ -165,21 +165,8 @@ class AppRun:
             case "low_memory":
                 phone.say(f"the system warns of low memory (level {event.get('level')}), {self.memory}")
             case "repeat":
-                self._repeat(event)
-
-    def _repeat(self, event: dict[str, Any]) -> None:
-        def rate(key: str) -> str:
-            value = event.get(key)
-            return f"{value:,.1f}" if isinstance(value, int | float) else "?"
-
-        at, heat = event.get("configuration", 0), event.get("thermal")
-        length = self.plan.prompt_tokens[at] if at in range(len(self.plan.prompt_tokens)) else "?"
-        hot = f", hot ({heat})" if heat in result.HOT else ""
-        self.phone.say(
-            f"{length} tokens, repeat {event.get('repeat', 0) + 1} of {self.plan.repeats}: prefill "
-            f"{rate('prefill_tokens_per_s')}, decode {rate('decode_tokens_per_s')} tokens/s{hot}"
-        )
-        self._fetch()  # now: later the phone may be unplugged
+                phone.say(repeat_line(event, plan))
+                self._fetch()  # now: later the phone may be unplugged
 
     def _fetch(self) -> None:
         """Keep the app's result as it is by now, unless it is none."""
@@ -195,22 +182,10 @@ class AppRun:
         text = phone.device.read(file)
         if text is None:
             raise BadInput(f"{phone.serial}: the app said that its result is in {file}, which does not exist")
-        document = result.parse(text, f"{phone.serial}: {file}")
-        wanted, found = self.plan.repeats * len(self.plan.prompt_tokens), result.count_repeats(document)
-        if document["status"] != "complete" or found != wanted:
-            raise BadInput(
-                f"{phone.serial}: {file} is {document['status']} and has {found} repeats, {wanted} were asked for"
-            )
-        return self._completed(document)
+        return self._completed(whole(text, self.plan, phone.serial, file))
 
     def _completed(self, document: Document) -> Document:
-        """With what the app could not know."""
-        device, model = document["device"], document["model"]
-        facts = model["manifest"] or result.manifest_facts(self.plan.pte)
-        return document | {
-            "device": device | {"serial": self.phone.serial},
-            "model": model | {"manifest": facts, "sha256": model["sha256"] or self.model.sha256},
-        }
+        return completed(document, self.plan, self.model, self.phone.serial)
 
     def _clean(self) -> None:
         device = self.phone.device

@@ -22,6 +22,7 @@ from typing import Any
 from checkpoints.errors import BadInput
 from export.bench import result
 from export.bench.app import new_run
+from export.bench.appresult import STEPS, completed, repeat_line, whole
 from export.bench.devicectl import GONE, Apple, Devicectl
 from export.bench.files import Local, local_file
 from export.bench.outcome import Failed, Interrupted, Outcome, TimedOut, Unplugged, Watch, size, wait_for
@@ -32,7 +33,6 @@ BUNDLE = "org.pocketphi.bench"
 # Everything is copied into Documents itself: nobody says that devicectl makes folders there.
 RESULTS = "results"  # the app's, in its Documents
 SLOWEST_BYTES_PER_S = 1e6  # below that a copy is given up
-STEPS = ("started", "loading", "loaded", "warmup", "repeat")
 SIGNAL = re.compile(r"(?:signal|SIG)\D{0,12}(\d+)", re.IGNORECASE)
 KILLED = 9
 
@@ -279,14 +279,7 @@ class IosRun:
             case "low_memory":
                 self._say(f"iOS warns of low memory, {self.memory}")
             case "repeat":
-                rates = [event.get(f"{part}_tokens_per_s") for part in ("prefill", "decode")]
-                prefill, decode = (f"{rate:,.1f}" if isinstance(rate, int | float) else "?" for rate in rates)
-                at, heat = event.get("configuration", 0), event.get("thermal")
-                length = plan.prompt_tokens[at] if at in range(len(plan.prompt_tokens)) else "?"
-                self._say(
-                    f"{length} tokens, repeat {event.get('repeat', 0) + 1} of {plan.repeats}: prefill {prefill}, "
-                    f"decode {decode} tokens/s{f', hot ({heat})' if heat in result.HOT else ''}"
-                )
+                self._say(repeat_line(event, plan))
                 self._keep()  # now: later the device may be gone
 
     def _keep(self) -> None:
@@ -303,13 +296,7 @@ class IosRun:
         text = self._fetch_text(remote)
         if text is None:
             raise BadInput(f"{self.device.name}: the app is done, and {remote} does not exist")
-        document = result.parse(text, f"{self.device.name}: {remote}")
-        wanted, found = self.plan.repeats * len(self.plan.prompt_tokens), result.count_repeats(document)
-        if document["status"] != "complete" or found != wanted:
-            raise BadInput(
-                f"{self.device.name}: {remote} is {document['status']} and has {found} repeats, "
-                f"{wanted} were asked for"
-            )
+        document = whole(text, self.plan, self.device.name, remote)
         if (there := document["model"]["size_bytes"]) != self.model.size_bytes:
             raise BadInput(
                 f"{self.device.name} measured a model of {there} bytes, {self.plan.pte} has {self.model.size_bytes}"
@@ -317,13 +304,7 @@ class IosRun:
         return self._completed(document)
 
     def _completed(self, document: Document) -> Document:
-        """With what the app could not know."""
-        device, model = document["device"], document["model"]
-        facts = model["manifest"] or result.manifest_facts(self.plan.pte)
-        return document | {
-            "device": device | {"serial": self.device.identifier},
-            "model": model | {"manifest": facts, "sha256": model["sha256"] or self.model.sha256},
-        }
+        return completed(document, self.plan, self.model, self.device.identifier)
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str | None]:

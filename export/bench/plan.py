@@ -10,6 +10,7 @@ from typing import Any
 
 from checkpoints.errors import BadInput
 from export.bench.result import manifest_facts
+from export.runner import check_is_program
 
 LOAD_MODES = ("once", "each")
 
@@ -66,7 +67,7 @@ def make_plan(
         raise BadInput(f"--load-mode {load_mode} is neither of {', '.join(LOAD_MODES)}")
     if len(set(prompt_tokens)) < len(prompt_tokens):
         raise BadInput(f"--prompt-tokens {','.join(map(str, prompt_tokens))} names a length twice")
-    _check_program(pte)
+    check_is_program(pte)
     if tokenizer is None:
         from export.tokenizer import find_tokenizer
 
@@ -85,16 +86,6 @@ def make_plan(
     return Plan(
         pte, tokenizer, tuple(prompt_tokens), new_tokens, repeats, warmups, cooldown, load_mode, float(timeout)
     )  # fmt: skip
-
-
-def _check_program(pte: Path) -> None:
-    try:
-        with pte.open("rb") as file:
-            head = file.read(8)
-    except OSError as problem:
-        raise BadInput(f"{pte} cannot be read: {problem.strerror}") from None
-    if head[4:6] != b"ET":
-        raise BadInput(f"{pte} is not an ExecuTorch program: bytes 4 to 8 are {head[4:8]!r}, not ET12")
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
