@@ -118,15 +118,16 @@ def benchmark(
 
 def facts(path: Path, config: ModelConfig, context: int, item_bytes: int) -> dict[str, int]:
     """Sizes of a `.pte`, in bytes, read from the file itself."""
-    from export.ptefile import open_pte
-    from export.quantize import Recipe
-    from export.remap import layout, shape
+    from checkpoints.phi3 import role
+    from export.models.layout import layout, shape
+    from export.ptefile.reader import open_pte
+    from export.quantization.recipe import Recipe
 
     recipe = Recipe()
     quantized = 0
     for name, rows in layout(config).items():
         if len(size := shape(config, name)) == 2:
-            bits, group, scale_bytes = recipe.storage(rows.name, size[1])
+            bits, group, scale_bytes = recipe.storage(role(rows.name), size[1])
             quantized += size[0] * (size[1] * bits // 8 + size[1] // group * scale_bytes)
     pte = open_pte(path)
     forward = next(plan for plan in pte.program.execution_plan if plan.name == "forward")

@@ -43,9 +43,9 @@ def quantize(folder: Path) -> dict[str, Any]:
     """Quantize every weight of the untied model by the default recipe, keeping nothing."""
     import torch
 
-    from export.quantize import Recipe
-    from export.quantized import open_quantized
-    from export.remap import layout
+    from export.models.layout import layout
+    from export.quantization.recipe import Recipe
+    from export.quantization.saved import open_quantized
 
     torch.set_num_threads(1)  # as the exporter's process of weights: the other core has the graph
     source = open_quantized(folder, Recipe())

@@ -49,18 +49,18 @@ def quantize(untied: Path, weights: Path) -> None:
     from torchao.quantization import FqnToConfig
     from transformers import AutoModelForCausalLM, TorchAoConfig
 
-    from export.quantize import Recipe
-    from export.remap import layout
-    from export.untie import EMBEDDING, HEAD
+    from checkpoints.phi3 import EMBEDDING, HEAD, Role
+    from export.models.layout import layout
+    from export.quantization.recipe import Recipe
 
     recipe = Recipe()
-    linear = recipe.torchao_config("model.layers.0.mlp.down_proj.weight")
+    linear = recipe.torchao_config(Role.LINEAR)
     modules = OrderedDict(
         {
             # Repair, torchao 0.18: AOPerModuleConfig is gone, FqnToConfig takes its place. Its "_default",
             # which the card uses for all linears, is deprecated; a pattern says the same.
-            EMBEDDING.removesuffix(".weight"): recipe.torchao_config(EMBEDDING),
-            HEAD.removesuffix(".weight"): recipe.torchao_config(HEAD),
+            EMBEDDING.removesuffix(".weight"): recipe.torchao_config(Role.EMBEDDING),
+            HEAD.removesuffix(".weight"): recipe.torchao_config(Role.HEAD),
             r"re:model\.layers\..+_proj": linear,
         }
     )
@@ -87,7 +87,7 @@ def export(weights: Path, checkpoint: Path, out: Path, context: int, chunk: int)
     from executorch.examples.models.llama.export_llama_lib import export_llama
     from executorch.extension.llm.export.config.llm_config import DtypeOverride, LlmConfig, ModelType
 
-    from export.remap import params
+    from export.models.layout import params
 
     config = read_config(checkpoint)
     # Repair, executorch 1.5.1: examples/models/phi_4_mini/config/config.json is not in the wheel. The

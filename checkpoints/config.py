@@ -3,7 +3,7 @@
 Covers Phi-4-mini-instruct and -reasoning, Phi-3-mini-4k and -128k and Phi-3.5-mini, in the older spelling
 (`rope_scaling`, with `rope_theta` and `partial_rotary_factor` outside it) and the newer (`rope_parameters`).
 Numbers come out as transformers 5.23 computes them (configuration_phi3.py, modeling_rope_utils.py); what
-transformers would silently reinterpret is refused. Knows names and shapes of tensors, never their files.
+transformers would silently reinterpret is refused. Knows nothing of tensors.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from checkpoints.errors import BadInput
+from checkpoints.errors import BadInput, show
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -94,23 +94,6 @@ class ModelConfig:
             return (1.0,) * (self.rotary_dim // 2)
         return self.long_factor if context > self.original_max_position_embeddings else self.short_factor
 
-    def expected_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Hugging Face name -> shape of every weight, in model order; lm_head.weight only when untied."""
-        hidden, inner = self.hidden_size, self.intermediate_size
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
-        for i in range(self.num_hidden_layers):
-            layer = f"model.layers.{i}"
-            shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
-            shapes[f"{layer}.self_attn.qkv_proj.weight"] = (self.qkv_dim, hidden)
-            shapes[f"{layer}.self_attn.o_proj.weight"] = (hidden, self.q_dim)
-            shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
-            shapes[f"{layer}.mlp.gate_up_proj.weight"] = (2 * inner, hidden)
-            shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
-        shapes["model.norm.weight"] = (hidden,)
-        if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, hidden)
-        return shapes
-
 
 def read_config(folder: Path) -> ModelConfig:
     """Read and check `folder/config.json`, with the end tokens of `folder/generation_config.json` if there.
@@ -175,7 +158,7 @@ def read_config(folder: Path) -> ModelConfig:
         elif stretch > 1:
             attention_factor = math.sqrt(1 + math.log(stretch) / math.log(original))
     elif rope_type != "default":
-        raise BadInput(f'{rope.path}: rope type {_show(rope_type)} is not one of "default", "longrope", "su"')
+        raise BadInput(f'{rope.path}: rope type {show(rope_type)} is not one of "default", "longrope", "su"')
 
     window = get.integer("sliding_window", high=MAX_POSITIONS) if get.has("sliding_window") else None
     generation = folder / "generation_config.json"
@@ -230,17 +213,17 @@ def read_object(path: Path) -> dict[str, Any]:
 def _refuse_other_models(path: Path, raw: Mapping[str, Any]) -> None:
     """Raise BadInput unless `raw` describes a dense Phi3ForCausalLM without biases, with SwiGLU."""
     if (model_type := raw.get("model_type")) != "phi3":
-        raise BadInput(f'{path}: model_type is {_show(model_type)}, only dense "phi3" models can be read')
+        raise BadInput(f'{path}: model_type is {show(model_type)}, only dense "phi3" models can be read')
     architectures = raw.get("architectures") or ["Phi3ForCausalLM"]
     if architectures != ["Phi3ForCausalLM"]:
-        raise BadInput(f'{path}: architectures is {_show(architectures)}, only "Phi3ForCausalLM" can be read')
+        raise BadInput(f'{path}: architectures is {show(architectures)}, only "Phi3ForCausalLM" can be read')
     if (act := raw.get("hidden_act", "silu")) != "silu":
-        raise BadInput(f'{path}: hidden_act is {_show(act)}, only "silu" can be read')
+        raise BadInput(f'{path}: hidden_act is {show(act)}, only "silu" can be read')
     for key, value in raw.items():
         if value and key.endswith("bias"):
-            raise BadInput(f"{path}: {_show(key)} is {_show(value)}, only models without biases can be read")
+            raise BadInput(f"{path}: {show(key)} is {show(value)}, only models without biases can be read")
         if value and NOT_DENSE.search(key):
-            raise BadInput(f"{path}: {_show(key)} is {_show(value)}, only dense text models can be read")
+            raise BadInput(f"{path}: {show(key)} is {show(value)}, only dense text models can be read")
 
 
 def _rope(path: Path, raw: Mapping[str, Any]) -> "_Reader":
@@ -248,25 +231,19 @@ def _rope(path: Path, raw: Mapping[str, Any]) -> "_Reader":
     key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     params = raw.get(key) or {}
     if not isinstance(params, dict):
-        raise BadInput(f"{path}: {key} must be an object, it is {_show(params)}")
+        raise BadInput(f"{path}: {key} must be an object, it is {show(params)}")
     for name, value in params.items():
         # Ignoring a key (short_mscale, mrope_section, per-layer objects) would make a silently wrong model.
         if name not in ROPE_KEYS and value is not None:
-            raise BadInput(f"{path}: {key} has the key {_show(name)}, which dense Phi-3 models do not use")
+            raise BadInput(f"{path}: {key} has the key {show(name)}, which dense Phi-3 models do not use")
     return _Reader(f"{path}: {key}", params, dot=".")
 
 
 def _dtype(path: Path, raw: Mapping[str, Any]) -> torch.dtype:
     name = raw.get("torch_dtype") or raw.get("dtype") or "bfloat16"
     if not isinstance(name, str) or name.removeprefix("torch.") not in DTYPES:
-        raise BadInput(f"{path}: torch_dtype is {_show(name)}, not one of {', '.join(DTYPES)}")
+        raise BadInput(f"{path}: torch_dtype is {show(name)}, not one of {', '.join(DTYPES)}")
     return DTYPES[name.removeprefix("torch.")]
-
-
-def _show(value: Any) -> str:
-    """A foreign value made short and printable: JSON where that is short, else an abbreviated repr."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else reprlib.repr(value)
 
 
 class _Reader:
@@ -335,8 +312,8 @@ class _Reader:
         if type(value) is not int:
             raise self._bad(key, "must be a token id", value)
         if not 0 <= value < vocab:
-            raise BadInput(f"{self.path}{self.dot}{key} is {_show(value)}, vocab_size is {vocab}")
+            raise BadInput(f"{self.path}{self.dot}{key} is {show(value)}, vocab_size is {vocab}")
         return value
 
     def _bad(self, key: str, rule: str, value: Any) -> BadInput:
-        return BadInput(f"{self.path}{self.dot}{key} {rule}, it is {_show(value)}")
+        return BadInput(f"{self.path}{self.dot}{key} {rule}, it is {show(value)}")

@@ -12,13 +12,10 @@ BPE with invented merges.
 import argparse
 import json
 import math
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,6 +26,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from checkpoints.config import read_config
 from checkpoints.errors import BadInput, run
+from checkpoints.files import check_room, whole_folder, write_json
+from checkpoints.phi3 import tensor_shapes
+from checkpoints.safetensors_io import make_header
 
 # fmt: off
 LONG_FACTOR = [
@@ -170,29 +170,20 @@ def synthesize(
         raise BadInput(f"--like {like} is not one of {', '.join(CONFIGS)}")
     if not max_shard_gb > 0:
         raise BadInput(f"--max-shard-gb must be positive, it is {max_shard_gb}")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise BadInput(f"{out} already exists and is not an empty folder")
     raw, specials = _config(like, layers, hidden, intermediate, heads, kv_heads, vocab, untied)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:
-        folder = Path(aside) / "checkpoint"
-        folder.mkdir()
-        _write_json(folder / "config.json", raw)
+    with whole_folder(out) as folder:
+        write_json(folder / "config.json", raw)
         generation = {key: raw[key] for key in ("bos_token_id", "pad_token_id")}
         generation["eos_token_id"] = [specials[token] for token in ENDS[like]]
-        _write_json(folder / "generation_config.json", generation)
+        write_json(folder / "generation_config.json", generation)
         try:
-            shapes = read_config(folder).expected_tensors()
+            shapes = tensor_shapes(read_config(folder))
         except BadInput as problem:
             raise BadInput(str(problem).replace(str(folder), str(out))) from None
-        needed = 2 * sum(map(math.prod, shapes.values()))
-        if needed > (free := shutil.disk_usage(folder).free):
-            raise BadInput(f"{out} needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+        check_room(out, 2 * sum(map(math.prod, shapes.values())))
         _write_tokenizer(folder, like, raw["vocab_size"], specials)
         _write_shards(folder, shapes, int(max_shard_gb * 1e9), seed)
-        if out.exists():
-            out.rmdir()
-        os.rename(folder, out)
     return out
 
 
@@ -246,10 +237,6 @@ def _resample(factors: list[float], length: int) -> list[float]:
     return [round(float(x), 6) for x in np.interp(positions, np.arange(len(factors)), factors)]
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
 def _write_tokenizer(folder: Path, like: str, size: int, specials: dict[str, int]) -> None:
     """tokenizer.json with exactly `size` entries, and tokenizer_config.json with the published chat turns."""
     tail = min(specials[token] for token in LAST[like])
@@ -287,7 +274,7 @@ def _write_tokenizer(folder: Path, like: str, size: int, specials: dict[str, int
         "model_max_length": CONFIGS[like]["max_position_embeddings"],
         "chat_template": template.replace("TURN", TURN[like]),
     }
-    _write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 def _write_shards(folder: Path, shapes: dict[str, tuple[int, ...]], limit: int, seed: int) -> None:
@@ -317,26 +304,17 @@ def _write_shards(folder: Path, shapes: dict[str, tuple[int, ...]], limit: int, 
             file = "model.safetensors" if single else f"model-{i:05}-of-{len(shards):05}.safetensors"
             weight_map.update(dict.fromkeys(shard, file))
             with (folder / file).open("wb") as handle:
-                handle.write(_header(shard))
+                meta = {
+                    name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in shard.items()
+                }
+                handle.write(make_header(meta, {"format": "pt"})[0])
                 for name, shape in shard.items():
                     for chunk in _random(name, shape, block, generator):
                         handle.write(chunk.view(torch.int16).numpy().data)
                         progress.advance(task, 2 * chunk.numel())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder / "model.safetensors.index.json", index)
-
-
-def _header(shard: dict[str, tuple[int, ...]]) -> bytes:
-    """The start of a safetensors file of bfloat16 tensors packed in order, a multiple of 8 bytes long."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shard.items():
-        begin, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def _random(

@@ -2,12 +2,11 @@
 
 `--strict` fails where a linear is not what was asked for, is left to the program, or where something large stayed in
 float32. What was asked for is told by the manifest beside the file, else it is 8da4w: int4 weights in groups and
-dynamic int8 activations. Judges and shows what `export.dissect` finds; knows nothing of the file format.
+dynamic int8 activations. Judges and shows what `export.ptefile.dissect` finds; knows nothing of the file format.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -23,13 +22,15 @@ from rich.table import Table
 from rich.text import Text
 
 from checkpoints.errors import BadInput, run
+from export.flags import command_parser
+from export.manifest import read_manifest
 from export.progress import quiet
 
 if TYPE_CHECKING:
-    from export.contents import Contents, Linear
+    from export.ptefile.contents import Contents, Linear
+    from export.quantization.recipe import Recipe
 
 LARGE_BYTES = 1 << 20
-RECIPE = re.compile(r"8da4w g(\d+), embedding int(\d), lm_head int(\d)")  # str(export.quantize.Recipe)
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def inspect(
 
     `linears` ("8da4w" or "fp32") and `head_bits` (4 or 8) overrule what the manifest beside the file asks for.
     """
-    from export.dissect import read_contents  # imports executorch, which takes seconds and warns
-    from export.ptefile import open_pte
+    from export.ptefile.dissect import read_contents  # imports executorch, which takes seconds and warns
+    from export.ptefile.reader import open_pte
 
     contents = read_contents(open_pte(file))
     if not strict:
@@ -90,22 +91,23 @@ def inspect(
 
 def _expected(file: Path, linears: str | None, head_bits: int | None) -> Expected:
     recipe = _recipe(file)
-    match = RECIPE.fullmatch(recipe)
-    linears = linears or ("fp32" if recipe == "float32" else "8da4w")
+    linears = linears or ("8da4w" if recipe is None or recipe.quantized else "fp32")
     if linears not in ("8da4w", "fp32"):
         raise BadInput(f"--linears {linears} is neither 8da4w nor fp32")
-    if match is None or linears == "fp32":
+    if recipe is None or linears == "fp32":
         return Expected(linears, head_bits or 4)
-    return Expected(linears, head_bits or int(match[3]), int(match[2]), int(match[1]))
+    return Expected(linears, head_bits or recipe.head_bits, recipe.embedding_bits, recipe.group_size)
 
 
-def _recipe(file: Path) -> str:
-    """The recipe in the manifest beside the file; empty without one that is this file's."""
+def _recipe(file: Path) -> Recipe | None:
+    """The recipe in the manifest beside the file; None without one that is this file's."""
+    from export.quantization.recipe import Recipe  # imports torchao
+
     try:
-        manifest = json.loads(file.with_suffix(".json").read_bytes())
-        return str(manifest["options"]["recipe"]) if manifest["file"]["name"] == file.name else ""
+        manifest = read_manifest(file)
+        return Recipe(**manifest["options"]["recipe"]) if manifest and manifest["file"]["name"] == file.name else None
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return None
 
 
 def problems(contents: Contents, expected: Expected) -> list[str]:
@@ -282,7 +284,7 @@ def _pattern(name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m export.inspect", description=__doc__.split("\n\n")[0])
+    parser = command_parser("inspect", __doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="a .pte, made by anyone")
     parser.add_argument("--strict", action="store_true", help="exit with 1 unless everything is quantized as asked")
     parser.add_argument("--linears", choices=("8da4w", "fp32"), help="what --strict asks for (default: the manifest)")

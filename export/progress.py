@@ -136,3 +136,18 @@ class Stages:
         finally:
             stop.set()
             watcher.join()
+
+
+@contextmanager
+def bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr of `total` bytes, fed with the bytes of each piece."""
+    done = 0
+
+    def add(size: int) -> None:
+        nonlocal done
+        done += size
+        update(done)
+
+    stages = Stages()
+    with stages.running(), stages.stage(name, total) as update:
+        yield add

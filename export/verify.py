@@ -1,9 +1,9 @@
 """Checks a `.pte`, run by the wheel's C++ runtime, against transformers: `python -m export.verify FILE`.
 
-Five questions, each answered by numbers with bounds (`export.checks` says where they come from). Are the file's
-weights the checkpoint's, rounded? On these weights, are its logits those of transformers? Are its rotary factors
-those for its context? Do the logits agree however tokens are fed: at once, in chunks, one by one? And does it diverge
-from the checkpoint's own weights by no more than quantization explains?
+Five questions, each answered by numbers with bounds (`export.verification.checks` says where they come from). Are
+the file's weights the checkpoint's, rounded? On these weights, are its logits those of transformers? Are its rotary
+factors those for its context? Do the logits agree however tokens are fed: at once, in chunks, one by one? And does it
+diverge from the checkpoint's own weights by no more than quantization explains?
 
 A file has one table of rotary factors, for its whole context: made for more than original_max_position_embeddings
 tokens it uses the long factors at every length, as the phones' runners do, and is compared with transformers made to
@@ -12,7 +12,6 @@ do the same. Memory: the running file, in a process of its own; after that one l
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -26,15 +25,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from checkpoints.errors import BadInput, run
-from checkpoints.source import DEFAULT, EMBEDDED, resolve
-from export.child import Child
+from checkpoints.errors import run
+from checkpoints.source import resolve
+from export.flags import add_checkpoint, command_parser
 from export.progress import quiet
+from export.verification import verify as verification
 
 if TYPE_CHECKING:
-    from export.compare import Report
-
-TOKENS, SHORT_TOKENS = 128, 40
+    from export.verification.compare import Report
 
 
 def verify(
@@ -48,22 +46,16 @@ def verify(
     long: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Report:
-    """Compare `file` with a checkpoint (hub id, folder or "phi4-tiny") on a text.
+    """Compare `file` with a checkpoint (hub id, folder or "phi4-tiny") on a text; see `export.verification.verify`.
 
     `text` is a file in UTF-8 (default: the checkpoint's heldout.txt, else a page of English) of which `tokens` are
-    compared. `short` is what an export ends with; `long` goes past original_max_position_embeddings. A wrong file
-    gets a Report that says so; BadInput is for a file that is no `.pte` of this model or that the runtime refuses.
+    compared. `short` is what an export ends with; `long` goes past original_max_position_embeddings.
     """
-    if tokens is not None and tokens < 2:
-        raise BadInput(f"--tokens must be at least 2, it is {tokens}")
-    source, place = resolve(checkpoint, revision), Path(file)
-    if not place.is_file():
-        raise BadInput(f"{place} is not a file")
-    count = tokens or (SHORT_TOKENS if short else TOKENS)
-    with Child(imports="export.runtime") as child:  # beside the imports of this process
-        from export.compare import compare  # imports torch and transformers
-
-        return compare(place, source, None if text is None else Path(text), count, short, long, progress, child)
+    usual = verification.SHORT if short else verification.Extent()
+    extent = verification.Extent(
+        usual.tokens if tokens is None else tokens, None if text is None else Path(text), short, long
+    )
+    return verification.verify(Path(file), resolve(checkpoint, revision), extent, progress)
 
 
 def print_report(report: Report) -> None:
@@ -93,14 +85,17 @@ def print_report(report: Report) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see the module docstring."""
-    parser = argparse.ArgumentParser(prog="python -m export.verify", description=__doc__.split("\n\n")[0])
+    parser = command_parser("verify", __doc__)
     parser.add_argument("file", metavar="FILE", help="the .pte")
-    parser.add_argument("--checkpoint", help=f"hub id, folder, or {EMBEDDED} (default: {DEFAULT})")
-    parser.add_argument("--revision", help="commit, branch or tag of a hub id")
+    add_checkpoint(parser)
     parser.add_argument(
         "--text", metavar="FILE", help="text in UTF-8 (default: the checkpoint's heldout.txt, or ours)"
     )
-    parser.add_argument("--tokens", type=int, help=f"how many (default: {TOKENS}, with --short {SHORT_TOKENS})")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        help=f"how many (default: {verification.Extent.tokens}, with --short {verification.SHORT.tokens})",
+    )
     parser.add_argument("--short", action="store_true", help="fewer: what an export ends with")
     parser.add_argument("--long", action="store_true", help="also beyond original_max_position_embeddings")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from checkpoints.errors import BadInput
+from checkpoints.files import reserve
 from checkpoints.source import resolve
-from export import pte
+from export import pipeline
 from export.pte import export_pte
 
 VALUES: list[Any] = [
@@ -145,11 +146,11 @@ def mutate(rng: random.Random, folder: Path) -> str:
     return rng.choice(choices)()
 
 
-def _build_without_graph(partial, weights, config, recipe, options, methods, stages):  # type: ignore[no-untyped-def]
-    from export.stream import end, is_delegated, place, write_weights
+def _write_without_graph(partial, weights, config, options, stages):  # type: ignore[no-untyped-def]
+    from export.program.weights import end, place, write_weights
 
-    placed = place(config, recipe, is_delegated)
-    pte._make_room(partial, end(placed))
+    placed = place(config, options.recipe)
+    reserve(partial, end(placed))
     write_weights(partial, 0, weights(), placed, lambda size: None)
     return SimpleNamespace(planned_bytes=[0])
 
@@ -160,7 +161,7 @@ def fuzz(mutations: int, seed: int = 0) -> tuple[Counter[tuple[str, str]], list[
     counts: Counter[tuple[str, str]] = Counter()
     wrong = []
     source = resolve("phi4-tiny").folder
-    with tempfile.TemporaryDirectory() as place, mock.patch.object(pte, "_build", _build_without_graph):
+    with tempfile.TemporaryDirectory() as place, mock.patch.object(pipeline, "_write", _write_without_graph):
         for number in range(mutations):
             folder, out = Path(place, "checkpoint"), Path(place, "out")
             shutil.copytree(source, folder)

@@ -13,23 +13,24 @@ from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEv
 from torchao.quantization import quantize_
 
 from checkpoints.config import ModelConfig
-from export.graph import CACHE_DTYPES
-from export.model import Transformer
-from export.quantize import Recipe
-from export.remap import layout
-from export.untie import Untied
+from checkpoints.phi3 import role
+from checkpoints.untied import Untied
+from export.models.kv_cache import DTYPES as kv_cache_dtypes
+from export.models.layout import layout
+from export.models.phi3 import Transformer
+from export.quantization.recipe import Recipe
 
 
 def eager_model(untied: Untied, recipe: Recipe, context: int, kv_cache: str, full_logits: bool) -> Transformer:
     """Our graph with float weights, quantized by torchao in place, all at once."""
     config: ModelConfig = untied.config
-    model = Transformer(config, context, CACHE_DTYPES[kv_cache], full_logits)
+    model = Transformer(config, context, kv_cache_dtypes[kv_cache], full_logits)
     rows = layout(config).items()
     weights = {name: untied.tensor(r.name)[r.start : r.stop].float() for name, r in rows}
     model.load_state_dict(weights, strict=True)
     modules = dict(model.named_modules())
     for name, r in rows:
-        module, torchao_config = modules[name.removesuffix(".weight")], recipe.torchao_config(r.name)
+        module, torchao_config = modules[name.removesuffix(".weight")], recipe.torchao_config(role(r.name))
         if torchao_config is not None:
             quantize_(module, torchao_config, filter_fn=lambda m, _, module=module: m is module)
     return model

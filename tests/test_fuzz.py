@@ -18,6 +18,6 @@ def test_the_fuzzer_sees_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(folder: Path) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("export.pte.read_config", crash)
+    monkeypatch.setattr("export.pipeline.read_config", crash)
     _, wrong = fuzz.fuzz(1)
     assert "ZeroDivisionError" in wrong[0]

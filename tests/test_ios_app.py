@@ -297,7 +297,7 @@ def test_files_that_cannot_work_are_refused_before_loading(phone: Phone, change:
 def test_what_the_real_runner_prints_is_understood(phone: Phone, tiny_pte: Path) -> None:
     """Its Swift API does not tell how many tokens a prompt has; the wheel's runner prints the same line."""
     program = (
-        "import sys; from export.runner import import_runner; runner = import_runner()\n"
+        "import sys; from export.engine.runner import import_runner; runner = import_runner()\n"
         "config = runner.GenerationConfig(); config.echo, config.temperature = False, 0.0\n"
         "config.max_new_tokens = 16\n"
         "model = runner.TextLLMRunner(sys.argv[1], sys.argv[2]); model.generate(sys.argv[3], config)\n"

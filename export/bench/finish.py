@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 
 from checkpoints.errors import BadInput
+from checkpoints.files import write_whole
 from export.bench import table
 from export.bench.baseline import Change, check_baseline, compare, differences
 from export.bench.outcome import Outcome, slug
 from export.bench.plan import Plan
 from export.bench.result import Document, read_result
-from export.manifest import write_whole
 
 REGRESSION = 3
 INTERRUPTED = 130

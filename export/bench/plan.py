@@ -10,7 +10,7 @@ from typing import Any
 
 from checkpoints.errors import BadInput
 from export.bench.result import manifest_facts
-from export.runner import check_is_program
+from export.ptefile.magic import read_head
 
 LOAD_MODES = ("once", "each")
 
@@ -67,9 +67,9 @@ def make_plan(
         raise BadInput(f"--load-mode {load_mode} is neither of {', '.join(LOAD_MODES)}")
     if len(set(prompt_tokens)) < len(prompt_tokens):
         raise BadInput(f"--prompt-tokens {','.join(map(str, prompt_tokens))} names a length twice")
-    check_is_program(pte)
+    read_head(pte)
     if tokenizer is None:
-        from export.tokenizer import find_tokenizer
+        from export.engine.tokenizer import find_tokenizer
 
         try:
             tokenizer = find_tokenizer(pte.resolve().parent)

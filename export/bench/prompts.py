@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from checkpoints.errors import BadInput
-from export.tokenizer import load_tokenizer
+from export.engine.tokenizer import load_tokenizer
 
 TEXT = (
     "The harbour wakes before the town does. A boy carries ice to the boats, the gulls follow him, and an old woman "

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
+from export.engine.native_output import to_nothing
 from export.progress import quiet
 
 Tell = Callable[..., None]
@@ -28,7 +29,7 @@ class Model:
     """A loaded file, and how long that took."""
 
     def __init__(self, pte: Path, numbers: Path, tell: Tell) -> None:
-        from export.runner import import_runner
+        from export.engine.runner import import_runner
 
         self.module, self.tell = import_runner(), tell
         tell("phase", phase="load")
@@ -75,8 +76,8 @@ def _load_ms(stats: Any) -> int:
 def work(spec: dict[str, Any], tell: Tell) -> None:
     """Everything the plan asks for; BadInput where file, tokenizer and plan do not go together."""
     from export.bench.prompts import make_prompts
-    from export.runner import check_fits, numbers_tokenizer, read_facts
-    from export.tokenizer import load_tokenizer, runner_ids
+    from export.engine.runner import check_fits, numbers_tokenizer, read_facts
+    from export.engine.tokenizer import load_tokenizer, runner_ids
 
     pte, path = Path(spec["pte"]), Path(spec["tokenizer"])
     facts, tokenizer = read_facts(pte), load_tokenizer(path)
@@ -120,7 +121,7 @@ def _repeats(spec: dict[str, Any], prompts: list[list[int]], load: Callable[[], 
 def main() -> int:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     # The runner prints every piece of text to C's stdout.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    to_nothing(1)
     quiet(verbose=False)
 
     def tell(event: str, **more: Any) -> None:

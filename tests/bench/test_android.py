@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from export.bench.result import read_result, statistics, summarise
-from export.tokenizer import load_tokenizer
+from export.engine.tokenizer import load_tokenizer
 from tests.bench.conftest import Ran
 from tests.phone.bridge import serve
 from tests.phone.device import PACKAGE, Phone

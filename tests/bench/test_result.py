@@ -16,7 +16,7 @@ from export.bench.app import crash_cause, killed_for_memory, read_apk
 from export.bench.baseline import compare, differences
 from export.bench.memory import kib_of, nothing, parse_memory, sample, with_peak
 from export.bench.prompts import make_prompts
-from export.tokenizer import load_tokenizer
+from export.engine.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 VECTORS = json.loads((ROOT / "tests/vectors/shared.json").read_text())["statistics"]

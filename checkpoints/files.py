@@ -1,0 +1,159 @@
+"""Files and folders that appear whole or not at all, their hashes, and room for them on the disk.
+
+Knows file names of the hub's layout; nothing of models or of what is in a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import Tensor, uint8
+
+from checkpoints.errors import BadInput
+from checkpoints.source import PATTERNS
+
+CHUNK = 1 << 24  # bytes copied or written between two looks at the progress
+OWN = {"config.json", "model.safetensors.index.json"}  # written by each stage itself
+
+Progress = Callable[[int], None]  # gets the bytes of each piece
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes, read in small pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- one file
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write aside, force to disk, rename: the file is the old one or the new one, never half of it."""
+    with aside(path) as partial:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(partial, path)
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` that is gone afterwards unless it was renamed, also after Ctrl-C and SIGTERM."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    handle, name = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not the main thread: its owner handles signals
+        before = None
+    try:
+        yield Path(name)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+        Path(name).unlink(missing_ok=True)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Give a file from `aside` its name; mkstemp made it readable for its owner alone."""
+    os.chmod(partial, 0o644)
+    os.replace(partial, path)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file `size` bytes long at once, so that a full disk is known before the work and not after."""
+    check_room(path, size)
+    with open(path, "r+b") as file:
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+def check_room(path: Path, size: int) -> None:
+    """Raise BadInput unless the disk of `path` has `size` bytes left."""
+    free = shutil.disk_usage(path.resolve().parent).free
+    if free < size:
+        raise BadInput(f"{path.parent} has {free / 1e6:,.1f} MB free, {size / 1e6:,.1f} MB are needed")
+
+
+def write_at(file: int, view: memoryview, place: int) -> int:
+    """Write bytes into an open file from `place` on; the first byte after them."""
+    while view:
+        count = os.pwrite(file, view, place)
+        view, place = view[count:], place + count
+    return place
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a CPU tensor, in order; not copied where it is contiguous."""
+    return memoryview(tensor.contiguous().view(-1).view(uint8).numpy().data)
+
+
+# ---- a folder
+
+
+def check_folder(out: Path, needed: int = 0) -> None:
+    """Raise BadInput unless `out` can be made: no name taken, a folder to be in, `needed` bytes free."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise BadInput(f"{out} already exists and is not an empty folder")
+    parent = out.resolve().parent
+    if not parent.is_dir():
+        raise BadInput(f"{out} cannot be made: the folder {parent} does not exist")
+    check_room(out, needed)
+
+
+@contextmanager
+def whole_folder(out: Path, needed: int = 0) -> Iterator[Path]:
+    """A new folder to fill, which becomes `out` when the block ends well and is gone when it does not.
+
+    Raises BadInput as check_folder does.
+    """
+    check_folder(out, needed)
+    with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=f".{out.name}.") as place:
+        folder = Path(place) / "folder"  # a folder of TemporaryDirectory's own cannot be read by others
+        folder.mkdir()
+        yield folder
+        if out.exists():
+            out.rmdir()
+        os.rename(folder, out)
+
+
+def copy_rest(source: Path, folder: Path) -> None:
+    """Copy tokenizer, generation_config.json, chat template and licence: all that is neither weights nor OWN."""
+    for pattern in (*PATTERNS, "merges.txt"):
+        for file in source.glob(pattern):
+            if file.suffix != ".safetensors" and file.name not in OWN and not file.name.endswith(".bin.index.json"):
+                shutil.copyfile(file, folder / file.name)
+
+
+def link_or_copy(source: Path, target: Path, progress: Progress) -> None:
+    """The same bytes under another name: a hard link where the file system has them, else a copy."""
+    size = source.stat().st_size
+    try:
+        os.link(source.resolve(), target)  # a hub cache's file is itself a link to where its bytes are
+        progress(size)
+        return
+    except OSError:
+        pass
+    with source.open("rb") as read, target.open("wb") as write:
+        while piece := read.read(CHUNK):
+            write.write(piece)
+            progress(len(piece))
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,109 @@
+"""A tied checkpoint seen, or written, with a weight of its own for lm_head.
+
+So embedding and head can be quantized differently. Nothing else changes, and seeing it so copies nothing: a tied
+checkpoint reads the embedding's rows under the second name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from checkpoints.config import ModelConfig, read_object
+from checkpoints.errors import BadInput
+from checkpoints.files import (
+    CHUNK,
+    Progress,
+    check_folder,
+    copy_rest,
+    link_or_copy,
+    tensor_bytes,
+    whole_folder,
+    write_json,
+)
+from checkpoints.phi3 import EMBEDDING, HEAD
+from checkpoints.safetensors_io import make_header
+from checkpoints.weights import INDEX, Checkpoint, open_checkpoint
+
+
+class Untied:
+    """A checkpoint seen with `lm_head.weight` present and `tie_word_embeddings` false."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.tied = checkpoint.config.tie_word_embeddings
+        self.config: ModelConfig = dataclasses.replace(checkpoint.config, tie_word_embeddings=False)
+
+    def source(self, name: str) -> str:
+        """The name under which the checkpoint stores `name`."""
+        return EMBEDDING if self.tied and name == HEAD else name
+
+    def names(self) -> list[str]:
+        return self.checkpoint.names() + ([HEAD] if self.tied else [])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.checkpoint.shape(self.source(name))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A view into the mapped file; see `Checkpoint.tensor`."""
+        return self.checkpoint.tensor(self.source(name))
+
+    def prefetch(self, name: str) -> None:
+        self.checkpoint.prefetch(self.source(name))
+
+    def release(self, name: str) -> None:
+        self.checkpoint.release(self.source(name))
+
+
+def write_untied(opened: Checkpoint, out: Path, progress: Callable[[int], AbstractContextManager[Progress]]) -> None:
+    """Write a tied checkpoint untied at `out`; whole or not at all.
+
+    The files of weights are hard links to the checkpoint's where that is possible, copies elsewhere; one more holds
+    lm_head.weight. `progress` is told all bytes, then each piece's. Raises BadInput for an untied checkpoint, a taken
+    name and too small a disk.
+    """
+    if not opened.config.tie_word_embeddings:
+        raise BadInput(f"{opened.config.path}: tie_word_embeddings is false already")
+    check_folder(out)
+    stored = open_checkpoint(opened.folder, check=False).names()
+    head, files = opened.nbytes(EMBEDDING), opened.files
+    total = head + sum(file.stat().st_size for file in files)
+    linked = files[0].stat().st_dev == out.resolve().parent.stat().st_dev
+    with whole_folder(out, head if linked else total) as folder, progress(total) as count:
+        copy_rest(opened.folder, folder)
+        write_json(folder / "config.json", opened.config.raw | {"tie_word_embeddings": False})
+        shards = len(files) + (HEAD not in stored)  # the files may hold a copy of the embedding already
+        renamed = {file.name: _shard(i, shards) for i, file in enumerate(files, start=1)}
+        for file in files:
+            link_or_copy(file, folder / renamed[file.name], count)
+        index = dict.fromkeys(stored, files[0].name)
+        if len(files) > 1:
+            index = read_object(opened.folder / INDEX)["weight_map"]
+        weight_map = {name: renamed[file] for name, file in index.items()}
+        if HEAD not in stored:
+            weight_map[HEAD] = _shard(shards, shards)
+            _write_head(folder / weight_map[HEAD], opened, count)
+        size = head + sum(map(opened.nbytes, opened.names()))
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def _shard(number: int, count: int) -> str:
+    return f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def _write_head(path: Path, checkpoint: Checkpoint, count: Progress) -> None:
+    """A safetensors file of the embedding under the head's name."""
+    weight = checkpoint.tensor(EMBEDDING)
+    header, _ = make_header({HEAD: weight}, {"format": "pt"})
+    step = max(1, CHUNK // weight[0].nbytes)
+    with path.open("xb") as file:  # never into a linked file
+        file.write(header)
+        for start in range(0, len(weight), step):
+            piece = weight[start : start + step]
+            file.write(tensor_bytes(piece))
+            checkpoint.release(EMBEDDING)
+            count(piece.nbytes)

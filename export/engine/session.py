@@ -1,0 +1,99 @@
+"""Runs a `.pte` with the C++ runtime of the executorch wheel, the code a phone runs.
+
+Knows a program's methods, tokens and logits; knows nothing of checkpoints, text or what the logits should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import executorch.extension.llm.custom_ops.custom_ops  # registers llama::update_cache, custom_sdpa
+import executorch.kernels.quantized  # noqa: F401  registers the quantized embeddings
+import numpy as np
+import torch
+from executorch.runtime import Runtime
+from torch import Tensor
+
+from checkpoints.errors import BadInput
+from export.engine.native_output import native_errors
+
+
+class Session:
+    """One loaded file: its constant methods, and a KV cache that `step` writes.
+
+    Memory: packed weights, KV cache and planned activations, until the session is dropped. On some damaged files
+    and failed assertions the runtime ends the whole process: see `subprocess_call`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise BadInput(f"{path} does not exist or is not a file")
+        self.path = path
+        with native_errors(f"{path}: ExecuTorch's runtime refuses it"):
+            self._program = Runtime.get().load_program(path)
+            if "forward" not in self._program.method_names:
+                raise BadInput(f"{path} has no method called forward")
+            method = self._program.load_method("forward")
+        assert method is not None
+        self._forward = method
+
+    def constant(self, name: str) -> int | bool | list[int]:
+        """The value of a constant method, such as get_max_seq_len (tokens); get_eos_ids is a list."""
+        if name not in self._program.method_names:
+            raise BadInput(f"{self.path} has no method called {name}")
+        with native_errors(f"{self.path}: ExecuTorch's runtime fails in {name}"):
+            method = self._program.load_method(name)
+            assert method is not None
+            values = list(method.execute([]))
+        return values if name == "get_eos_ids" else values[0]
+
+    def step(self, tokens: Sequence[int], start_pos: int) -> Tensor:
+        """Feed tokens, the first at position `start_pos`; what the cache holds from there on is overwritten.
+
+        Returns float32 logits [1, V] of the last token, or [S, V] of all S of them where the file was exported with
+        full logits. BadInput where the runtime fails, as with more tokens than get_max_seq_len.
+        """
+        inputs = (torch.tensor([list(tokens)], dtype=torch.long), torch.tensor([start_pos], dtype=torch.long))
+        what = f"{len(tokens)} tokens at position {start_pos}"
+        with native_errors(f"{self.path}: ExecuTorch's runtime fails on {what}"):
+            logits = self._forward.execute(inputs)[0]
+        # The binding copies outputs by default, but no contract says so: the next step must not change these.
+        return logits.reshape(-1, logits.shape[-1]).clone()
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One way of feeding tokens: how many in each call, from position 0 on."""
+
+    name: str
+    calls: tuple[int, ...]
+    every: bool = True  # keep the logits of every position where a file gives them, not only of each call's last
+
+    def positions(self, full_logits: bool) -> list[int]:
+        """Where `run_feeds` keeps logits, of a file that gives those of all tokens of a call or of the last only."""
+        if full_logits and self.every:
+            return list(range(sum(self.calls)))
+        return [end - 1 for end in accumulate(self.calls)]
+
+
+def run_feeds(path: Path, tokens: Sequence[int], feeds: Sequence[Feed]) -> list[tuple[list[int], np.ndarray]]:
+    """Load the file and feed it the same tokens in several ways.
+
+    For each: positions, and their float32 logits [positions, V]. All of it can be pickled, for another process.
+    """
+    session, results = Session(path), []
+    for feed in feeds:
+        at = 0
+        positions: list[int] = []
+        kept: list[np.ndarray] = []
+        for count in feed.calls:
+            logits = session.step(tokens[at : at + count], at)
+            at += count
+            logits = logits if feed.every else logits[-1:]
+            positions.extend(range(at - len(logits), at))
+            kept.append(logits.numpy())
+        results.append((positions, np.concatenate(kept)))
+    return results

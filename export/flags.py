@@ -1,0 +1,33 @@
+"""Command-line flags that several commands share."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+from checkpoints.source import DEFAULT, EMBEDDED
+
+
+def command_parser(name: str, doc: str | None) -> ArgumentParser:
+    """A parser for `python -m export.<name>` that is described by the first paragraph of its module."""
+    return ArgumentParser(prog=f"python -m export.{name}", description=(doc or "").split("\n\n")[0])
+
+
+def add_checkpoint(parser: ArgumentParser) -> None:
+    """--checkpoint and --revision, as `checkpoints.source.resolve` takes them."""
+    parser.add_argument("--checkpoint", help=f"hub id, folder, or {EMBEDDED} (default: {DEFAULT})")
+    parser.add_argument("--revision", help="commit, branch or tag of a hub id")
+
+
+def stage_parser(name: str, doc: str | None) -> ArgumentParser:
+    """For a command that makes a folder of a checkpoint."""
+    parser = command_parser(name, doc)
+    add_checkpoint(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+    return parser
+
+
+def add_recipe(parser: ArgumentParser) -> None:
+    """The fields of `export.quantization.recipe.Recipe`, as `Recipe.from_flags` takes them."""
+    parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=32, help="columns to an int4 scale")
+    parser.add_argument("--embedding-bits", type=int, choices=(8, 4), default=8)
+    parser.add_argument("--head-bits", type=int, choices=(4, 8), default=4, help="bits of lm_head")

@@ -1,0 +1,130 @@
+"""From Hugging Face's tensor names to those of ExecuTorch's Phi-4-mini layout, and checkpoints in that layout.
+
+The fused `qkv_proj` and `gate_up_proj` are cut by rows; no value changes. The layout is that of
+`executorch.examples.models.phi_4_mini.convert_weights` in 1.5.1, which is not imported: it needs torchtune.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints.config import ModelConfig
+from checkpoints.errors import BadInput
+from checkpoints.files import CHUNK, Progress, copy_rest, tensor_bytes, whole_folder, write_at, write_json
+from checkpoints.phi3 import EMBEDDING, HEAD, NORM, tensor_shapes
+from checkpoints.pickled import write_state_dict
+from checkpoints.untied import Untied
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows start … stop of the Hugging Face tensor `name`."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def layout(config: ModelConfig) -> dict[str, Rows]:
+    """ExecuTorch name to the rows it is made of, for an untied model, in the order of the graph."""
+    q, kv, hidden, inter = config.q_dim, config.kv_dim, config.hidden_size, config.intermediate_size
+    table = {"tok_embeddings.weight": Rows(EMBEDDING, 0, config.vocab_size)}
+    for i in range(config.num_hidden_layers):
+        ours, theirs = f"layers.{i}.", f"model.layers.{i}."
+        qkv, gate_up = theirs + "self_attn.qkv_proj.weight", theirs + "mlp.gate_up_proj.weight"
+        table |= {
+            ours + "attention_norm.weight": Rows(theirs + "input_layernorm.weight", 0, hidden),
+            ours + "attention.wq.weight": Rows(qkv, 0, q),
+            ours + "attention.wk.weight": Rows(qkv, q, q + kv),
+            ours + "attention.wv.weight": Rows(qkv, q + kv, q + 2 * kv),
+            ours + "attention.wo.weight": Rows(theirs + "self_attn.o_proj.weight", 0, hidden),
+            ours + "ffn_norm.weight": Rows(theirs + "post_attention_layernorm.weight", 0, hidden),
+            ours + "feed_forward.w1.weight": Rows(gate_up, 0, inter),
+            ours + "feed_forward.w3.weight": Rows(gate_up, inter, 2 * inter),
+            ours + "feed_forward.w2.weight": Rows(theirs + "mlp.down_proj.weight", 0, hidden),
+        }
+    return table | {
+        "norm.weight": Rows(NORM, 0, hidden),
+        "output.weight": Rows(HEAD, 0, config.vocab_size),
+    }
+
+
+def shape(config: ModelConfig, name: str) -> tuple[int, ...]:
+    """Shape of the tensor with this ExecuTorch name."""
+    rows = layout(config)[name]
+    return (
+        rows.stop - rows.start,
+        *tensor_shapes(dataclasses.replace(config, tie_word_embeddings=False))[rows.name][1:],
+    )
+
+
+def params(config: ModelConfig) -> dict[str, Any]:
+    """The params file that upstream's llama loader reads beside such a checkpoint (`ModelArgs` in 1.5.1).
+
+    ffn_dim_multiplier stays out: with it upstream's rope table is twice as long, and takes the long factors
+    early.
+    """
+    found: dict[str, Any] = {
+        "dim": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_dim": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "partial_rotary_factor": config.partial_rotary_factor,
+        "use_hf_rope": True,
+        "use_scaled_rope": False,
+        "attention_qkv_bias": False,
+    }
+    if config.short_factor is not None and config.long_factor is not None:
+        found |= {
+            "rope_scaling_short_factor": list(config.short_factor),
+            "rope_scaling_long_factor": list(config.long_factor),
+            "rope_scaling_attention_factor": config.attention_factor,
+            "original_max_position_embeddings": config.original_max_position_embeddings,
+            "max_position_embeddings": config.max_position_embeddings,
+        }
+    return found
+
+
+def write_remapped(opened: Untied, out: Path, progress: Callable[[int], AbstractContextManager[Progress]]) -> None:
+    """Write a checkpoint for upstream's llama loader at `out`; whole or not at all.
+
+    `out` gets consolidated.00.pth, a state dict under ExecuTorch's names with dtypes and values unchanged, and
+    params.json; a tied embedding is stored once and found under both names, as upstream's converter leaves it.
+    `progress` is told all bytes, then each piece's. Raises BadInput for a taken name and too small a disk.
+    """
+    if mark := next((mark for mark in ("int8", "8da4w") if mark in str(out)), None):
+        raise BadInput(f"--out {out} contains {mark!r}, which upstream's loader takes for quantized weights")
+    tensors: dict[str, torch.Tensor] = {}
+    alone: dict[Rows, str] = {}  # the rows of a tied embedding are stored under their first name alone
+    for name, rows in layout(opened.config).items():
+        first = alone.setdefault(Rows(opened.source(rows.name), rows.start, rows.stop), name)
+        dtype = opened.tensor(rows.name).dtype
+        whole = torch.empty(shape(opened.config, name), dtype=dtype, device="meta")
+        tensors[name] = tensors.get(first, whole)
+    total = sum(tensors[name].nbytes for name in alone.values())
+    with whole_folder(out, total) as folder, progress(total) as count:
+        copy_rest(opened.checkpoint.folder, folder)
+        write_json(folder / "params.json", params(opened.config))
+        path = folder / "consolidated.00.pth"
+        starts = write_state_dict(path, tensors)
+        with path.open("r+b", buffering=0) as file:
+            for rows, name in alone.items():
+                weight, at = opened.tensor(rows.name), starts[name]
+                step = max(1, CHUNK // weight[0].nbytes)
+                for start in range(rows.start, rows.stop, step):
+                    piece = tensor_bytes(weight[start : min(start + step, rows.stop)])
+                    at = write_at(file.fileno(), piece, at)
+                    count(len(piece))
+                    opened.release(rows.name)

@@ -1,0 +1,67 @@
+"""What can be chosen about an export, and whether it suits a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypedDict, Unpack
+
+from checkpoints.config import ModelConfig
+from checkpoints.errors import BadInput
+from export.models.kv_cache import DTYPES
+from export.quantization.recipe import Recipe
+
+MIN_CHUNK = 2  # torch.export makes a dynamic length of at least two values
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Everything that, with a checkpoint, decides a file's bytes. Lengths in tokens."""
+
+    context: int = 4096  # tokens the KV cache holds
+    prefill_chunk: int = 256  # tokens fed at once at most
+    kv_cache: str = "bf16"  # a key of `export.models.kv_cache.DTYPES`
+    full_logits: bool = False  # of all positions of a call
+    recipe: Recipe = field(default_factory=Recipe)
+    bos_id: int | None = None  # None and (): the checkpoint's
+    eos_ids: tuple[int, ...] = ()
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise BadInput where a length or the recipe does not suit the model; ids are checked with its tokenizer."""
+        if self.kv_cache not in DTYPES:
+            raise BadInput(f"--kv-cache {self.kv_cache} is none of {', '.join(DTYPES)}")
+        longest, context, chunk = config.max_position_embeddings, self.context, self.prefill_chunk
+        if not MIN_CHUNK <= context <= longest:
+            limit = f"{MIN_CHUNK} to {longest} (max_position_embeddings of {config.path})"
+            raise BadInput(f"--context {context} is not within {limit}")
+        if not MIN_CHUNK <= chunk <= context:
+            raise BadInput(f"--prefill-chunk {chunk} is not within {MIN_CHUNK} to {context}, the context")
+        if config.sliding_window is not None and config.sliding_window < context:
+            raise BadInput(
+                f"{config.path}: sliding_window {config.sliding_window} is shorter than the context {context}, "
+                f"and files have no sliding window: give --context {config.sliding_window} or less"
+            )
+        self.recipe.check(config)
+
+
+class Flags(TypedDict, total=False):
+    """The same as flags of a command."""
+
+    context: int
+    prefill_chunk: int
+    kv_cache: str
+    full_logits: bool
+    quantize: bool
+    group_size: int
+    embedding_bits: int
+    head_bits: int
+    bos_id: int | None
+    eos_ids: tuple[int, ...] | None
+
+
+def from_flags(**flags: Unpack[Flags]) -> ExportOptions:
+    """Options from flags; what is left out keeps its default."""
+    names = {"quantize": "quantized"} | {name: name for name in ("group_size", "embedding_bits", "head_bits")}
+    given: dict[str, Any] = dict(flags)
+    recipe = {field: given[flag] for flag, field in names.items() if flag in given}
+    own = {name: value for name, value in given.items() if name not in names}
+    return ExportOptions(**own | {"recipe": Recipe(**recipe), "eos_ids": tuple(given.get("eos_ids") or ())})

@@ -1,0 +1,166 @@
+"""Reads a `.pte` back: what it says of itself, and its weights as float32 under their Hugging Face names.
+
+The inverse of `export.models.layout`, with the recipe found from the sizes in the file. Knows nothing of
+the runtime, and of the graph only its constant methods and the type of the KV cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import BinaryIO
+
+import torch
+from executorch.exir.schema import Bool, Int
+from executorch.exir.schema import Tensor as TensorValue
+from executorch.exir.tensor import enum_to_scalar_map
+from torch import Tensor
+
+from checkpoints.config import ModelConfig
+from checkpoints.errors import BadInput
+from export.models.layout import layout, shape
+from export.ptefile.reader import PteFile
+from export.quantization.packing import Storage, unpack
+from export.quantization.recipe import Recipe
+from export.quantization.rounding import CHUNK_ELEMENTS
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a weight, from row `start` of the Hugging Face tensor on."""
+
+    start: int
+    values: Tensor  # float32 [rows, columns], or [columns] of a norm
+    scale: Tensor | None  # float32 [rows, groups]; None for float32 weights
+    bits: int
+
+
+class FileWeights:
+    """The weights in a `.pte` for the (untied) model of `config`.
+
+    BadInput where the file lacks one, has layers the model lacks, or a size that no recipe explains. Memory: one
+    piece; the file is read anew, its mapped pages are left alone.
+    """
+
+    def __init__(self, file: PteFile, config: ModelConfig) -> None:
+        self.file = file
+        self._layout = layout(config)
+        for name in file.named:
+            if name.startswith("layers.") and f"{name.rpartition('.')[0]}.weight" not in self._layout:
+                raise BadInput(f"{file.path} holds {name}, which the model of {config.path} does not have")
+        self.storage = {name: self._storage(name, shape(config, name)) for name in self._layout}
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether linears quantize their input to int8, a scale a token: they do where weights are quantized."""
+        return self.storage["output.weight"].bits != 32
+
+    def recipe(self) -> Recipe:
+        """The recipe that the sizes of the embedding, the first linear and lm_head tell of."""
+        linear = self.storage["layers.0.attention.wq.weight"]
+        if linear.bits == 32:
+            return Recipe(quantized=False)
+        embedding, head = (self.storage[f"{name}.weight"].bits for name in ("tok_embeddings", "output"))
+        return Recipe(True, linear.columns // linear.groups, embedding, head)
+
+    def pieces(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+        """The rows start … stop (default: all) of the weight with this Hugging Face name, in order.
+
+        About a processor's cache at a time.
+        """
+        with self.file.path.open("rb", buffering=0) as opened:
+            for ours, rows in self._layout.items():
+                if rows.name != name:
+                    continue
+                storage = self.storage[ours]
+                step = max(1, CHUNK_ELEMENTS // storage.columns)
+                first = max(0, start - rows.start)
+                end = storage.rows if stop is None else min(storage.rows, stop - rows.start)
+                for at in range(first, end, step):
+                    values, scale = self._rows(opened, ours, at, min(at + step, end))
+                    values = values.flatten() if storage.rows == 1 else values
+                    yield Piece(rows.start + at, values, scale, storage.bits)
+
+    def embedding_rows(self, tokens: list[int]) -> Tensor:
+        """Rows of the embedding, float32 [S, D]."""
+        with self.file.path.open("rb", buffering=0) as opened:
+            return torch.cat([self._rows(opened, "tok_embeddings.weight", at, at + 1)[0] for at in tokens])
+
+    def prefetch(self, name: str) -> None:
+        """Ask the system to read the weight's bytes in the background; without effect where it cannot."""
+        if not hasattr(os, "posix_fadvise"):  # macOS and Windows
+            return
+        with self.file.path.open("rb", buffering=0) as opened:
+            for ours, rows in self._layout.items():
+                if rows.name == name:
+                    offset, size = self.file.named[ours]
+                    os.posix_fadvise(opened.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+
+    def _rows(self, opened: BinaryIO, ours: str, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        storage, stem = self.storage[ours], ours.removesuffix(".weight")
+        kind = {32: torch.float32, 8: torch.int8, 4: torch.uint8}[storage.bits]
+        row_bytes = storage.columns * storage.bits // 8
+        weight = self._read(opened, f"{stem}.weight", row_bytes, start, stop).view(kind)
+        if storage.bits == 32:
+            return weight, None
+        row_bytes = storage.groups * storage.scale_dtype.itemsize
+        scale = self._read(opened, f"{stem}.scale", row_bytes, start, stop).view(storage.scale_dtype)
+        scale = scale.to(torch.float32)
+        return unpack(weight, scale, storage), scale
+
+    def _read(self, opened: BinaryIO, data_name: str, row_bytes: int, start: int, stop: int) -> Tensor:
+        """uint8 [stop - start, row_bytes]"""
+        offset, _ = self.file.named[data_name]
+        data = bytearray(os.pread(opened.fileno(), (stop - start) * row_bytes, offset + start * row_bytes))
+        return torch.frombuffer(data, dtype=torch.uint8).view(stop - start, row_bytes)
+
+    def _storage(self, name: str, dims: tuple[int, ...]) -> Storage:
+        rows, columns = dims if len(dims) == 2 else (1, dims[0])
+        embedding, scale_name = name.startswith("tok_"), name.removesuffix("weight") + "scale"
+        weight_bytes = len(self.file.data(name))
+        bits, rest = divmod(8 * weight_bytes, rows * columns)
+        scale_bytes = len(self.file.data(scale_name)) if scale_name in self.file.named else 0
+        scale_dtype = torch.bfloat16 if bits == 4 and not embedding else torch.float32
+        groups, scale_rest = divmod(scale_bytes, rows * scale_dtype.itemsize)
+        known = (bits == 32 and groups == 0) or (bits in (4, 8) and groups > 0 and columns % groups == 0)
+        if rest or scale_rest or not known:
+            raise BadInput(
+                f"{self.file.path}: {name} takes {weight_bytes} bytes and {scale_bytes} of scales, which no recipe "
+                f"explains for {rows} x {columns} elements"
+            )
+        return Storage(rows, columns, bits, groups, scale_dtype, embedding)
+
+
+def constant(file: PteFile, name: str) -> int:
+    """The integer or boolean a constant method of the file returns, such as get_max_seq_len (tokens)."""
+    for plan in file.program.execution_plan:
+        if plan.name == name and len(plan.outputs) == 1:
+            value = plan.values[plan.outputs[0]].val
+            if isinstance(value, Int):
+                return value.int_val
+            if isinstance(value, Bool):
+                return int(value.bool_val)
+    raise BadInput(f"{file.path} has no method {name} that returns a number, as the runners of language models need")
+
+
+def cache_dtype(file: PteFile, config: ModelConfig, context: int) -> torch.dtype:
+    """Type of the KV cache: that of the tensors [KV heads, context, 1, head size] of `forward`.
+
+    Upstream's files, and ours of before, have [1, context, KV heads, head size].
+    """
+    heads, size = config.num_key_value_heads, config.head_dim
+    wanted = [heads, context, 1, size], [1, context, heads, size]
+    forward = next(plan for plan in file.program.execution_plan if plan.name == "forward")
+    for value in forward.values:
+        if isinstance(value.val, TensorValue) and list(value.val.sizes) in wanted:
+            return enum_to_scalar_map[value.val.scalar_type]
+    raise BadInput(f"{file.path} has no KV cache of shape {wanted[0]}, as {config.path} makes it")
+
+
+def gives_all_logits(file: PteFile) -> bool:
+    """Whether `forward` returns the logits of all tokens of a call, [1, S, V], not only of the last, [1, V]."""
+    forward = next(plan for plan in file.program.execution_plan if plan.name == "forward")
+    output = forward.values[forward.outputs[0]].val
+    return isinstance(output, TensorValue) and prod(output.sizes[:-1]) > 1

@@ -1,0 +1,49 @@
+"""Starts a verification: how much of it, and the process that runs the file.
+
+Imports nothing heavy, so that the new process imports the runtime while this one imports the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from checkpoints.errors import BadInput
+from export.engine.subprocess_call import Child
+
+if TYPE_CHECKING:
+    from checkpoints.source import Source
+    from export.verification.compare import Report
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is compared."""
+
+    tokens: int = 128  # of the text, from position 0 on
+    text: Path | None = None  # in UTF-8; None: the checkpoint's heldout.txt, else a page of English
+    short: bool = False  # fewer ways of feeding
+    long: bool = False  # also beyond original_max_position_embeddings
+
+
+SHORT = Extent(tokens=40, short=True)  # what an export ends with
+
+
+def verify(
+    file: Path, source: Source, extent: Extent = Extent(), progress: Callable[[str], None] = lambda step: None
+) -> Report:
+    """Compare `file` with a checkpoint on a text.
+
+    A wrong file gets a Report that says so; BadInput is for a file that is no `.pte` of this model or that the
+    runtime refuses.
+    """
+    if extent.tokens < 2:
+        raise BadInput(f"--tokens must be at least 2, it is {extent.tokens}")
+    if not file.is_file():
+        raise BadInput(f"{file} is not a file")
+    with Child(imports="export.engine.session") as child:  # beside the imports of this process
+        from export.verification.compare import compare  # imports torch and transformers
+
+        return compare(file, source, extent, progress, child)

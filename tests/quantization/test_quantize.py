@@ -1,0 +1,183 @@
+"""Streamed quantization is torchao's of the whole model, bit for bit; untying changes nothing but names."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchao.quantization import (
+    Int8DynamicActivationIntxWeightConfig,
+    IntxUnpackedToInt8Tensor,
+    IntxWeightOnlyConfig,
+    PerAxis,
+    PerGroup,
+    quantize_,
+)
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from checkpoints.errors import BadInput
+from checkpoints.phi3 import EMBEDDING, HEAD, tensor_shapes
+from checkpoints.synthesize import synthesize
+from checkpoints.untied import Untied
+from checkpoints.weights import INDEX, open_checkpoint
+from export import untie as untie_module
+from export.quantization.recipe import Recipe
+from export.quantization.rounding import Quantizing
+from export.untie import untie
+
+RECIPES = [
+    Recipe(),
+    Recipe(group_size=64),
+    Recipe(group_size=128, embedding_bits=4),
+    Recipe(embedding_bits=4),
+    Recipe(head_bits=8),
+]
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Groups of 128 fit all its rows; two shards; embedding and lm_head are one weight."""
+    out = tmp_path_factory.mktemp("tied") / "checkpoint"
+    return synthesize(out, layers=2, hidden=128, intermediate=256, heads=4, kv_heads=2, vocab=512, max_shard_gb=5e-4)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model
+
+
+def quantized_whole(folder: Path, recipe: Recipe) -> dict[str, Tensor]:
+    """transformers' model in float32, untied by hand, given to quantize_; configurations written out here."""
+    model = load(folder)
+    model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.detach().clone())
+    group = PerGroup(recipe.group_size)
+    four = Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int4, weight_granularity=group, weight_scale_dtype=torch.bfloat16
+    )
+    eight = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
+    rows = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    groups = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=group)
+    quantize_(model, rows if recipe.embedding_bits == 8 else groups, lambda m, _: isinstance(m, nn.Embedding))
+    quantize_(model, four, lambda m, name: isinstance(m, nn.Linear) and name != "lm_head")
+    quantize_(model, four if recipe.head_bits == 4 else eight, lambda m, name: name == "lm_head")
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_streamed_is_torchaos(tied: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.quantization.rounding.CHUNK_ELEMENTS", 12_000)  # 93 rows of 128, 46 of 256
+    source = Quantizing(Untied(open_checkpoint(tied)), recipe)
+    whole = quantized_whole(tied, recipe)
+    assert set(whole) == set(tensor_shapes(source.config))
+    for name, weight in whole.items():
+        pieces = list(source.rows(name, 0, len(weight)))
+        if not isinstance(weight, IntxUnpackedToInt8Tensor):
+            assert torch.equal(torch.cat(pieces), weight)
+            continue
+        assert len(pieces) > 1
+        for part in ("qdata", "scale", "zero_point"):
+            found = torch.cat([getattr(piece, part) for piece in pieces])
+            assert found.dtype == getattr(weight, part).dtype
+            assert torch.equal(found, getattr(weight, part)), (name, part)
+        for piece in pieces:
+            for attribute in ("target_dtype", "block_size", "dtype", "activation_quantization"):
+                assert getattr(piece, attribute) == getattr(weight, attribute), (name, attribute)
+    middle = next(source.rows(EMBEDDING, 100, 103))
+    assert torch.equal(middle.qdata, whole[EMBEDDING].qdata[100:103])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_names_the_row_of_a_bad_weight(tiny: Path, bad: float) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    for file in tiny.glob("*.safetensors"):
+        tensors = {key: tensor.clone() for key, tensor in load_file(file).items()}
+        if name in tensors:
+            tensors[name][37, 5] = bad
+            save_file(tensors, file)
+    source = Quantizing(Untied(open_checkpoint(tiny)), Recipe())
+    with pytest.raises(BadInput, match=f"{name} has a NaN or Inf in row 37$"):
+        list(source.rows(name, 0, 64))
+
+
+def test_refuses_groups_that_do_not_fit(tiny: Path) -> None:
+    untied = Untied(open_checkpoint(tiny))
+    with pytest.raises(BadInput, match="intermediate_size 96 cannot be cut into groups of 64, 32 columns"):
+        Quantizing(untied, Recipe(group_size=64))
+    with pytest.raises(BadInput, match="group size 48 is none of 32, 64, 128"):
+        Quantizing(untied, Recipe(group_size=48))
+
+
+@pytest.mark.parametrize("shard_gb", [5.0, 5e-4])
+@pytest.mark.parametrize("linked", [True, False])
+def test_untie_changes_nothing_else(
+    tmp_path: Path, shard_gb: float, linked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("checkpoints.untied.CHUNK", 1000)  # three rows of the embedding
+    if not linked:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError()))
+    tied = synthesize(
+        tmp_path / "tied", layers=2, hidden=128, intermediate=256, heads=4, vocab=512, max_shard_gb=shard_gb
+    )
+    out = untie(str(tied), out=tmp_path / "untied")
+    before, after = open_checkpoint(tied), open_checkpoint(out)
+    assert after.names() == [*before.names(), HEAD]
+    for name in after.names():
+        assert torch.equal(after.tensor(name), before.tensor(EMBEDDING if name == HEAD else name))
+        assert after.dtype(name) == torch.bfloat16
+    old, new = (json.loads((folder / "config.json").read_text()) for folder in (tied, out))
+    assert new == old | {"tie_word_embeddings": False}
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (out / name).read_bytes() == (tied / name).read_bytes()
+    first = out / f"model-00001-of-{len(after.files):05}.safetensors"
+    assert (first.stat().st_nlink == 2) == linked
+    sizes_on_disk = json.loads((out / INDEX).read_text())["metadata"]["total_size"]
+    assert sizes_on_disk == sum(map(after.nbytes, after.names()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tied", "untied"]
+
+
+def test_untied_has_the_same_logits(tied: Path, tmp_path: Path) -> None:
+    out = untie(str(tied), out=tmp_path / "untied")
+    tokens = torch.arange(40, 60)[None]
+    model = load(out)
+    assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, load(tied)(tokens).logits)
+
+
+def test_untie_keeps_a_stored_copy(tiny: Path, tmp_path: Path) -> None:
+    """A tied checkpoint may hold lm_head.weight already, with the embedding's bytes."""
+    tensors = {key: value for file in tiny.glob("*.safetensors") for key, value in load_file(file).items()}
+    for file in [*tiny.glob("*.safetensors"), tiny / INDEX]:
+        file.unlink()
+    save_file(tensors | {HEAD: tensors[EMBEDDING].clone()}, tiny / "model.safetensors")
+    out = untie(str(tiny), out=tmp_path / "untied")
+    assert torch.equal(open_checkpoint(out).tensor(HEAD), tensors[EMBEDDING])
+    with pytest.raises(BadInput, match="tie_word_embeddings is false already"):
+        untie(str(out), out=tmp_path / "again")
+
+
+def test_untie_is_whole_or_nothing(tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(BadInput, match="taken already exists and is not an empty folder"):
+        untie(str(tied), out=tmp_path / "taken")
+    monkeypatch.setattr("checkpoints.untied._write_head", stop)
+    with pytest.raises(KeyboardInterrupt):
+        untie(str(tied), out=tmp_path / "half")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_untie_command(
+    tied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(untie_module, "quiet", lambda verbose: None)  # it silences the whole process
+    untie_module.main(["--checkpoint", str(tied), "--out", str(tmp_path / "untied")])
+    assert capsys.readouterr().out == f"{tmp_path / 'untied'}\n"
+    assert HEAD in open_checkpoint(tmp_path / "untied").names()
