@@ -34,7 +34,7 @@ from export.engine.tokenizer import (
     stop_ids,
 )
 
-PHI4 = Path(__file__).parent.parent / "checkpoints" / "phi4-tiny"
+PHI4 = Path(__file__).parents[2] / "checkpoints" / "phi4-tiny"
 FORMATS = ["huggingface", "sentencepiece", "tiktoken"]
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " \n Why?"}]
 
