@@ -6,14 +6,12 @@ A terminal gets live bars; anything else gets one line a stage. Knows nothing of
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import psutil
 from rich.console import Console
@@ -48,17 +46,6 @@ def quiet(verbose: bool) -> None:
     if not verbose:
         warnings.filterwarnings("ignore")
         logging.disable(logging.WARNING)
-
-
-written: Any = None  # bytes a child process has written, shared with its parent
-
-
-def begin_child(counter: Any) -> None:
-    """What a spawned process runs first, before it imports torch: quiet, deaf to Ctrl-C, with a counter to show."""
-    global written
-    written = counter
-    quiet(verbose=False)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops this process
 
 
 class _Memory(ProgressColumn):

@@ -38,13 +38,13 @@ def export_pte(
     quiet(verbose)
     path = Path(out)
     with hushed(f"the export of {path} was ended by C++ code; --verbose shows more", verbose):
-        from export import pipeline  # imports torch and executorch, which print
-        from export.options import from_flags
+        from export.options import from_flags  # imports torch
+        from export.pipeline import export_checkpoint
+        from export.publishing import check_place
 
-        pipeline.check_place(path)
+        check_place(path)
         quantized_out = None if save_quantized is None else Path(save_quantized)
-        source = resolve(checkpoint, revision)
-        return pipeline.export_checkpoint(source, path, from_flags(**options), quantized_out, verify)
+        return export_checkpoint(resolve(checkpoint, revision), path, from_flags(**options), quantized_out, verify)
 
 
 def print_exported(exported: Exported) -> None:

@@ -28,7 +28,7 @@ from export.bench.files import local_file
 from export.bench.memory import nothing, parse_memory, sample, with_peak
 from export.bench.outcome import Outcome, Watch, size
 from export.bench.plan import Plan
-from export.engine.native_output import last_line
+from export.subprocess_call import last_line
 
 INTERVAL_S = 0.02
 MOST = 0.05  # of the time may go into asking: a large process's tables take long to walk

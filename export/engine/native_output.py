@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 
 from checkpoints.errors import BadInput
+from export.subprocess_call import last_line
 
 # The last lines live in a process of their own, which prints them when the pipe from us closes: a failed assertion in
 # C++, or a damaged file, ends our process without another word.
@@ -120,9 +121,3 @@ def native_errors(complaint: str) -> Iterator[None]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-
-
-def last_line(log: str) -> str:
-    """The last line that says something, cut to 300 characters."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it wrote nothing to stderr"

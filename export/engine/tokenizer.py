@@ -34,6 +34,9 @@ import tokenizers
 from checkpoints.config import ModelConfig, read_object
 from checkpoints.errors import BadInput
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # by which a tokenizer is found, and *.tiktoken
+COMPANIONS = ("tokenizer_config.json", "chat_template.jinja")  # what belongs to it
+
 Kind = Literal["huggingface", "sentencepiece", "tiktoken"]
 
 # The runner's default (tiktoken.h of pytorch_tokenizers), with RE2's ASCII meaning of \s spelled out.
@@ -83,7 +86,7 @@ class Tokenizer:
 
 def find_tokenizer(folder: Path) -> Path:
     """The tokenizer of a checkpoint: tokenizer.json, else tokenizer.model, else the first *.tiktoken."""
-    for path in (folder / "tokenizer.json", folder / "tokenizer.model", *sorted(folder.glob("*.tiktoken"))):
+    for path in (*(folder / name for name in TOKENIZERS), *sorted(folder.glob("*.tiktoken"))):
         if path.is_file():
             return path
     raise BadInput(f"{folder} has no tokenizer.json, no tokenizer.model and no *.tiktoken")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  registers llama::update_cache, custom_sdpa
 import torch
 from torch import Tensor, nn
 

@@ -2,19 +2,20 @@
 
 Layout of the file, every segment aligned to 128 bytes:
 
-    program (flatbuffer with the extended header), padded to `reserve(layers)` bytes
+    program (flatbuffer with the extended header), padded to `program_room(layers)` bytes
     weights of delegates, one segment a part, called by their data names
     embedding and norms, called so as well, then the graph's own constants (rope tables): the constant segment
     XNNPACK's graphs, one segment a delegate
 
 Upstream writes the program last-known-first, so it can only serialize weights it holds; with room kept in front of
-them the weights need not wait for the graph. Private parts of `executorch.exir._serialize` (1.5.1) are touched only
-here.
+them the weights need not wait for the graph. Private parts of `executorch.exir._serialize` (1.5.1) are touched here,
+and for reading in `export.ptefile.reader`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from executorch.exir._serialize._flatbuffer_program import _program_to_flatbuffer
@@ -24,22 +25,22 @@ from executorch.exir.schema import (
     DataLocation,
     DataSegment,
     NamedData,
+    Program,
     SubsegmentOffsets,
 )
 
 from export.program.trace import Graph
 from export.program.weights import ALIGNMENT, Placed, end
+from export.quantization.packing import data_key
 
 TENSOR_ALIGNMENT = 16  # bytes; `executorch.exir.tensor.ALIGNMENT`
 
 
-def reserve(layers: int) -> int:
-    """Bytes kept for the program: 2.8 times what a program of 32 layers takes (226 KiB), more of a smaller one."""
-    return 128 * 1024 + layers * 16 * 1024
+def finish(path: Path, base: int, graph: Graph, placed: Sequence[Placed], digests: Mapping[str, str]) -> None:
+    """Complete the file at `path`, which holds the weights from `base` on, and force it to disk.
 
-
-def finish(path: Path, base: int, graph: Graph, placed: list[Placed]) -> None:
-    """Complete the file at `path`, which holds the weights from `base` on, and force it to disk."""
+    `digests` are those of `export.program.weights`, by the names of `placed`.
+    """
     program = graph.program
     tail = bytearray()
     weights_end = end(placed)
@@ -49,10 +50,11 @@ def finish(path: Path, base: int, graph: Graph, placed: list[Placed]) -> None:
         tail.extend(data)
         return weights_end + len(tail) - len(data)
 
-    where = {name: span for item in placed for name, span in item.data().items()}
+    where = {name: span for item in placed for name, span in item.data.items()}
+    keys = {name: data_key(name, digests[item.name]) for item in placed for name in item.data}
     # The constants have names too, as segments that lie inside the constant segment: so a file can be read back.
     segments = [DataSegment(*span) for span in where.values()]
-    program.named_data = [NamedData(key=name, segment_index=index) for index, name in enumerate(where)]
+    program.named_data = [NamedData(key=keys[name], segment_index=index) for index, name in enumerate(where)]
 
     held = {index: name for name, index in graph.constants.items()}
     start = min(where[name][0] for name in graph.constants)
@@ -66,7 +68,8 @@ def finish(path: Path, base: int, graph: Graph, placed: list[Placed]) -> None:
 
     for plan in program.execution_plan:
         for delegate in plan.delegates:
-            blob = program.backend_delegate_data[delegate.processed.index].data
+            token = program.backend_delegate_data[delegate.processed.index].data
+            blob = graph.blob(token, keys)
             delegate.processed = BackendDelegateDataReference(location=DataLocation.SEGMENT, index=len(segments))
             segments.append(DataSegment(offset=append(blob, ALIGNMENT), size=len(blob)))
     program.backend_delegate_data = []
@@ -82,11 +85,11 @@ def finish(path: Path, base: int, graph: Graph, placed: list[Placed]) -> None:
         os.fsync(file.fileno())
 
 
-def _serialize(program, base: int, segment_bytes: int) -> bytes:  # type: ignore[no-untyped-def]
+def _serialize(program: Program, base: int, segment_bytes: int) -> bytes:
     result = _program_to_flatbuffer(program, constant_tensor_alignment=None, delegate_alignment=None)
     room = _ExtendedHeader.EXPECTED_LENGTH + -_ExtendedHeader.EXPECTED_LENGTH % result.max_alignment
     size = room + len(result.data)
     if size > base:
-        raise RuntimeError(f"the program takes {size} bytes, {base} were kept for it (reserve)")
+        raise RuntimeError(f"the program takes {size} bytes, {base} were kept for it (program_room)")
     header = _ExtendedHeader(program_size=size, segment_base_offset=base, segment_data_size=segment_bytes).to_bytes()
     return _insert_flatbuffer_header(result.data, r"ET[0-9a-zA-Z][0-9a-zA-Z]", header.ljust(room, b"\0"))

@@ -1,92 +1,89 @@
-"""Traces the whole model once, around calls to the lowered pieces, into an ExecuTorch program without weights.
+"""Traces the model, around calls to the pieces that XNNPACK computes, into an ExecuTorch program without weights.
 
 Weights, norms and the embedding enter as small placeholders and leave as names: the caller learns which constant
-buffer of the program stands for which tensor and puts the bytes there itself. Memory: the placeholder weights of one
-feed-forward; nothing grows with the vocabulary, and with layers only the graph.
+buffer of the program stands for which tensor and puts the bytes there itself. A delegate's data is a token that says
+which piece of which layer it is; its blob is made when the names of its weights are known. Memory: a few layers of
+graph, whatever the model's size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+from executorch.exir.lowered_backend_module import LoweredBackendModule as UpstreamLoweredModule
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 from executorch.exir.schema import Program
 from executorch.exir.schema import Tensor as TensorValue
-from torch import nn
+from torch import Tensor, nn
+from torch._higher_order_ops.executorch_call_delegate import executorch_call_delegate
 
 from checkpoints.config import ModelConfig
 from checkpoints.phi3 import Role
 from export.models import kv_cache
 from export.models.phi3 import QuantizedEmbedding, RMSNorm, Transformer
 from export.options import ExportOptions
-from export.program.lower import lower_model
-from export.quantization.packing import packed_parts
-from export.quantization.recipe import Recipe
-from export.quantization.rounding import quantize_rows
+from export.program.deepen import SHALLOW, Unknown, deepen
+from export.program.pieces import Piece, make_pieces
+from export.quantization.packing import pack
+from export.quantization.rounding import round_rows
 
 PLACEHOLDER_ROWS = 2  # of the embedding: the graph never looks at how many rows there are
+TOKEN = re.compile(r"(\w+) ([\w.]*)")  # a piece and the prefix of its weights' names
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A program whose constant buffers are still placeholders."""
+    """A program whose constant buffers and delegates are still placeholders."""
 
     program: Program
-    constants: dict[str, int]  # data name -> index in program.constant_buffer
-    planned_bytes: list[int]  # sizes of the memory arenas planned for `forward`
+    constants: dict[str, int]  # name of a part -> index in program.constant_buffer
+    pieces: dict[str, Piece]
 
+    @property
+    def planned_bytes(self) -> int:
+        """Of the memory arenas of `forward`."""
+        plan = next(plan for plan in self.program.execution_plan if plan.name == "forward")
+        return sum(int(size) for size in plan.non_const_buffer_sizes)
 
-def metadata(config: ModelConfig, options: ExportOptions) -> dict[str, int | bool | list[int]]:
-    """Constant methods that ExecuTorch's runners read (`extension/llm/runner` in 1.5.1)."""
-    assert options.bos_id is not None
-    return {
-        "get_bos_id": options.bos_id,
-        "get_eos_ids": list(options.eos_ids),
-        "get_max_seq_len": options.prefill_chunk,
-        "get_max_context_len": options.context,
-        "get_vocab_size": config.vocab_size,
-        "use_kv_cache": True,
-        "use_sdpa_with_kv_cache": True,
-        "enable_dynamic_shape": True,
-    }
-
-
-def _placeholders(model: Any, recipe: Recipe) -> dict[str, torch.Tensor]:
-    """Give the embedding and the norms small or constant stand-ins, each unlike the others; data name -> stand-in."""
-    hidden = model.config.hidden_size
-    found: dict[str, torch.Tensor] = {}
-    rows = torch.full((PLACEHOLDER_ROWS, hidden), -1.0)
-    config = recipe.torchao_config(Role.EMBEDDING)
-    if config is None:
-        model.tok_embeddings = nn.Embedding(PLACEHOLDER_ROWS, hidden, _weight=rows)
-        model.tok_embeddings.weight.requires_grad_(False)
-        found["tok_embeddings.weight"] = rows
-    else:
-        parts = {part.suffix: part.data.contiguous() for part in packed_parts(quantize_rows(rows, config))}
-        model.tok_embeddings = QuantizedEmbedding(parts["weight"], parts["scale"])
-        found |= {f"tok_embeddings.{suffix}": data for suffix, data in parts.items()}
-    for number, (name, module) in enumerate(model.named_modules()):
-        if isinstance(module, RMSNorm):
-            module.weight = nn.Parameter(torch.full((hidden,), float(number)), requires_grad=False)
-            found[f"{name}.weight"] = module.weight.detach()
-    return found
+    def blob(self, token: bytes, keys: Mapping[str, str]) -> bytes:
+        """A delegate's blob; `keys` are the data names of parts, such as "layers.0.attention.wq.weight"."""
+        match = TOKEN.fullmatch(token.decode())
+        assert match is not None
+        blobs = self.pieces[match[1]].blobs
+        return blobs.make({name: keys[match[2] + name] for name in blobs.names})
 
 
 def build_graph(
     config: ModelConfig, options: ExportOptions, progress: Callable[[str], object] = lambda step: None
 ) -> Graph:
-    """Trace, lower, plan memory and emit. The program's delegates refer to weights by name."""
+    """Trace, plan memory and emit; a deep model is emitted shallow and made deep where its layers repeat."""
+    pieces, layers = make_pieces(config, options), config.num_hidden_layers
+    if layers > SHALLOW:
+        program, constants = emit(dataclasses.replace(config, num_hidden_layers=SHALLOW), options, pieces, progress)
+        try:
+            return Graph(program, deepen(program, constants, layers), pieces)
+        except Unknown:
+            pass  # another version of ExecuTorch, or a model whose layers differ: the long way
+    return Graph(*emit(config, options, pieces, progress), pieces)
+
+
+def emit(
+    config: ModelConfig, options: ExportOptions, pieces: dict[str, Piece], progress: Callable[[str], object]
+) -> tuple[Program, dict[str, int]]:
+    """The whole model by upstream's own way; its program, and the named constant buffers."""
     chunk, cache_dtype = options.prefill_chunk, kv_cache.DTYPES[options.kv_cache]
     with torch.device("meta"):
         model = Transformer(config, options.context, cache_dtype, options.full_logits)
-    placeholders = _placeholders(model, options.recipe)
-    progress("lower")
-    lower_model(model, chunk, options.recipe)
+    placeholders = _placeholders(model, options)
+    _call_pieces(model, pieces)
     progress("trace")
     example = (torch.zeros(1, min(3, chunk), dtype=torch.long), torch.zeros(1, dtype=torch.long))
     length = torch.export.Dim("length", min=1, max=chunk)
@@ -109,11 +106,87 @@ def build_graph(
     result = emitted.executorch_program
     constants = _find(result, placeholders)
     _set_embedding_rows(result, constants, config.vocab_size)
-    plan = next(plan for plan in result.execution_plan if plan.name == "forward")
-    return Graph(result, constants, [int(size) for size in plan.non_const_buffer_sizes])
+    return result, constants
 
 
-def _find(program: Program, placeholders: dict[str, torch.Tensor]) -> dict[str, int]:
+def metadata(config: ModelConfig, options: ExportOptions) -> dict[str, int | bool | list[int]]:
+    """Constant methods that ExecuTorch's runners read (`extension/llm/runner` in 1.5.1)."""
+    assert options.bos_id is not None
+    return {
+        "get_bos_id": options.bos_id,
+        "get_eos_ids": list(options.eos_ids),
+        "get_max_seq_len": options.prefill_chunk,
+        "get_max_context_len": options.context,
+        "get_vocab_size": config.vocab_size,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        "enable_dynamic_shape": True,
+    }
+
+
+def _placeholders(model: Transformer, options: ExportOptions) -> dict[str, Tensor]:
+    """Give the embedding and the norms small or constant stand-ins, each unlike the others; part's name -> it."""
+    hidden = model.config.hidden_size
+    rows = torch.full((PLACEHOLDER_ROWS, hidden), -1.0)
+    storage = options.recipe.storage(Role.EMBEDDING, hidden)
+    parts = pack(rows if storage.bits == 32 else round_rows(rows, storage))
+    found = {f"tok_embeddings.{part}": data.contiguous() for part, data in parts.items()}
+    if storage.bits == 32:
+        model.tok_embeddings = nn.Embedding(PLACEHOLDER_ROWS, hidden, _weight=rows)
+        model.tok_embeddings.weight.requires_grad_(False)
+    else:
+        scale = parts["scale"].flatten() if storage.bits == 8 else parts["scale"]
+        model.tok_embeddings = QuantizedEmbedding(parts["weight"], scale)
+    for number, (name, module) in enumerate(model.named_modules()):
+        if isinstance(module, RMSNorm):
+            module.weight = nn.Parameter(torch.full((hidden,), float(number)), requires_grad=False)
+            found[f"{name}.weight"] = module.weight.detach()
+    return found
+
+
+class LoweredBackendModule(UpstreamLoweredModule):
+    """A delegate whose original program stands only for the shapes of its outputs.
+
+    The tracer and the emitter recognise lowered modules by this very class name (torch 2.13
+    `is_lowered_module`). Copies are not needed, as nothing changes a lowered module after it was made.
+    """
+
+    def __init__(self, token: bytes, outputs: Callable[..., tuple[Tensor, ...]]) -> None:
+        program = SimpleNamespace(
+            module=lambda: outputs, graph_module=nn.Module(), graph=torch.fx.Graph(), graph_signature=None
+        )
+        program.graph.output(())
+        super().__init__(program, "XnnpackBackend", token, [], None)
+
+    def __deepcopy__(self, memo: Any) -> LoweredBackendModule:
+        return self
+
+
+def _call_pieces(model: Transformer, pieces: dict[str, Piece]) -> None:
+    """Replace the methods that XNNPACK computes by calls to delegates, and drop their linears, in place."""
+
+    def call(name: str, prefix: str) -> Callable[..., Any]:
+        lowered = LoweredBackendModule(f"{name} {prefix}".encode(), pieces[name].outputs)
+
+        def method(*args: Tensor) -> Any:
+            outputs = executorch_call_delegate(lowered, *args)
+            return outputs[0] if len(outputs) == 1 else outputs
+
+        return method
+
+    block: Any
+    for i, block in enumerate(model.layers):
+        attention, feed_forward = block.attention, block.feed_forward
+        attention.project = call("project", f"layers.{i}.attention.")
+        attention.finish = call("finish", f"layers.{i}.attention.")
+        feed_forward.project = call("feed", f"layers.{i}.feed_forward.")
+        del attention.wq, attention.wk, attention.wv, attention.wo
+        del feed_forward.w1, feed_forward.w2, feed_forward.w3
+    setattr(model, "head", call("head", ""))  # noqa: B010  a method, for mypy
+    del model.output
+
+
+def _find(program: Program, placeholders: dict[str, Tensor]) -> dict[str, int]:
     """Which constant buffer holds which placeholder, by its bytes."""
     held = {bytes(buffer.storage): index for index, buffer in enumerate(program.constant_buffer)}
     return {name: held[data.contiguous().view(torch.uint8).numpy().tobytes()] for name, data in placeholders.items()}

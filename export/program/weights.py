@@ -1,30 +1,34 @@
 """Writes every weight of a model into its place in a file that is being made, a few rows at a time.
 
-Runs in a process of its own beside the graph: both are long, and a second thread would wait for the interpreter.
-Memory: one piece of `export.quantization.rounding.CHUNK_ELEMENTS` with its temporaries; the checkpoint's mapped pages
-are let go tensor by tensor.
+In processes of their own beside the graph: both are long, and threads would wait for the interpreter. Memory: one
+piece of `export.quantization.rounding.CHUNK_ELEMENTS` a process with its temporaries; the checkpoint's mapped pages
+are let go tensor by tensor. Imports torch and nothing of executorch: the processes are at work while the graph's are
+imported.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import hashlib
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from checkpoints.config import ModelConfig
-from checkpoints.files import write_at
+from checkpoints.files import tensor_bytes, write_at
 from checkpoints.phi3 import Role, role
-from export import progress
 from export.models.layout import Rows, layout, shape
-from export.quantization.packing import packed_parts, packed_sizes
+from export.quantization.packing import pack
 from export.quantization.recipe import Recipe
 from export.quantization.rounding import Quantized
+from export.quantization.saved import open_quantized
+from export.subprocess_call import Child, tell
 
 ALIGNMENT = 128  # bytes; ExecuTorch's segment alignment, twice what XNNPACK asks of its constants
 
@@ -35,12 +39,19 @@ class Placed:
 
     name: str  # "layers.0.attention.wq", without ".weight"
     rows: Rows
-    offsets: dict[str, int]  # suffix -> offset from the start of the region
-    sizes: dict[str, int]  # suffix -> bytes
+    offsets: dict[str, int]  # part, "weight" or "scale" -> offset from the start of the region
+    sizes: dict[str, int]  # part -> bytes
 
+    @property
     def data(self) -> dict[str, tuple[int, int]]:
-        """Data name -> (offset, size)."""
-        return {f"{self.name}.{suffix}": (self.offsets[suffix], self.sizes[suffix]) for suffix in self.sizes}
+        """Name of a part, "layers.0.attention.wq.scale" -> (offset, size)."""
+        return {f"{self.name}.{part}": (self.offsets[part], size) for part, size in self.sizes.items()}
+
+
+def program_room(layers: int) -> int:
+    """Bytes kept for the program in front of the weights: 2.5 times what a program of 32 layers takes, and more of
+    a smaller one."""
+    return 128 * 1024 + layers * 16 * 1024
 
 
 def place(config: ModelConfig, recipe: Recipe) -> list[Placed]:
@@ -49,74 +60,107 @@ def place(config: ModelConfig, recipe: Recipe) -> list[Placed]:
     tensors = layout(config).items()
     # stable: the order of the graph within each
     for name, rows in sorted(tensors, key=lambda item: role(item[1].name) not in (Role.LINEAR, Role.HEAD)):
-        sizes = packed_sizes(shape(config, name), role(rows.name), recipe)
+        dims = shape(config, name)
+        count, columns = dims if len(dims) == 2 else (1, dims[0])
+        sizes = recipe.storage(role(rows.name), columns).nbytes(count)
         offsets = {}
-        for suffix, size in sizes.items():
+        for part, size in sizes.items():
             at += -at % ALIGNMENT
-            offsets[suffix] = at
+            offsets[part] = at
             at += size
         placed.append(Placed(name.removesuffix(".weight"), rows, offsets, sizes))
     return placed
 
 
-def end(placed: list[Placed]) -> int:
+def end(placed: Sequence[Placed]) -> int:
     """First byte after the last part."""
-    return max(offset + size for item in placed for offset, size in item.data().values())
+    return max(offset + size for item in placed for offset, size in item.data.values())
 
 
-def write_weights(
-    path: Path, base: int, source: Quantized, placed: list[Placed], count: Callable[[int], None]
-) -> None:
-    """Write all parts at `base` + their offsets into an existing file; `count` gets the bytes of each piece."""
+def write_weight(path: Path, base: int, folder: Path, recipe: Recipe, item: Placed) -> str:
+    """Write all parts of one weight at `base` + their offsets into an existing file; the digest of their bytes.
+
+    Its rows come from the checkpoint in `folder`. The bytes of each piece are told to a parent process.
+    """
+    source, at = _open(folder, recipe), dict(item.offsets)
+    digests = {part: hashlib.sha256() for part in item.sizes}
     with open(path, "r+b", buffering=0) as file:
-        for item in placed:
-            at = dict(item.offsets)
-            for rows in source.rows(item.rows.name, item.rows.start, item.rows.stop):
-                for part in packed_parts(rows):
-                    view = part.bytes()
-                    write_at(file.fileno(), view, base + at[part.suffix])
-                    at[part.suffix] += len(view)
-                    count(len(view))
-            written = {suffix: at[suffix] - item.offsets[suffix] for suffix in at}
-            if written != item.sizes:
-                raise RuntimeError(f"{item.name}: wrote {written} bytes, planned {item.sizes}")
+        for rows in source.rows(item.rows.name, item.rows.start, item.rows.stop):
+            written = 0
+            for part, data in pack(rows).items():
+                view = tensor_bytes(data)
+                digests[part].update(view)
+                at[part] = write_at(file.fileno(), view, base + at[part]) - base
+                written += len(view)
+            tell(written)
+    sizes = {part: at[part] - item.offsets[part] for part in at}
+    if sizes != item.sizes:
+        raise RuntimeError(f"{item.name}: wrote {sizes} bytes, planned {item.sizes}")
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests.values())).hexdigest()
 
 
-class Beside:
-    """`write_weights` in another process: `written` bytes so far, `join` to wait and get its errors."""
+@lru_cache(maxsize=1)
+def _open(folder: Path, recipe: Recipe) -> Quantized:
+    torch.set_num_threads(1)  # pieces are small enough to stay in the cache of one core
+    return open_quantized(folder, recipe)
 
-    def __init__(self, path: Path, base: int, source: Callable[[], Quantized], placed: list[Placed]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._written = context.Value("q", 0)
-        self._pool = ProcessPoolExecutor(1, context, progress.begin_child, (self._written,))
-        began = time.monotonic()
+
+class WeightWriter:
+    """`write_weight` for all of a model in `count` other processes.
+
+    A context manager: leaving it ends them; the file is then left as it is.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.written = 0  # bytes so far
         self.seconds = 0.0  # from start to end, known once done
-        self._future: Future[None] = self._pool.submit(_work, path, base, source, placed)
-        self._future.add_done_callback(lambda _: setattr(self, "seconds", time.monotonic() - began))
+        self._stack, self._lock = ExitStack(), threading.Lock()
+        self._children = [self._stack.enter_context(Child("export.program.weights")) for _ in range(count)]
 
-    @property
-    def written(self) -> int:
-        return self._written.value
+    def __enter__(self) -> WeightWriter:
+        return self
 
-    def join(self) -> None:
-        self._future.result()
-        self._pool.shutdown()
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
-    def stop(self) -> None:
-        """Give up at once; the file is left as it is."""
-        for process in (self._pool._processes or {}).values():
-            process.terminate()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def start(self, path: Path, base: int, folder: Path, recipe: Recipe, placed: Sequence[Placed]) -> None:
+        """Begin; the largest weights come first, so that the last ones end together."""
+        waiting = iter(sorted(placed, key=lambda item: -sum(item.sizes.values())))
+        began = time.monotonic()
 
+        def work(child: Child) -> dict[str, str]:
+            digests: dict[str, str] = {}
+            while True:
+                with self._lock:
+                    item = next(waiting, None)
+                if item is None:
+                    self.seconds = time.monotonic() - began
+                    return digests
+                digests[item.name] = child.start(write_weight, path, base, folder, recipe, item).result()
 
-def _work(path: Path, base: int, source: Callable[[], Quantized], placed: list[Placed]) -> None:
-    # The pieces are small enough to stay in the cache of one core; the other core has the graph.
-    torch.set_num_threads(1)
-    parent = os.getppid()
+        threads = self._stack.enter_context(ThreadPoolExecutor(len(self._children)))
+        self._stack.push(lambda *error: self._end())
+        for child in self._children:
+            child.listen(self._count)
+        self._working = [threads.submit(work, child) for child in self._children]
 
-    def count(size: int) -> None:
-        if os.getppid() != parent:  # killed without a chance to stop us
-            os._exit(1)
-        progress.written.value += size
+    def join(self) -> dict[str, str]:
+        """Wait for the end; name of each weight -> its digest. Raises what went wrong in a process."""
+        found: dict[str, str] = {}
+        for working in self._working:
+            found |= working.result()
+        return found
 
-    write_weights(path, base, source(), placed, count)
+    def check(self) -> None:
+        """Raise what went wrong, if something has by now."""
+        for working in self._working:
+            if working.done():
+                working.result()
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self.written += size
+
+    def _end(self) -> None:
+        for child in self._children:
+            child.kill()

@@ -22,6 +22,7 @@ from executorch.exir.schema import DataLocation, DelegateCall, ExecutionPlan, Ke
 from export.ptefile.contents import Contents, Delegate, Embedding, Linear, Other
 from export.ptefile.reader import PteFile
 from export.ptefile.xnngraph import DATATYPES, Constant, FullyConnected, Unreadable, XnnGraph, read_xnngraph
+from export.quantization.packing import readable_name
 
 NAMES = {theirs: ours for theirs, ours, _ in DATATYPES.values()}
 TYPES = {
@@ -98,7 +99,7 @@ class _Reading:
         self.others: list[Other] = []
         self.missing: list[str] = []
         self.embedding: Embedding | None = None
-        self.names = {offset: name for name, (offset, _) in pte.named.items()}
+        self.names = {offset: name for name, (offset, _) in pte.parts.items()}
 
     def contents(self) -> Contents:
         delegates = [self._delegate(index) for index in range(len(self.plan.delegates))]
@@ -165,10 +166,11 @@ class _Reading:
             self._claim(scale, "scales", blob)
         if item.bias is not None:
             self._claim(item.bias, "other constants", blob)
-        readable = weight.name is not None and not HASH.search(weight.name)
+        name = readable_name(weight.name or "")
+        readable = name and not HASH.search(name)
         activation = NAMES[item.input.datatype]
         return Linear(
-            (weight.name or "").removesuffix(".weight") if readable else f"linear {number} of delegate {delegate}",
+            name.removesuffix(".weight") if readable else f"linear {number} of delegate {delegate}",
             False, delegate, "XNNFullyConnected", item.rows, item.columns, kind, item.filter.group_size,
             f"dynamic {activation}" if item.input.datatype in ("qdint8", "qpint8") else activation,
             weight.size, scale.size if scale else item.filter.inline_scale_bytes,
@@ -183,7 +185,7 @@ class _Reading:
             norm = math.prod(value.dims) == max(value.dims, default=0) > 1 and NAMES[value.datatype] == "float32"
             self._claim(value.constant, "norms" if norm else "other constants", blob)
             if not norm:
-                name = value.constant.name or ""
+                name = readable_name(value.constant.name or "")
                 name = f"value {number} of delegate {delegate}" if not name or HASH.search(name) else name
                 self.others.append(Other(name, NAMES[value.datatype], value.dims, value.constant.size))
 

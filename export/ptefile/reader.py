@@ -15,6 +15,7 @@ from executorch.exir.schema import DataLocation, Program
 
 from checkpoints.errors import BadInput
 from export.ptefile.magic import read_head
+from export.quantization.packing import readable_name
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class PteFile:
     size: int
     program_size: int
     program: Program
-    named: dict[str, tuple[int, int]]  # data name -> (offset, size)
+    named: dict[str, tuple[int, int]]  # data key -> (offset, size)
+    parts: dict[str, tuple[int, int]]  # the same by readable names, "layers.0.attention.wq.scale"
     constants: tuple[int, int]  # (offset, size) of the constant segment, (0, 0) without one
     delegates: list[tuple[int, int]]  # (offset, size) of each delegate's blob, in the order of `forward`'s delegates
     _map: mmap.mmap
@@ -36,9 +38,9 @@ class PteFile:
 
     def data(self, name: str) -> memoryview:
         """The bytes of one part of a weight, e.g. "layers.0.attention.wq.scale"."""
-        if name not in self.named:
+        if name not in self.parts:
             raise BadInput(f"{self.path} holds no data called {name}")
-        return self.bytes(*self.named[name])
+        return self.bytes(*self.parts[name])
 
 
 def open_pte(path: Path) -> PteFile:
@@ -69,4 +71,5 @@ def open_pte(path: Path) -> PteFile:
     for offset, length in spans:
         if offset + length > size:
             raise BadInput(f"{path}: a segment ends at byte {offset + length}, the file has {size}")
-    return PteFile(path, size, program_size, program, named, constants, delegates, mapped)
+    parts = {readable_name(key): span for key, span in named.items()}
+    return PteFile(path, size, program_size, program, named, parts, constants, delegates, mapped)

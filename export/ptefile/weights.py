@@ -22,8 +22,8 @@ from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
 from export.models.layout import layout, shape
 from export.ptefile.reader import PteFile
-from export.quantization.packing import Storage, unpack
-from export.quantization.recipe import Recipe
+from export.quantization.packing import unpack
+from export.quantization.recipe import Recipe, Storage
 from export.quantization.rounding import CHUNK_ELEMENTS
 
 
@@ -47,10 +47,12 @@ class FileWeights:
     def __init__(self, file: PteFile, config: ModelConfig) -> None:
         self.file = file
         self._layout = layout(config)
-        for name in file.named:
+        for name in file.parts:
             if name.startswith("layers.") and f"{name.rpartition('.')[0]}.weight" not in self._layout:
                 raise BadInput(f"{file.path} holds {name}, which the model of {config.path} does not have")
-        self.storage = {name: self._storage(name, shape(config, name)) for name in self._layout}
+        shapes = {name: shape(config, name) for name in self._layout}
+        self.storage = {name: self._storage(name, dims) for name, dims in shapes.items()}
+        self._rows_of = {name: dims[0] if len(dims) == 2 else 1 for name, dims in shapes.items()}
 
     @property
     def rounds_activations(self) -> bool:
@@ -74,13 +76,13 @@ class FileWeights:
             for ours, rows in self._layout.items():
                 if rows.name != name:
                     continue
-                storage = self.storage[ours]
+                storage, count = self.storage[ours], self._rows_of[ours]
                 step = max(1, CHUNK_ELEMENTS // storage.columns)
                 first = max(0, start - rows.start)
-                end = storage.rows if stop is None else min(storage.rows, stop - rows.start)
+                end = count if stop is None else min(count, stop - rows.start)
                 for at in range(first, end, step):
                     values, scale = self._rows(opened, ours, at, min(at + step, end))
-                    values = values.flatten() if storage.rows == 1 else values
+                    values = values.flatten() if count == 1 else values
                     yield Piece(rows.start + at, values, scale, storage.bits)
 
     def embedding_rows(self, tokens: list[int]) -> Tensor:
@@ -95,7 +97,7 @@ class FileWeights:
         with self.file.path.open("rb", buffering=0) as opened:
             for ours, rows in self._layout.items():
                 if rows.name == name:
-                    offset, size = self.file.named[ours]
+                    offset, size = self.file.parts[ours]
                     os.posix_fadvise(opened.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def _rows(self, opened: BinaryIO, ours: str, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
@@ -112,7 +114,7 @@ class FileWeights:
 
     def _read(self, opened: BinaryIO, data_name: str, row_bytes: int, start: int, stop: int) -> Tensor:
         """uint8 [stop - start, row_bytes]"""
-        offset, _ = self.file.named[data_name]
+        offset, _ = self.file.parts[data_name]
         data = bytearray(os.pread(opened.fileno(), (stop - start) * row_bytes, offset + start * row_bytes))
         return torch.frombuffer(data, dtype=torch.uint8).view(stop - start, row_bytes)
 
@@ -121,7 +123,7 @@ class FileWeights:
         embedding, scale_name = name.startswith("tok_"), name.removesuffix("weight") + "scale"
         weight_bytes = len(self.file.data(name))
         bits, rest = divmod(8 * weight_bytes, rows * columns)
-        scale_bytes = len(self.file.data(scale_name)) if scale_name in self.file.named else 0
+        scale_bytes = len(self.file.data(scale_name)) if scale_name in self.file.parts else 0
         scale_dtype = torch.bfloat16 if bits == 4 and not embedding else torch.float32
         groups, scale_rest = divmod(scale_bytes, rows * scale_dtype.itemsize)
         known = (bits == 32 and groups == 0) or (bits in (4, 8) and groups > 0 and columns % groups == 0)
@@ -130,7 +132,7 @@ class FileWeights:
                 f"{self.file.path}: {name} takes {weight_bytes} bytes and {scale_bytes} of scales, which no recipe "
                 f"explains for {rows} x {columns} elements"
             )
-        return Storage(rows, columns, bits, groups, scale_dtype, embedding)
+        return Storage(columns, bits, groups, scale_dtype, embedding)
 
 
 def constant(file: PteFile, name: str) -> int:
@@ -157,6 +159,12 @@ def cache_dtype(file: PteFile, config: ModelConfig, context: int) -> torch.dtype
         if isinstance(value.val, TensorValue) and list(value.val.sizes) in wanted:
             return enum_to_scalar_map[value.val.scalar_type]
     raise BadInput(f"{file.path} has no KV cache of shape {wanted[0]}, as {config.path} makes it")
+
+
+def run_bytes(file: PteFile) -> int:
+    """About what running a file takes: its weights once more, as XNNPACK packs them, and the planned memory."""
+    forward = next(plan for plan in file.program.execution_plan if plan.name == "forward")
+    return file.size + sum(int(size) for size in forward.non_const_buffer_sizes)
 
 
 def gives_all_logits(file: PteFile) -> bool:

@@ -1,19 +1,37 @@
-"""What each kind of weight becomes: the recipe of a file, and torchao's words for it."""
+"""What each kind of weight becomes: the recipe of a file, how weights are stored, and torchao's words for both."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torchao.core.config import AOBaseConfig
-from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig, PerAxis, PerGroup
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
 from checkpoints.phi3 import Role
 
+if TYPE_CHECKING:
+    from torchao.core.config import AOBaseConfig
+
 GROUP_SIZES = (32, 64, 128)
 INT4: torch.dtype = getattr(torch, "int4")  # noqa: B009  torch 2.13 has it, its type stubs do not
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the rows of one weight lie in a `.pte`; a norm is a single row."""
+
+    columns: int
+    bits: int  # of an element: 32 (float32), 8 (int8) or 4 (two a byte, offset by 8)
+    groups: int  # scales a row; 0 for float32
+    scale_dtype: torch.dtype
+    embedding: bool  # decides which nibble of a byte comes first
+
+    def nbytes(self, rows: int) -> dict[str, int]:
+        """Bytes of each part of so many rows, "weight" and, where quantized, "scale"."""
+        sizes = {"weight": rows * self.columns * self.bits // 8}
+        return sizes | {"scale": rows * self.groups * self.scale_dtype.itemsize} if self.groups else sizes
 
 
 @dataclass(frozen=True)
@@ -30,31 +48,41 @@ class Recipe:
             return "float32"
         return f"8da4w g{self.group_size}, embedding int{self.embedding_bits}, lm_head int{self.head_bits}"
 
-    def torchao_config(self, role: Role) -> AOBaseConfig | None:
-        """torchao's configuration for weights of this role; None keeps them in float32."""
-        if not self.quantized or role is Role.NORM:
-            return None
-        if role is Role.EMBEDDING:
-            if self.embedding_bits == 8:
-                return IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
-            return IntxWeightOnlyConfig(weight_dtype=INT4, granularity=PerGroup(self.group_size))
-        if role is Role.HEAD and self.head_bits == 8:
-            # XNNPACK has no int8 weights in groups (1.5.1), and wants one float32 scale a row
-            return Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0))
-        return Int8DynamicActivationIntxWeightConfig(
-            weight_dtype=INT4,
-            weight_granularity=PerGroup(self.group_size),
-            weight_scale_dtype=torch.bfloat16,
-        )
+    def storage(self, role: Role, columns: int) -> Storage:
+        """How weights of this role with so many columns are stored.
 
-    def storage(self, role: Role, columns: int) -> tuple[int, int, int]:
-        """Bits of an element, columns that share a scale, bytes of a scale, as stored in a `.pte`."""
-        if self.torchao_config(role) is None:
-            return 32, columns, 0
+        XNNPACK (1.5.1) has no int8 weights in groups: 8 bits have one float32 scale a row. Its int4 scales are
+        bfloat16, those of the embedding float32.
+        """
+        embedding = role is Role.EMBEDDING
+        if not self.quantized or role is Role.NORM:
+            return Storage(columns, 32, 0, torch.float32, embedding)
         bits = {Role.EMBEDDING: self.embedding_bits, Role.HEAD: self.head_bits}.get(role, 4)
         if bits == 8:
-            return 8, columns, 4
-        return 4, self.group_size, 4 if role is Role.EMBEDDING else 2
+            return Storage(columns, 8, 1, torch.float32, embedding)
+        scale_dtype = torch.float32 if embedding else torch.bfloat16
+        return Storage(columns, 4, columns // self.group_size, scale_dtype, embedding)
+
+    def torchao_config(self, role: Role) -> AOBaseConfig | None:
+        """torchao's configuration for weights of this role; None keeps them in float32."""
+        from torchao.quantization import (
+            Int8DynamicActivationIntxWeightConfig,
+            IntxWeightOnlyConfig,
+            PerAxis,
+            PerGroup,
+        )
+
+        storage = self.storage(role, self.group_size)
+        if storage.bits == 32:
+            return None
+        dtype = INT4 if storage.bits == 4 else torch.int8
+        granularity = PerGroup(self.group_size) if storage.bits == 4 else PerAxis(0)
+        if storage.embedding:
+            return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=granularity)
+        scale_dtype = torch.bfloat16 if storage.bits == 4 else None  # torchao's default is the weight's own
+        return Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=dtype, weight_granularity=granularity, weight_scale_dtype=scale_dtype
+        )
 
     def check(self, config: ModelConfig) -> None:
         """Raise BadInput where a group size does not divide the rows it would be applied to."""

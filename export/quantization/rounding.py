@@ -1,29 +1,57 @@
-"""Quantizes a checkpoint with torchao by rounding to nearest, a few rows at a time.
+"""Quantizes a checkpoint by rounding to nearest, a few rows at a time.
 
-Groups lie along a row, so the rows of a weight are independent: quantizing them in pieces gives bit for bit what
-torchao gives for the whole model loaded in float32, and a piece that fits the processor's cache is several times
-faster than a whole tensor. Knows nothing of graphs or files to be written.
+Groups lie along a row, so the rows of a weight are independent, and a piece that fits the processor's cache is
+several times faster than a whole tensor. The arithmetic is torchao 0.18's, bit for bit (tests compare it with torchao
+on the whole model), without its temporaries: a third of the time. Knows nothing of graphs or files to be written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
-from torchao.core.config import AOBaseConfig
-from torchao.quantization import IntxWeightOnlyConfig, quantize_
+from torch import Tensor
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
 from checkpoints.phi3 import role
 from checkpoints.untied import Untied
-from export.quantization.recipe import Recipe
+from export.quantization.recipe import INT4, Recipe, Storage
 
-# 64 rows of 3072 float32 are 768 KiB: with torchao's temporaries about a second-level cache. Measured on two cores,
-# one thread: 64 rows 0.18 s, 512 rows 0.49 s, all 8192 rows 1.84 s for the same weight.
-CHUNK_ELEMENTS = 64 * 3072
+if TYPE_CHECKING:
+    from torchao.quantization import IntxUnpackedToInt8Tensor
+
+# 128 rows of 3072 float32 are 1.5 MiB: with temporaries about a second-level cache.
+CHUNK_ELEMENTS = 128 * 3072
+TINY = torch.finfo(torch.float32).smallest_normal  # the least scale, as torchao has it
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Some rows of a weight as levels times scales."""
+
+    levels: Tensor  # int8 [rows, columns]
+    scales: Tensor  # [rows, groups] of storage.scale_dtype
+    storage: Storage
+
+    def dequantize(self) -> Tensor:
+        """float32 [rows, columns]."""
+        scales = self.scales.to(torch.float32).unsqueeze(-1)
+        return (self.levels.view(*self.scales.shape, -1) * scales).view(self.levels.shape)
+
+    def as_torchao(self) -> IntxUnpackedToInt8Tensor:
+        """The same as torchao holds it."""
+        from torchao.quantization import IntxUnpackedToInt8Tensor
+
+        storage = self.storage
+        return IntxUnpackedToInt8Tensor(
+            self.levels, self.scales, torch.zeros_like(self.scales, dtype=torch.int8),
+            INT4 if storage.bits == 4 else torch.int8, (1, storage.columns // storage.groups), torch.float32,
+            None if storage.embedding else "int8_asym_per_token",
+        )  # fmt: skip
 
 
 class Quantized(Protocol):
@@ -32,22 +60,24 @@ class Quantized(Protocol):
     config: ModelConfig
     recipe: Recipe
     notes: tuple[str, ...]  # sentences worth telling
+    files: list[Path]  # of weights
 
-    def rows(self, name: str, start: int, stop: int) -> Iterator[Tensor]:
-        """Rows start … stop of a weight, in order: torchao tensors, or plain float32 where nothing is quantized."""
+    def rows(self, name: str, start: int, stop: int) -> Iterator[Rounded | Tensor]:
+        """Rows start … stop of a weight, in order; plain float32 where nothing is quantized."""
         ...
 
 
-def quantize_rows(rows: Tensor, config: AOBaseConfig) -> Tensor:
-    """Quantize a piece of a weight [rows, columns], any float dtype, to a torchao tensor of the same shape."""
-    holder: nn.Module
-    if isinstance(config, IntxWeightOnlyConfig):
-        holder = nn.Embedding(rows.shape[0], rows.shape[1], device="meta")
-    else:
-        holder = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
-    holder.weight = nn.Parameter(rows.to(torch.float32), requires_grad=False)
-    quantize_(holder, config, filter_fn=lambda module, _: module is holder)
-    return holder.weight.detach()
+def round_rows(rows: Tensor, storage: Storage) -> Rounded:
+    """Round a piece of a weight [rows, columns], any float dtype, to nearest.
+
+    A group's scale is its largest magnitude over 7.5 or 127.5, in the dtype it is stored in; values are multiplied by
+    the scale's reciprocal in that same dtype. NaN or Inf in a group make its scale NaN or Inf.
+    """
+    most = (1 << storage.bits - 1) - 0.5
+    x = rows.to(torch.float32).view(len(rows), storage.groups, -1)
+    scales = x.abs().amax(-1, keepdim=True).div_(most).clamp_(min=TINY).to(storage.scale_dtype)
+    levels = torch.mul(x, 1.0 / scales).round_().clamp_(-most - 0.5, most - 0.5).to(torch.int8)
+    return Rounded(levels.view(rows.shape), scales.squeeze(-1), storage)
 
 
 class Quantizing:
@@ -57,17 +87,18 @@ class Quantizing:
         recipe.check(untied.config)
         self.untied, self.recipe, self.config = untied, recipe, untied.config
         self.notes: tuple[str, ...] = ()
+        self.files = untied.checkpoint.files
 
-    def rows(self, name: str, start: int, stop: int) -> Iterator[Tensor]:
+    def rows(self, name: str, start: int, stop: int) -> Iterator[Rounded | Tensor]:
         weight = self.untied.tensor(name)
-        config = self.recipe.torchao_config(role(name))
         columns = weight.shape[1] if weight.dim() == 2 else 1
+        storage = self.recipe.storage(role(name), columns)
         step = max(1, CHUNK_ELEMENTS // columns)
         for at in range(start, stop, step):
             piece = weight[at : min(at + step, stop)]
-            result = piece.to(torch.float32) if config is None else quantize_rows(piece, config)
+            result = piece.to(torch.float32) if storage.bits == 32 else round_rows(piece, storage)
             # A NaN or Inf weight makes its group's scale NaN or Inf, so the scales tell without another pass.
-            if not torch.isfinite(getattr(result, "scale", result)).all():
+            if not torch.isfinite(result.scales if isinstance(result, Rounded) else result).all():
                 row = at + int((~torch.isfinite(piece.float())).flatten().nonzero()[0]) // columns
                 raise BadInput(f"{self.untied.checkpoint.folder}: {name} has a NaN or Inf in row {row}")
             yield result

@@ -26,7 +26,7 @@ from checkpoints.safetensors_io import Entry, read_header
 from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, SINGLE, Checkpoint, open_checkpoint
 from export.quantization.recipe import Recipe
-from export.quantization.rounding import CHUNK_ELEMENTS, Quantized, Quantizing
+from export.quantization.rounding import CHUNK_ELEMENTS, Quantized, Quantizing, Rounded
 
 PARTS = ("qdata", "scale", "zero_point")
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -84,26 +84,27 @@ class Saved:
         _check_tensors(checkpoint, kinds)
         self.recipe = _find_recipe(checkpoint, kinds, asked)
         self._float = Quantizing(untied, self.recipe)
+        self.files = checkpoint.files
         self.notes = tuple(
             f"{self.folder}: {name} was left in float when the rest was quantized, it becomes int{bits} now"
             for name, bits in ((EMBEDDING, self.recipe.embedding_bits), (HEAD, self.recipe.head_bits))
             if not kinds.get(name)
         )
 
-    def rows(self, name: str, start: int, stop: int) -> Iterator[Tensor]:
+    def rows(self, name: str, start: int, stop: int) -> Iterator[Rounded | Tensor]:
         """Rows start … stop of a weight, in order; BadInput for values that no quantizer leaves."""
         kind = self._kinds.get(name)
         if kind is None:
             yield from self._float.rows(name, start, stop)
             return
         qdata, scale, zero_point = (self.checkpoint.tensor(part(name, suffix)) for suffix in PARTS)
-        target, activations = getattr(torch, f"int{kind.bits}"), INT8_PER_TOKEN if kind.linear else None
+        storage = self.recipe.storage(role(name), qdata.shape[1])
         step = max(1, CHUNK_ELEMENTS // qdata.shape[1])
         for at in range(start, stop, step):
             span = slice(at, min(at + step, stop))
             pieces = qdata[span], scale[span], zero_point[span]
             self._check_values(name, at, kind, *pieces)
-            yield IntxUnpackedToInt8Tensor(*pieces, target, (1, kind.group), torch.float32, activations)
+            yield Rounded(pieces[0], pieces[1].to(storage.scale_dtype), storage)
         for suffix in PARTS:
             self.checkpoint.release(part(name, suffix))
 
@@ -254,12 +255,13 @@ def _find_recipe(checkpoint: Checkpoint, kinds: dict[str, Kind | None], asked: R
         raise BadInput(f"{folder}: {EMBEDDING} is {embedding} and {HEAD} {head}, only 4 and 8 bits can be exported")
     recipe.check(config)
     for name, shape in tensor_shapes(config).items():
-        if recipe.torchao_config(role(name)) is None:
+        if role(name) is Role.NORM:
             if kinds[name]:
                 raise BadInput(f"{folder}: {name} is {kinds[name]}, norms must be float")
             continue
-        bits, group, _ = recipe.storage(role(name), shape[1])
-        wanted, kind = Kind(bits, group, linear=role(name) is not Role.EMBEDDING), kinds[name]
+        storage = recipe.storage(role(name), shape[1])
+        bits, group = storage.bits, shape[1] // storage.groups
+        wanted, kind = Kind(bits, group, linear=not storage.embedding), kinds[name]
         if (kind is None and name not in (EMBEDDING, HEAD)) or (kind and kind != wanted):
             raise BadInput(f"{folder}: {name} is {kind or 'not quantized'}, not {wanted} as {recipe} has it")
         if kind and (declared := _declared(config, name, shape[1])) not in (None, (bits, group)):

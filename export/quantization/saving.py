@@ -27,7 +27,7 @@ from checkpoints.phi3 import EMBEDDING, HEAD, Role, tensor_shapes
 from checkpoints.safetensors_io import make_header
 from checkpoints.weights import INDEX, SINGLE
 from export.quantization.recipe import Recipe
-from export.quantization.rounding import Quantized
+from export.quantization.rounding import Quantized, Rounded
 
 MAX_SHARD = 5_000_000_000  # bytes
 BLOCK_ELEMENTS = 1 << 26  # read between two releases of a mapped weight
@@ -92,7 +92,7 @@ def plan(source: Quantized) -> list[Weight]:
     weights = []
     for name, shape in sorted(tensor_shapes(source.config).items(), key=lambda item: _order(item[0])):
         (row,) = source.rows(name, 0, 1)
-        parts, metadata = flatten_tensor_state_dict({name: row})
+        parts, metadata = flatten_tensor_state_dict({name: _as_torchao(row)})
         whole = {
             key: torch.empty(shape[0], *tensor.shape[1:], dtype=tensor.dtype, device="meta")
             for key, tensor in parts.items()
@@ -138,7 +138,7 @@ def _write_shard(
         file.write(header)
         for weight in shard:
             for rows in _rows(source, weight):
-                for key, tensor in flatten_tensor_state_dict({weight.name: rows})[0].items():
+                for key, tensor in flatten_tensor_state_dict({weight.name: _as_torchao(rows)})[0].items():
                     piece = tensor_bytes(tensor)
                     places[key] = write_at(file.fileno(), piece, places[key])
                     progress(len(piece))
@@ -146,7 +146,11 @@ def _write_shard(
         raise RuntimeError(f"{path}: tensors end at {places}, planned {ends}")
 
 
-def _rows(source: Quantized, weight: Weight) -> Iterator[Tensor]:
+def _as_torchao(rows: Rounded | Tensor) -> Tensor:
+    return rows.as_torchao() if isinstance(rows, Rounded) else rows
+
+
+def _rows(source: Quantized, weight: Weight) -> Iterator[Rounded | Tensor]:
     """All rows of a weight, asked for in blocks: `source` lets go of the file's pages after each."""
     columns = max(math.prod(tensor.shape[1:]) for tensor in weight.parts.values())
     step = max(1, BLOCK_ELEMENTS // columns)

@@ -28,7 +28,7 @@ from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm
 
 from checkpoints.phi3 import EMBEDDING, HEAD
 from export.ptefile.weights import FileWeights, Piece
-from export.quantization.rounding import Quantized, Quantizing
+from export.quantization.rounding import Quantized, Quantizing, Rounded
 
 LOAD_ROWS = 256  # of a checkpoint's weight at once: float32 rows that fit a cache and the heap, not pages to map
 BATCH_TOKENS = 512  # streams longer than this run one by one
@@ -48,7 +48,7 @@ class CheckpointWeights:
         if self.float:
             return self.float.tensor(name)[start:stop].to(torch.float32)
         pieces = self.opened.rows(name, start, stop)
-        return torch.cat([piece.dequantize() if piece.dim() == 2 else piece for piece in pieces])
+        return torch.cat([piece.dequantize() if isinstance(piece, Rounded) else piece for piece in pieces])
 
     def read_into(self, place: Tensor, name: str, start: int) -> None:
         """Write the rows from `start` on to `place`, float32 and contiguous."""

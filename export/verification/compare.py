@@ -19,13 +19,13 @@ from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput
 from checkpoints.source import Source
 from export.engine.session import Feed, run_feeds
-from export.engine.subprocess_call import Child, ChildDied
 from export.engine.tokenizer import find_tokenizer, load_tokenizer
 from export.ptefile.reader import open_pte
-from export.ptefile.weights import FileWeights, cache_dtype, constant, gives_all_logits
+from export.ptefile.weights import FileWeights, cache_dtype, constant, gives_all_logits, run_bytes
 from export.quantization.rounding import Quantizing
 from export.quantization.saved import open_quantized
 from export.reference.layerwise import CheckpointWeights, Stream, stream_logits
+from export.subprocess_call import Child, ChildDied
 from export.verification import checks
 from export.verification.checks import Check, Quality, Rounding
 from export.verification.verify import Extent
@@ -102,7 +102,8 @@ def compare(path: Path, source: Source, extent: Extent, progress: Callable[[str]
     running = child.start(run_feeds, path, sequence, feeds)
 
     def layer_done(layers: int) -> None:
-        running.check()  # a file that does not run needs no reference
+        if running.done():
+            running.result()  # a file that does not run needs no reference
         progress(f"reference: layer {layers} of {config.num_hidden_layers}")
 
     try:
@@ -111,6 +112,11 @@ def compare(path: Path, source: Source, extent: Extent, progress: Callable[[str]
         )
         runs = running.result()
     except ChildDied as death:
+        if death.killed:
+            raise BadInput(
+                f"{path}: the process running it was killed, most likely for memory: it needs about "
+                f"{run_bytes(opened) / 1e9:.1f} GB; --no-verify skips this, python -m export.verify does it later"
+            ) from None
         raise BadInput(f"{path}: ExecuTorch's runtime crashes on this file ({death})") from None
     logits = [torch.from_numpy(values) for _, values in runs]
     if (width := logits[0].shape[1]) != config.vocab_size:

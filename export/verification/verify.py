@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoints.errors import BadInput
-from export.engine.subprocess_call import Child
+from export.subprocess_call import Child
 
 if TYPE_CHECKING:
     from checkpoints.source import Source
@@ -43,7 +43,7 @@ def verify(
         raise BadInput(f"--tokens must be at least 2, it is {extent.tokens}")
     if not file.is_file():
         raise BadInput(f"{file} is not a file")
-    with Child(imports="export.engine.session") as child:  # beside the imports of this process
+    with Child("export.engine.session") as child:  # beside the imports of this process
         from export.verification.compare import compare  # imports torch and transformers
 
         return compare(file, source, extent, progress, child)

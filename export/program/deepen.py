@@ -1,0 +1,305 @@
+"""Makes a deep model's program of a shallow one's: the second layer's part is repeated, with other numbers.
+
+Every layer is the same code, and export, edge passes, planning and emitting take most of a second a layer. So
+upstream emits a model of SHALLOW layers; the second one is found in its program by who refers to what, checked to be
+the third one's image, and repeated until there are as many layers as wanted. Memory is then planned by upstream's own
+algorithm.
+
+What a layer has of its own in a program (executorch.exir.schema of 1.5.1): instructions; the values they use first,
+most of them in one row, norms, KV caches and lifted scalars among the first values; the constant buffers of its
+norms; delegates and their data, here tokens that name the layer.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from types import SimpleNamespace
+from typing import Any
+
+from executorch.exir.memory_planning import greedy
+from executorch.exir.schema import (
+    BackendDelegate,
+    BackendDelegateDataReference,
+    BackendDelegateInlineData,
+    DataLocation,
+    DelegateCall,
+    EValue,
+    ExecutionPlan,
+    Instruction,
+    IntList,
+    KernelCall,
+    OptionalTensorList,
+    Program,
+    Tensor,
+    TensorList,
+)
+from executorch.exir.tensor import ALIGNMENT, enum_to_scalar_map
+
+from export.program.pieces import PER_LAYER
+
+SHALLOW = 3  # layers: the first, the one that is repeated, the last
+XNNPACK_PADDING = 64  # bytes behind the arena, as `apply_algo` of 1.5.1 has it
+LISTS = (IntList, TensorList, OptionalTensorList)  # their items are numbers of values
+LAYER = re.compile(r"\blayers\.(\d+)\.")
+
+
+class Unknown(Exception):
+    """The program is not as this version of ExecuTorch makes it."""
+
+
+def deepen(program: Program, constants: dict[str, int], layers: int) -> dict[str, int]:
+    """Make a program of SHALLOW layers one of `layers`; its named constant buffers afterwards.
+
+    Raises Unknown, before any change.
+    """
+    plan = next(plan for plan in program.execution_plan if plan.name == "forward")
+    if _planned_anew(plan) != plan:
+        raise Unknown("memory is planned in another way")
+    _, middle, last = _layers(plan)
+    carried = _check_image(plan, middle, last)
+    values, buffers = _Rows(middle.owned, layers), _Rows(_own_buffers(plan, middle), layers)
+    after, copies = set(last.owned), range(layers - SHALLOW + 1)
+
+    def value(number: int, copy_number: int) -> int:
+        """What a value of the shallow program is called by a copy of the middle layer, 0 being itself."""
+        if number in carried and copy_number:  # the result of the layer before
+            return values.moved(carried[number], copy_number - 1)
+        return values.moved(number, copy_number)
+
+    def behind(number: int) -> int:
+        """What it is called by all that comes after the copies."""
+        return values.moved(number, layers - SHALLOW if number in carried.values() else 0)
+
+    def moved_value(number: int, copy_number: int) -> EValue:
+        result = copy.deepcopy(plan.values[number])
+        if isinstance(result.val, LISTS):
+            items = result.val.items
+            result.val.items = [behind(i) if number in after else value(i, copy_number) for i in items]
+        elif isinstance(result.val, Tensor) and result.val.data_buffer_idx:
+            result.val.data_buffer_idx = buffers.moved(result.val.data_buffer_idx, copy_number)
+        return result
+
+    (chain,) = plan.chains
+    old, chain.instructions = chain.instructions, []
+    for one in old[: middle.start]:
+        chain.instructions.append(_renamed(one, lambda number: value(number, 0), 0))
+    for c in copies:
+        for one in old[middle.start : middle.stop]:
+            chain.instructions.append(_renamed(one, lambda number, c=c: value(number, c), PER_LAYER * c))  # type: ignore[misc]
+    for one in old[middle.stop :]:
+        chain.instructions.append(_renamed(one, behind, PER_LAYER * (layers - SHALLOW)))
+    plan.values = [moved_value(*place) for place in values.places(len(plan.values))]
+    plan.inputs, plan.outputs = (
+        [behind(number) for number in plan.inputs],
+        [behind(number) for number in plan.outputs],
+    )
+
+    shallow = [delegate.data for delegate in program.backend_delegate_data]
+    one_layer, head = shallow[:PER_LAYER], shallow[PER_LAYER * SHALLOW :]
+    tokens = [LAYER.sub(f"layers.{i}.", token.decode()).encode() for i in range(layers) for token in one_layer] + head
+    program.backend_delegate_data = [BackendDelegateInlineData(token) for token in tokens]
+    plan.delegates = [
+        BackendDelegate(plan.delegates[0].id, BackendDelegateDataReference(DataLocation.INLINE, index), [])
+        for index in range(len(tokens))
+    ]
+    program.constant_buffer = [program.constant_buffer[n] for n, _ in buffers.places(len(program.constant_buffer))]
+    _replan(plan)
+    return dict(_named(constants, buffers, layers))
+
+
+def _replan(plan: ExecutionPlan) -> None:
+    """Give every planned tensor its place; lifetimes are read off the instructions."""
+    specs = {
+        number: _Spec(value.val)
+        for number, value in enumerate(plan.values)
+        if isinstance(value.val, Tensor) and value.val.allocation_info is not None
+    }
+    (chain,) = plan.chains
+    for index, instruction in enumerate(chain.instructions):
+        for number in _used(plan, _arguments(instruction)):
+            if number in specs:
+                specs[number].use(index)
+    for number, spec in specs.items():
+        if number < min(plan.inputs):  # caches come before the inputs, and outlive a call
+            spec.lifetime = [-1, len(chain.instructions)]
+        elif number in plan.outputs:
+            spec.lifetime[1] = len(chain.instructions)
+    found = greedy(ALIGNMENT, specs.values(), SimpleNamespace(), None, XNNPACK_PADDING)  # type: ignore[arg-type]
+    for number, spec in specs.items():
+        info: Any = plan.values[number].val.allocation_info  # type: ignore[union-attr]
+        place = found.spec_dict[spec]  # type: ignore[index]
+        info.memory_id = place.mem_id
+        info.memory_offset_low, info.memory_offset_high = place.mem_offset & 0xFFFFFFFF, place.mem_offset >> 32
+    plan.non_const_buffer_sizes = list(found.bufsizes)
+
+
+class _Spec:
+    """What `greedy` asks of a TensorSpec."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        size = prod(tensor.sizes) * enum_to_scalar_map[tensor.scalar_type].itemsize
+        self.allocated_memory = -(-size // ALIGNMENT) * ALIGNMENT
+        self.mem_id = self.storage_base = None
+        self.lifetime: list[int | None] = [None, None]
+
+    def realign(self, alignment: int) -> None:
+        assert alignment == ALIGNMENT
+
+    def use(self, index: int) -> None:
+        self.lifetime = [index if self.lifetime[0] is None else self.lifetime[0], index]
+
+
+def _planned_anew(plan: ExecutionPlan) -> ExecutionPlan:
+    result = copy.deepcopy(plan)
+    _replan(result)
+    return result
+
+
+@dataclass
+class _Layer:
+    """Instructions start … stop, and the sorted values that are used there first."""
+
+    start: int
+    stop: int
+    owned: list[int]
+
+
+def _layers(plan: ExecutionPlan) -> list[_Layer]:
+    """A layer ends with its last delegate; what comes before the first layer counts as its own."""
+    (chain,) = plan.chains
+    calls = [(index, one.instr_args) for index, one in enumerate(chain.instructions)]
+    last = PER_LAYER - 1
+    ends = [i + 1 for i, call in calls if isinstance(call, DelegateCall) and call.delegate_index % PER_LAYER == last]
+    if len(plan.delegates) != PER_LAYER * SHALLOW + 1 or len(ends) != SHALLOW:
+        raise Unknown(f"{len(plan.delegates)} delegates")
+    taken = set(plan.inputs)
+    found = []
+    for start, stop in zip([0, *ends], ends, strict=False):
+        arguments = [number for one in chain.instructions[start:stop] for number in _arguments(one)]
+        owned = set(_used(plan, arguments)) - taken
+        taken |= owned
+        found.append(_Layer(start, stop, sorted(owned)))
+    return found
+
+
+def _check_image(plan: ExecutionPlan, one: _Layer, two: _Layer) -> dict[int, int]:
+    """Check that `two` is `one` with other numbers; what `one` takes of the layer before -> its own such result."""
+    own, other = set(one.owned), set(two.owned)
+    image: dict[int, int] = {}
+    carried: dict[int, int] = {}
+
+    def pair(a: int, b: int) -> None:
+        known, what = (image, b in other) if a in own else (carried, b in own)
+        if a not in own and a == b:
+            return
+        if not what or known.setdefault(a, b) != b:
+            raise Unknown(f"value {a} is not to the second layer what {b} is to the third")
+        x, y = plan.values[a].val, plan.values[b].val
+        if isinstance(x, LISTS) and isinstance(y, LISTS) and type(x) is type(y) and len(x.items) == len(y.items):
+            for items in zip(x.items, y.items, strict=True):
+                pair(*items)
+        elif _comparable(x) != _comparable(y):
+            raise Unknown(f"values {a} and {b} differ")
+
+    instructions = plan.chains[0].instructions
+    if one.stop - one.start != two.stop - two.start:
+        raise Unknown("layers of other lengths")
+    for a, b in zip(instructions[one.start : one.stop], instructions[two.start : two.stop], strict=True):
+        x, y = a.instr_args, b.instr_args
+        if len(_arguments(a)) != len(_arguments(b)):
+            raise Unknown("other instructions")
+        for numbers in zip(_arguments(a), _arguments(b), strict=True):
+            pair(*numbers)
+        same = copy.deepcopy(x)
+        same.args = _arguments(b)  # type: ignore[union-attr]
+        if isinstance(same, DelegateCall):
+            same.delegate_index += PER_LAYER
+        if same != y:
+            raise Unknown("other instructions")
+    if [image.get(number) for number in one.owned] != two.owned:
+        raise Unknown("values in another order")
+    return carried
+
+
+def _comparable(inner: object) -> object:
+    """A value without what differs from layer to layer."""
+    if not isinstance(inner, Tensor):
+        return inner
+    planned = inner.allocation_info is not None
+    return {**vars(inner), "allocation_info": planned, "data_buffer_idx": inner.data_buffer_idx > 0}
+
+
+def _own_buffers(plan: ExecutionPlan, layer: _Layer) -> list[int]:
+    """Constant buffers that only this layer refers to."""
+    own, users = set(layer.owned), {True: set[int](), False: set[int]()}
+    for number, value in enumerate(plan.values):
+        if isinstance(value.val, Tensor) and value.val.data_buffer_idx:
+            users[number in own].add(value.val.data_buffer_idx)
+    return sorted(users[True] - users[False])
+
+
+class _Rows:
+    """Numbers in order, of which each row of consecutive ones of the middle layer is repeated in its place."""
+
+    def __init__(self, owned: list[int], layers: int) -> None:
+        self.extra, self.rows = layers - SHALLOW, list[range]()
+        for number in owned:
+            if self.rows and self.rows[-1].stop == number:
+                self.rows[-1] = range(self.rows[-1].start, number + 1)
+            else:
+                self.rows.append(range(number, number + 1))
+
+    def moved(self, number: int, copy_number: int) -> int:
+        """The number that it, or its counterpart in a copy, has afterwards."""
+        if number < 0:  # None in a list
+            return number
+        shift = sum(self.extra * len(row) for row in self.rows if row.stop <= number)
+        inside = next((len(row) for row in self.rows if number in row), 0)
+        return number + shift + copy_number * inside
+
+    def places(self, count: int) -> Iterator[tuple[int, int]]:
+        """All numbers afterwards, in order, as the old number and that of the copy."""
+        for number in range(count):
+            yield number, 0
+            for row in self.rows:
+                if number == row.stop - 1:
+                    yield from ((inside, c + 1) for c in range(self.extra) for inside in row)
+
+
+def _named(constants: dict[str, int], buffers: _Rows, layers: int) -> Iterator[tuple[str, int]]:
+    for name, number in constants.items():
+        match = LAYER.match(name)
+        layer = int(match[1]) if match else 0
+        for c in range(layers - SHALLOW + 1 if match and layer == 1 else 1):
+            there = layer + c if layer < SHALLOW - 1 else layers - 1
+            yield LAYER.sub(f"layers.{there}.", name), buffers.moved(number, c)
+
+
+def _arguments(instruction: Instruction) -> list[int]:
+    call = instruction.instr_args
+    if not isinstance(call, (KernelCall, DelegateCall)):
+        raise Unknown(f"a {type(call).__name__}")
+    return call.args
+
+
+def _used(plan: ExecutionPlan, numbers: list[int]) -> Iterator[int]:
+    """Values and what lists among them list."""
+    for number in numbers:
+        if number >= 0:
+            yield number
+            inner = plan.values[number].val
+            if isinstance(inner, LISTS):
+                yield from _used(plan, inner.items)
+
+
+def _renamed(instruction: Instruction, value: Callable[[int], int], delegates: int) -> Instruction:
+    result = copy.deepcopy(instruction)
+    call: Any = result.instr_args
+    call.args = [value(number) for number in call.args]
+    if isinstance(call, DelegateCall):
+        call.delegate_index += delegates
+    return result
