@@ -53,7 +53,7 @@ def quantize(folder: Path) -> dict[str, Any]:
     start = time.monotonic()
     for rows in layout(source.config).values():
         for piece in source.rows(rows.name, rows.start, rows.stop):
-            elements += piece.numel()
+            elements += getattr(piece, "levels", piece).numel()
     return {"seconds": time.monotonic() - start, "elements": elements}
 
 

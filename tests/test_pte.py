@@ -67,10 +67,10 @@ def test_equals_the_file_lowered_ordinarily(which: str, odd: Path, tmp_path: Pat
     ours, theirs = open_pte(out), open_pte(peer)
     constants = bytes(theirs.bytes(*theirs.constants))
     weights = Counter(bytes(theirs.data(name)) for name in theirs.named)
-    linears = [name for name in ours.named if "norm" not in name and not name.startswith("tok_embeddings.")]
+    linears = [name for name in ours.parts if "norm" not in name and not name.startswith("tok_embeddings.")]
     assert Counter(bytes(ours.data(name)) for name in linears) == weights
     assert len(linears) == 2 * (7 * untied.config.num_hidden_layers + 1)
-    for name in ours.named.keys() - set(linears):
+    for name in ours.parts.keys() - set(linears):
         assert bytes(ours.data(name)) in constants, name
 
     prompt = prompt_for(untied.config.vocab_size)
@@ -107,7 +107,8 @@ def test_computes_what_torchao_computes(options: dict, odd: Path, tmp_path: Path
     # A value that lies between two int8 steps, or two bfloat16, may fall to either side: sums differ in order.
     bound = 1e-5 if not recipe.quantized else 3e-2 if options["kv_cache"] == "bf16" else 1e-2
     assert relative_error(logits_of(out, prompt), wanted) < bound
-    assert exported.manifest["options"]["recipe"] == str(recipe)
+    assert exported.manifest["recipe"] == str(recipe)
+    assert Recipe(**exported.manifest["options"]["recipe"]) == recipe
 
 
 def test_full_logits_are_those_of_every_position(odd: Path, tmp_path: Path) -> None:
@@ -192,20 +193,21 @@ def test_streaming_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     code = """
 import sys, pathlib, torch
 torch.set_num_threads(1)  # as export.program.weights does: each thread keeps freed memory of its own
-from export.quantization.saved import open_quantized
+from checkpoints.config import read_config
 from export.quantization.recipe import Recipe
-from export.program import weights as stream
+from export.program import weights
 from export.progress import memory_bytes
 folder = pathlib.Path(sys.argv[1])
-source = open_quantized(folder, Recipe())
-placed = stream.place(source.config, Recipe())
+placed = weights.place(read_config(folder), Recipe())
 out = folder / "weights"; out.touch()
-stream.write_weights(out, 0, source, placed[:1], lambda n: None)  # libraries warm up
+weights.write_weight(out, 0, folder, Recipe(), placed[0])  # libraries warm up
 before, peak = memory_bytes(), 0
 def watch(n):
     global peak
     peak = max(peak, memory_bytes())
-stream.write_weights(out, 0, source, placed, watch)
+weights.tell = watch
+for item in placed:
+    weights.write_weight(out, 0, folder, Recipe(), item)
 print(peak - before)
 """
     growth = {}

@@ -166,7 +166,7 @@ class Blobs:
     """
 
     def __init__(self, graph: XNNGraph) -> None:
-        self._graph = graph
+        self.graph = graph
         self.names = [data.named_key for data in graph.constant_data if data.named_key]
         self._made: dict[tuple[int, ...], tuple[bytes, list[bytes]]] = {}
 
@@ -175,7 +175,7 @@ class Blobs:
         lengths = tuple(len(keys[name]) for name in self.names)
         if lengths not in self._made:
             stand_ins = [str(i).rjust(length, "#") for i, length in enumerate(lengths)]
-            graph, renamed = copy.deepcopy(self._graph), iter(stand_ins)
+            graph, renamed = copy.deepcopy(self.graph), iter(stand_ins)
             for data in graph.constant_data:
                 data.named_key = next(renamed) if data.named_key else data.named_key
             self._made[lengths] = serialize_xnnpack_binary(graph, bytearray()), [text.encode() for text in stand_ins]

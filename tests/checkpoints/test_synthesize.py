@@ -119,7 +119,7 @@ def test_sizes(tmp_path: Path) -> None:
         ({"heads": 0}, "num_attention_heads must lie between"),
         ({"layers": -1}, "num_hidden_layers must lie between"),
         ({"max_shard_gb": 0}, "--max-shard-gb must be positive"),
-        ({"hidden": 1 << 20, "intermediate": 1 << 24}, "needs .* GB, the disk has"),
+        ({"hidden": 1 << 20, "intermediate": 1 << 24}, "has .* MB free, .* MB are needed"),
     ],
 )
 def test_refuses(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:

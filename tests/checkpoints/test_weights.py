@@ -1,6 +1,5 @@
 """open_checkpoint: the right bytes, in bounded memory, and one sentence for every kind of damage."""
 
-import hashlib
 import json
 import random
 import subprocess
@@ -65,8 +64,6 @@ def test_reads_what_the_library_reads(tiny: Path) -> None:
         assert checkpoint.nbytes(name) == tensor.nbytes
         checkpoint.release(name)
         assert torch.equal(tensor, reference[name])
-    for name, digest in checkpoint.file_hashes().items():
-        assert digest == hashlib.sha256((tiny / name).read_bytes()).hexdigest()
 
 
 def test_writing_does_not_reach_the_file(single: Path) -> None:

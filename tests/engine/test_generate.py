@@ -184,7 +184,7 @@ def test_system_message_and_raw_change_the_prompt(tiny_pte: Path) -> None:
         ({"raw": True, "system": "Be brief."}, "--system needs the chat template"),
         ({"raw": True, "prompt": ""}, "the prompt is empty"),
         ({"tokenizer": "nowhere.json"}, "nowhere.json cannot be read"),
-        ({"file": "nowhere.pte"}, "nowhere.pte cannot be read"),
+        ({"file": "nowhere.pte"}, "nowhere.pte does not exist"),
         ({"file": __file__}, "test_generate.py is not an ExecuTorch program"),
     ],
 )

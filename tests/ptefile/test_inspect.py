@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_partition_gives_each_byte_to_the_first_claim() -> None:
 def test_kinds_are_the_files_bytes(tiny_pte: Path, contents: Contents) -> None:
     kinds = contents.kinds
     assert sum(kinds.values()) == contents.file_bytes == tiny_pte.stat().st_size
-    named = open_pte(tiny_pte).named
+    named = open_pte(tiny_pte).parts
     assert kinds["int4 weights"] == sum(
         size
         for name, (_, size) in named.items()
@@ -147,19 +148,19 @@ def test_strict_passes_and_follows_the_manifest(tiny_pte: Path, tmp_path: Path) 
     shutil.copy(tiny_pte, file)
     assert inspect(file, strict=True).expected == Expected()
 
-    def asked(recipe: str, **flags: Any) -> tuple[str, ...]:
-        manifest.write_text(json.dumps({"file": {"name": file.name}, "options": {"recipe": recipe}}))
+    def asked(recipe: Recipe, **flags: Any) -> tuple[str, ...]:
+        manifest.write_text(json.dumps({"file": {"name": file.name}, "options": {"recipe": asdict(recipe)}}))
         return inspect(file, strict=True, **flags).problems
 
-    (problem,) = asked("8da4w g32, embedding int8, lm_head int8")
+    (problem,) = asked(Recipe(head_bits=8))
     assert problem == (
         "lm_head (output) [2048, 384] is int4 in groups of 32 with dynamic int8 activations, "
         "not int8 with a scale a row with dynamic int8 activations"
     )
-    assert asked("8da4w g32, embedding int8, lm_head int8", head_bits=4) == ()
-    assert len(asked("8da4w g64, embedding int8, lm_head int4")) == 29
-    assert asked("8da4w g32, embedding int4, lm_head int4") == ("the embedding is int8, not int4",)
-    assert len(asked("float32")) == 29 and len(asked("", linears="fp32")) == 29
+    assert asked(Recipe(head_bits=8), head_bits=4) == ()
+    assert len(asked(Recipe(group_size=64))) == 29
+    assert asked(Recipe(embedding_bits=4)) == ("the embedding is int8, not int4",)
+    assert len(asked(Recipe(False))) == 29 and len(asked(Recipe(), linears="fp32")) == 29
     manifest.write_text("[]")
     assert inspect(file, strict=True).problems == ()
 

@@ -20,13 +20,13 @@ from torchao.quantization import (
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from checkpoints.errors import BadInput
-from checkpoints.phi3 import EMBEDDING, HEAD, tensor_shapes
+from checkpoints.phi3 import EMBEDDING, HEAD, Role, tensor_shapes
 from checkpoints.synthesize import synthesize
 from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, open_checkpoint
 from export import untie as untie_module
 from export.quantization.recipe import Recipe
-from export.quantization.rounding import Quantizing
+from export.quantization.rounding import Quantizing, Rounded, round_rows
 from export.untie import untie
 
 RECIPES = [
@@ -74,10 +74,11 @@ def test_streamed_is_torchaos(tied: Path, recipe: Recipe, monkeypatch: pytest.Mo
     whole = quantized_whole(tied, recipe)
     assert set(whole) == set(tensor_shapes(source.config))
     for name, weight in whole.items():
-        pieces = list(source.rows(name, 0, len(weight)))
+        rows = list(source.rows(name, 0, len(weight)))
         if not isinstance(weight, IntxUnpackedToInt8Tensor):
-            assert torch.equal(torch.cat(pieces), weight)
+            assert torch.equal(torch.cat(rows), weight)
             continue
+        pieces = [piece.as_torchao() for piece in rows if isinstance(piece, Rounded)]
         assert len(pieces) > 1
         for part in ("qdata", "scale", "zero_point"):
             found = torch.cat([getattr(piece, part) for piece in pieces])
@@ -87,7 +88,28 @@ def test_streamed_is_torchaos(tied: Path, recipe: Recipe, monkeypatch: pytest.Mo
             for attribute in ("target_dtype", "block_size", "dtype", "activation_quantization"):
                 assert getattr(piece, attribute) == getattr(weight, attribute), (name, attribute)
     middle = next(source.rows(EMBEDDING, 100, 103))
-    assert torch.equal(middle.qdata, whole[EMBEDDING].qdata[100:103])  # type: ignore[attr-defined]
+    assert isinstance(middle, Rounded) and torch.equal(middle.levels, whole[EMBEDDING].qdata[100:103])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("role", [Role.EMBEDDING, Role.LINEAR, Role.HEAD])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounded_is_torchaos_for_any_numbers(dtype: torch.dtype, role: Role, bits: int) -> None:
+    """Groups of zeros, of the smallest and largest numbers, of one sign, of halves that round to even."""
+    torch.manual_seed(0)
+    rows = torch.randn(40, 128) * torch.logspace(-40, 4, 40).unsqueeze(1)
+    rows[3], rows[5], rows[7], rows[9, :32] = 0, torch.finfo(dtype).tiny, torch.finfo(dtype).max, -1.0
+    rows[11] = torch.arange(128) / 2 - 7.5
+    rows = rows.to(dtype)
+    recipe = Recipe(embedding_bits=bits, head_bits=bits)
+    holder = nn.Embedding(40, 128) if role is Role.EMBEDDING else nn.Linear(128, 40, bias=False)
+    holder.weight = nn.Parameter(rows.float(), requires_grad=False)
+    quantize_(holder, recipe.torchao_config(role), lambda module, _: module is holder)
+    ours = round_rows(rows, recipe.storage(role, 128)).as_torchao()
+    for part in ("qdata", "scale", "zero_point"):
+        assert torch.equal(getattr(ours, part), getattr(holder.weight, part)), part
+    assert torch.equal(ours.dequantize(), holder.weight.dequantize())
+    assert torch.equal(round_rows(rows, recipe.storage(role, 128)).dequantize(), holder.weight.dequantize())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -23,9 +23,9 @@ from checkpoints.synthesize import synthesize
 from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, open_checkpoint
 from export import quantize as quantize_module
-from export.program.weights import end, place, write_weights
+from export.program.weights import end, place, write_weight
 from export.quantization.recipe import Recipe
-from export.quantization.rounding import Quantized, Quantizing
+from export.quantization.rounding import Quantizing
 from export.quantization.saved import Saved, open_quantized
 from export.quantization.saving import fqn_config, save_quantized
 from export.quantize import quantize
@@ -115,16 +115,13 @@ def set_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(raw))
 
 
-def exported(source: Quantized, path: Path) -> bytes:
+def exported(folder: Path, recipe: Recipe, path: Path) -> bytes:
     """The bytes a `.pte` gets."""
-    placed = place(source.config, source.recipe)
+    placed = place(open_quantized(folder, recipe).config, recipe)
     path.write_bytes(bytes(end(placed)))
-    write_weights(path, 0, source, placed, lambda size: None)
+    for item in placed:
+        write_weight(path, 0, folder, recipe, item)
     return path.read_bytes()
-
-
-def streamed(folder: Path, recipe: Recipe, path: Path) -> bytes:
-    return exported(Quantizing(Untied(open_checkpoint(folder)), recipe), path)
 
 
 def refuses(folder: Path, sentence: str, recipe: Recipe | None = None, read: str | None = None) -> None:
@@ -176,24 +173,24 @@ def test_loads_and_computes_the_same(
 
 @pytest.mark.parametrize("recipe", [Recipe(), OTHER], ids=str)
 def test_exports_the_same_bytes(recipe: Recipe, tied: Path, tmp_path: Path) -> None:
-    wanted = streamed(tied, recipe, tmp_path / "wanted")
+    wanted = exported(tied, recipe, tmp_path / "wanted")
     folder = tmp_path / "kept"
     save_quantized(Quantizing(Untied(open_checkpoint(tied)), recipe), folder)
     for asked in (Recipe(), recipe):
         source = open_quantized(folder, asked)
         assert isinstance(source, Saved) and source.recipe == recipe and source.notes == ()
-        assert exported(source, tmp_path / "found") == wanted
+        assert exported(folder, source.recipe, tmp_path / "found") == wanted
     save_quantized(open_quantized(folder, Recipe()), tmp_path / "again")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_exports_the_same_bytes_from_theirs(tied: Path, theirs: Path, recipe_bin: Path, tmp_path: Path) -> None:
-    wanted = streamed(tied, Recipe(), tmp_path / "wanted")
+    wanted = exported(tied, Recipe(), tmp_path / "wanted")
     for folder in (theirs, recipe_bin):
         source = open_quantized(folder, Recipe())
         assert isinstance(source, Saved) and source.notes == ()
-        assert exported(source, tmp_path / "found") == wanted
+        assert exported(folder, source.recipe, tmp_path / "found") == wanted
 
 
 def test_state_dict_in_shards(tied: Path, recipe_bin: Path, tmp_path: Path) -> None:
@@ -203,8 +200,7 @@ def test_state_dict_in_shards(tied: Path, recipe_bin: Path, tmp_path: Path) -> N
     for file in set(files.values()):
         torch.save({name: state[name] for name in files if files[name] == file}, recipe_bin / file)
     (recipe_bin / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
-    source = open_quantized(recipe_bin, Recipe())
-    assert exported(source, tmp_path / "found") == streamed(tied, Recipe(), tmp_path / "wanted")
+    assert exported(recipe_bin, Recipe(), tmp_path / "found") == exported(tied, Recipe(), tmp_path / "wanted")
     (recipe_bin / file).unlink()
     refuses(recipe_bin, f"{file} cannot be read: No such file")
 
@@ -227,8 +223,8 @@ def test_quantizes_what_a_recipe_left_in_float(form: str, tied: Path, tmp_path: 
             f"{EMBEDDING} was left in float when the rest was quantized, it becomes int8 now",
             f"{HEAD} was left in float when the rest was quantized, it becomes int{asked.head_bits} now",
         ]
-        wanted = streamed(tied, Recipe(group_size=64, head_bits=asked.head_bits), tmp_path / "wanted")
-        assert exported(source, tmp_path / "found") == wanted
+        wanted = exported(tied, Recipe(group_size=64, head_bits=asked.head_bits), tmp_path / "wanted")
+        assert exported(folder, source.recipe, tmp_path / "found") == wanted
 
 
 def swap(name: str, value: Any) -> Callable[[dict[str, Tensor], dict[str, str]], None]:
@@ -400,7 +396,7 @@ def test_reads_what_torch_reads(recipe_bin: Path) -> None:
     source = open_quantized(recipe_bin, Recipe())
     assert isinstance(source, Saved)
     for name, wanted in torch.load(recipe_bin / "pytorch_model.bin").items():
-        found = torch.cat([getattr(piece, "qdata", piece) for piece in source.rows(name, 0, len(wanted))])
+        found = torch.cat([getattr(piece, "levels", piece) for piece in source.rows(name, 0, len(wanted))])
         assert torch.equal(found, getattr(wanted, "qdata", wanted))
 
 

@@ -14,9 +14,9 @@ from checkpoints.config import read_config
 from checkpoints.phi3 import EMBEDDING, HEAD, Role, role
 from checkpoints.source import resolve
 from checkpoints.synthesize import synthesize
-from export.quantization.packing import Storage, packed_parts, unpack
+from export.quantization.packing import pack, unpack
 from export.quantization.recipe import Recipe
-from export.quantization.rounding import quantize_rows
+from export.quantization.rounding import round_rows
 from export.quantization.saved import open_quantized
 from export.reference.layerwise import CheckpointWeights, Stream, round_activations, stream_logits
 
@@ -97,14 +97,10 @@ def test_activations_are_rounded_as_torchao_rounds_them() -> None:
 @pytest.mark.parametrize("group", [32, 64])
 @pytest.mark.parametrize("name", [EMBEDDING, HEAD, "model.layers.0.mlp.down_proj.weight"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_unpack_undoes_packed_parts(name: str, group: int, bits: int) -> None:
+def test_unpack_undoes_pack(name: str, group: int, bits: int) -> None:
     torch.manual_seed(0)
-    config = Recipe(True, group, bits, bits).torchao_config(role(name))
-    assert config is not None
-    rows = quantize_rows(torch.randn(6, 128), config)
-    parts = {part.suffix: part.data for part in packed_parts(rows)}
-    scale = parts["scale"].float().view(6, -1)
-    storage = Storage(
-        6, 128, 4 if rows.target_dtype == torch.int4 else 8, scale.shape[1], torch.float32, name == EMBEDDING
-    )
-    assert torch.equal(unpack(parts["weight"], scale, storage), rows.dequantize())
+    storage = Recipe(True, group, bits, bits).storage(role(name), 128)
+    rows = round_rows(torch.randn(6, 128), storage)
+    parts = pack(rows)
+    assert {part: data.nbytes for part, data in parts.items()} == storage.nbytes(6)
+    assert torch.equal(unpack(parts["weight"], parts["scale"].float(), storage), rows.dequantize())

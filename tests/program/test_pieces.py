@@ -1,0 +1,56 @@
+"""export.program.pieces: XNNPACK's graphs as drawn are those that upstream lowers, in every field."""
+
+import dataclasses
+
+import pytest
+from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import serialize_xnnpack_binary
+
+from checkpoints.config import read_config
+from checkpoints.source import resolve
+from export.options import ExportOptions
+from export.program.pieces import make_pieces
+from export.ptefile.xnngraph import read_xnngraph
+from export.quantization.recipe import Recipe
+from tests.program.lowered import lower_pieces
+
+CONFIG = read_config(resolve("phi4-tiny").folder)
+SHAPES = {
+    "phi4-tiny": {},
+    "every head its own keys": {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 96},
+    "two heads a key": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 96, "intermediate_size": 320},
+}
+OPTIONS = {
+    "default": ExportOptions(),
+    "all logits, int8 head": ExportOptions(prefill_chunk=7, full_logits=True, recipe=Recipe(head_bits=8)),
+    "float32": ExportOptions(recipe=Recipe(quantized=False)),
+    "groups of 64": ExportOptions(prefill_chunk=2, recipe=Recipe(group_size=64)),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [("phi4-tiny", name) for name in OPTIONS] + [(name, "default") for name in SHAPES if name != "phi4-tiny"],
+)
+def test_drawn_as_lowered(shape: str, options: str) -> None:
+    config = dataclasses.replace(CONFIG, vocab_size=512, **SHAPES[shape])
+    lowered, drawn = lower_pieces(config, OPTIONS[options]), make_pieces(config, OPTIONS[options])
+    assert lowered.keys() == drawn.keys()
+    for name, graph in lowered.items():
+        assert drawn[name].blobs.graph == graph, name
+
+
+def test_renamed_blobs_are_those_of_renamed_graphs() -> None:
+    blobs = make_pieces(CONFIG, ExportOptions())["project"].blobs
+    for prefix in ("layers.3.attention.", "layers.4.attention.", "layers.31.attention."):
+        keys = {name: f"{prefix}{name}.{number:032x}" for number, name in enumerate(blobs.names)}
+        made = blobs.make(keys)
+        graph = dataclasses.replace(
+            blobs.graph,
+            constant_data=[
+                dataclasses.replace(data, named_key=keys.get(data.named_key, data.named_key))
+                for data in blobs.graph.constant_data
+            ],
+        )
+        assert made == serialize_xnnpack_binary(graph, bytearray())
+        names = [linear.filter.constant.name for linear in read_xnngraph(memoryview(made)).linears]
+        assert names == [keys[f"{name}.weight"] for name in ("wq", "wk", "wv")]
