@@ -130,7 +130,8 @@ def _assemble(
 
 
 def _prove(partial: Path, name: str, source: Source, stages: Stages) -> Report:
-    from export.verification.verify import SHORT, verify
+    from export.verification.extent import SHORT
+    from export.verification.verify import verify
 
     with stages.stage("verify"):
         report = verify(partial, source, SHORT, lambda step: stages.describe("verify", f"verify: {step}"))

@@ -30,6 +30,7 @@ from checkpoints.source import resolve
 from export.flags import add_checkpoint, command_parser
 from export.progress import quiet
 from export.verification import verify as verification
+from export.verification.extent import SHORT, Extent
 
 if TYPE_CHECKING:
     from export.verification.compare import Report
@@ -51,10 +52,8 @@ def verify(
     `text` is a file in UTF-8 (default: the checkpoint's heldout.txt, else a page of English) of which `tokens` are
     compared. `short` is what an export ends with; `long` goes past original_max_position_embeddings.
     """
-    usual = verification.SHORT if short else verification.Extent()
-    extent = verification.Extent(
-        usual.tokens if tokens is None else tokens, None if text is None else Path(text), short, long
-    )
+    usual = SHORT if short else Extent()
+    extent = Extent(usual.tokens if tokens is None else tokens, None if text is None else Path(text), short, long)
     return verification.verify(Path(file), resolve(checkpoint, revision), extent, progress)
 
 
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tokens",
         type=int,
-        help=f"how many (default: {verification.Extent.tokens}, with --short {verification.SHORT.tokens})",
+        help=f"how many (default: {Extent.tokens}, with --short {SHORT.tokens})",
     )
     parser.add_argument("--short", action="store_true", help="fewer: what an export ends with")
     parser.add_argument("--long", action="store_true", help="also beyond original_max_position_embeddings")

@@ -28,7 +28,7 @@ from export.reference.layerwise import CheckpointWeights, Stream, stream_logits
 from export.subprocess_call import Child, ChildDied
 from export.verification import checks
 from export.verification.checks import Check, Quality, Rounding
-from export.verification.verify import Extent
+from export.verification.extent import Extent
 
 MIN_TOKENS = 16  # of a text
 MAX_CHUNK = 512  # tokens: crossing the border of a longer chunk would keep the reference busy for minutes

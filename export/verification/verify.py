@@ -1,4 +1,4 @@
-"""Starts a verification: how much of it, and the process that runs the file.
+"""Starts a verification, and the process that runs the file beside it.
 
 Imports nothing heavy, so that the new process imports the runtime while this one imports the reference.
 """
@@ -6,34 +6,19 @@ Imports nothing heavy, so that the new process imports the runtime while this on
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoints.errors import BadInput
 from export.subprocess_call import Child
+from export.verification.extent import Extent
 
 if TYPE_CHECKING:
     from checkpoints.source import Source
     from export.verification.compare import Report
 
 
-@dataclass(frozen=True)
-class Extent:
-    """How much is compared."""
-
-    tokens: int = 128  # of the text, from position 0 on
-    text: Path | None = None  # in UTF-8; None: the checkpoint's heldout.txt, else a page of English
-    short: bool = False  # fewer ways of feeding
-    long: bool = False  # also beyond original_max_position_embeddings
-
-
-SHORT = Extent(tokens=40, short=True)  # what an export ends with
-
-
-def verify(
-    file: Path, source: Source, extent: Extent = Extent(), progress: Callable[[str], None] = lambda step: None
-) -> Report:
+def verify(file: Path, source: Source, extent: Extent, progress: Callable[[str], None] = lambda step: None) -> Report:
     """Compare `file` with a checkpoint on a text.
 
     A wrong file gets a Report that says so; BadInput is for a file that is no `.pte` of this model or that the
