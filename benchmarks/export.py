@@ -119,14 +119,14 @@ def benchmark(
 def facts(path: Path, config: ModelConfig, context: int, item_bytes: int) -> dict[str, int]:
     """Sizes of a `.pte`, in bytes, read from the file itself."""
     from checkpoints.phi3 import role
-    from export.models.layout import layout, shape
+    from export.models.registry import family_of, shape
     from export.ptefile.reader import open_pte
     from export.quantization.recipe import Recipe
 
     recipe = Recipe()
     quantized = 0
-    for name, rows in layout(config).items():
-        if len(size := shape(config, name)) == 2:
+    for name, rows in family_of(config).layout(config).items():
+        if len(size := shape(config, rows)) == 2:
             bits, group, scale_bytes = recipe.storage(role(rows.name), size[1])
             quantized += size[0] * (size[1] * bits // 8 + size[1] // group * scale_bytes)
     pte = open_pte(path)

@@ -43,7 +43,7 @@ def quantize(folder: Path) -> dict[str, Any]:
     """Quantize every weight of the untied model by the default recipe, keeping nothing."""
     import torch
 
-    from export.models.layout import layout
+    from export.models.registry import family_of
     from export.quantization.recipe import Recipe
     from export.quantization.saved import open_quantized
 
@@ -51,7 +51,7 @@ def quantize(folder: Path) -> dict[str, Any]:
     source = open_quantized(folder, Recipe())
     elements = 0
     start = time.monotonic()
-    for rows in layout(source.config).values():
+    for rows in family_of(source.config).layout(source.config).values():
         for piece in source.rows(rows.name, rows.start, rows.stop):
             elements += getattr(piece, "levels", piece).numel()
     return {"seconds": time.monotonic() - start, "elements": elements}

@@ -50,7 +50,7 @@ def quantize(untied: Path, weights: Path) -> None:
     from transformers import AutoModelForCausalLM, TorchAoConfig
 
     from checkpoints.phi3 import EMBEDDING, HEAD, Role
-    from export.models.layout import layout
+    from export.models.phi3.layout import layout
     from export.quantization.recipe import Recipe
 
     recipe = Recipe()
@@ -87,7 +87,7 @@ def export(weights: Path, checkpoint: Path, out: Path, context: int, chunk: int)
     from executorch.examples.models.llama.export_llama_lib import export_llama
     from executorch.extension.llm.export.config.llm_config import DtypeOverride, LlmConfig, ModelType
 
-    from export.models.layout import params
+    from export.models.remapped import params
 
     config = read_config(checkpoint)
     # Repair, executorch 1.5.1: examples/models/phi_4_mini/config/config.json is not in the wheel. The

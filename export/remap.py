@@ -1,6 +1,6 @@
 """Writes a checkpoint for upstream's own loader: `python -m export.remap --checkpoint C --out DIR`.
 
-Names and layout are those of ExecuTorch's Phi-4-mini, see `export.models.layout`.
+Names and layout are those of ExecuTorch's Phi-4-mini, see `export.models.phi3.layout`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from checkpoints.source import resolve
 from checkpoints.untied import Untied
 from checkpoints.weights import open_checkpoint
 from export.flags import stage_parser
-from export.models.layout import write_remapped
+from export.models.remapped import write_remapped
 from export.progress import bar, quiet
 
 

@@ -16,8 +16,8 @@ from checkpoints.config import ModelConfig
 from checkpoints.phi3 import role
 from checkpoints.untied import Untied
 from export.models.kv_cache import DTYPES as kv_cache_dtypes
-from export.models.layout import layout
-from export.models.phi3 import Transformer
+from export.models.phi3.decoder import Transformer
+from export.models.phi3.layout import layout
 from export.quantization.recipe import Recipe
 
 

@@ -9,8 +9,9 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["checkpoints"],
     ["export.progress", "export.subprocess_call", "export.flags"],
-    ["export.models"],
     ["export.quantization"],
+    ["export.xnnpack"],
+    ["export.models"],
     ["export.options"],
     ["export.program"],
     ["export.ptefile"],
@@ -26,7 +27,7 @@ DOORS = ["pte", "untie", "quantize", "remap", "verify", "inspect", "generate"]
 # Private parts of packages: who may touch them.
 PRIVATE = {
     "executorch.exir._serialize": {"export/program/assemble.py", "export/ptefile/reader.py"},
-    "executorch.backends.xnnpack": {"export/program/xnnpack.py"},
+    "executorch.backends.xnnpack": {"export/xnnpack/drawing.py"},
     "executorch.exir.memory_planning": {"export/program/deepen.py"},
     "torch._higher_order_ops": {"export/program/trace.py"},
     "torchao.prototype": {"export/quantization/saving.py"},

@@ -39,8 +39,6 @@ from executorch.exir.schema import (
 )
 from executorch.exir.tensor import ALIGNMENT, enum_to_scalar_map
 
-from export.program.pieces import PER_LAYER
-
 SHALLOW = 3  # layers: the first, the one that is repeated, the last
 XNNPACK_PADDING = 64  # bytes behind the arena, as `apply_algo` of 1.5.1 has it
 LISTS = (IntList, TensorList, OptionalTensorList)  # their items are numbers of values
@@ -57,10 +55,12 @@ def deepen(program: Program, constants: dict[str, int], layers: int) -> dict[str
     Raises Unknown, before any change.
     """
     plan = next(plan for plan in program.execution_plan if plan.name == "forward")
+    shallow = [delegate.data for delegate in program.backend_delegate_data]
+    per_layer = sum(b"layers.0." in token for token in shallow)
     if _planned_anew(plan) != plan:
         raise Unknown("memory is planned in another way")
-    _, middle, last = _layers(plan)
-    carried = _check_image(plan, middle, last)
+    _, middle, last = _layers(plan, per_layer)
+    carried = _check_image(plan, middle, last, per_layer)
     values, buffers = _Rows(middle.owned, layers), _Rows(_own_buffers(plan, middle), layers)
     after, copies = set(last.owned), range(layers - SHALLOW + 1)
 
@@ -89,17 +89,16 @@ def deepen(program: Program, constants: dict[str, int], layers: int) -> dict[str
         chain.instructions.append(_renamed(one, lambda number: value(number, 0), 0))
     for c in copies:
         for one in old[middle.start : middle.stop]:
-            chain.instructions.append(_renamed(one, lambda number, c=c: value(number, c), PER_LAYER * c))  # type: ignore[misc]
+            chain.instructions.append(_renamed(one, lambda number, c=c: value(number, c), per_layer * c))  # type: ignore[misc]
     for one in old[middle.stop :]:
-        chain.instructions.append(_renamed(one, behind, PER_LAYER * (layers - SHALLOW)))
+        chain.instructions.append(_renamed(one, behind, per_layer * (layers - SHALLOW)))
     plan.values = [moved_value(*place) for place in values.places(len(plan.values))]
     plan.inputs, plan.outputs = (
         [behind(number) for number in plan.inputs],
         [behind(number) for number in plan.outputs],
     )
 
-    shallow = [delegate.data for delegate in program.backend_delegate_data]
-    one_layer, head = shallow[:PER_LAYER], shallow[PER_LAYER * SHALLOW :]
+    one_layer, head = shallow[:per_layer], shallow[per_layer * SHALLOW :]
     tokens = [LAYER.sub(f"layers.{i}.", token.decode()).encode() for i in range(layers) for token in one_layer] + head
     program.backend_delegate_data = [BackendDelegateInlineData(token) for token in tokens]
     plan.delegates = [
@@ -168,13 +167,14 @@ class _Layer:
     owned: list[int]
 
 
-def _layers(plan: ExecutionPlan) -> list[_Layer]:
+def _layers(plan: ExecutionPlan, per_layer: int) -> list[_Layer]:
     """A layer ends with its last delegate; what comes before the first layer counts as its own."""
     (chain,) = plan.chains
     calls = [(index, one.instr_args) for index, one in enumerate(chain.instructions)]
-    last = PER_LAYER - 1
-    ends = [i + 1 for i, call in calls if isinstance(call, DelegateCall) and call.delegate_index % PER_LAYER == last]
-    if len(plan.delegates) != PER_LAYER * SHALLOW + 1 or len(ends) != SHALLOW:
+    ends = [
+        i + 1 for i, call in calls if isinstance(call, DelegateCall) and (call.delegate_index + 1) % per_layer == 0
+    ]
+    if len(plan.delegates) != per_layer * SHALLOW + 1 or len(ends) != SHALLOW:
         raise Unknown(f"{len(plan.delegates)} delegates")
     taken = set(plan.inputs)
     found = []
@@ -186,7 +186,7 @@ def _layers(plan: ExecutionPlan) -> list[_Layer]:
     return found
 
 
-def _check_image(plan: ExecutionPlan, one: _Layer, two: _Layer) -> dict[int, int]:
+def _check_image(plan: ExecutionPlan, one: _Layer, two: _Layer, per_layer: int) -> dict[int, int]:
     """Check that `two` is `one` with other numbers; what `one` takes of the layer before -> its own such result."""
     own, other = set(one.owned), set(two.owned)
     image: dict[int, int] = {}
@@ -217,7 +217,7 @@ def _check_image(plan: ExecutionPlan, one: _Layer, two: _Layer) -> dict[int, int
         same = copy.deepcopy(x)
         same.args = _arguments(b)  # type: ignore[union-attr]
         if isinstance(same, DelegateCall):
-            same.delegate_index += PER_LAYER
+            same.delegate_index += per_layer
         if same != y:
             raise Unknown("other instructions")
     if [image.get(number) for number in one.owned] != two.owned:

@@ -28,10 +28,11 @@ from torch._higher_order_ops.executorch_call_delegate import executorch_call_del
 from checkpoints.config import ModelConfig
 from checkpoints.phi3 import Role
 from export.models import kv_cache
-from export.models.phi3 import QuantizedEmbedding, RMSNorm, Transformer
+from export.models.family import Piece
+from export.models.modules import QuantizedEmbedding, RMSNorm
+from export.models.registry import family_of
 from export.options import ExportOptions
 from export.program.deepen import SHALLOW, Unknown, deepen
-from export.program.pieces import Piece, make_pieces
 from export.quantization.packing import pack
 from export.quantization.rounding import round_rows
 
@@ -65,7 +66,8 @@ def build_graph(
     config: ModelConfig, options: ExportOptions, progress: Callable[[str], object] = lambda step: None
 ) -> Graph:
     """Trace, plan memory and emit; a deep model is emitted shallow and made deep where its layers repeat."""
-    pieces, layers = make_pieces(config, options), config.num_hidden_layers
+    pieces = family_of(config).pieces(config, options.recipe, options.prefill_chunk, options.full_logits)
+    layers = config.num_hidden_layers
     if layers > SHALLOW:
         program, constants = emit(dataclasses.replace(config, num_hidden_layers=SHALLOW), options, pieces, progress)
         try:
@@ -81,9 +83,9 @@ def emit(
     """The whole model by upstream's own way; its program, and the named constant buffers."""
     chunk, cache_dtype = options.prefill_chunk, kv_cache.DTYPES[options.kv_cache]
     with torch.device("meta"):
-        model = Transformer(config, options.context, cache_dtype, options.full_logits)
-    placeholders = _placeholders(model, options)
-    _call_pieces(model, pieces)
+        model = family_of(config).decoder(config, options.context, cache_dtype, options.full_logits)
+    placeholders = _placeholders(model, config, options)
+    family_of(config).call_pieces(model, _calls(pieces))
     progress("trace")
     example = (torch.zeros(1, min(3, chunk), dtype=torch.long), torch.zeros(1, dtype=torch.long))
     length = torch.export.Dim("length", min=1, max=chunk)
@@ -124,9 +126,9 @@ def metadata(config: ModelConfig, options: ExportOptions) -> dict[str, int | boo
     }
 
 
-def _placeholders(model: Transformer, options: ExportOptions) -> dict[str, Tensor]:
+def _placeholders(model: Any, config: ModelConfig, options: ExportOptions) -> dict[str, Tensor]:
     """Give the embedding and the norms small or constant stand-ins, each unlike the others; part's name -> it."""
-    hidden = model.config.hidden_size
+    hidden = config.hidden_size
     rows = torch.full((PLACEHOLDER_ROWS, hidden), -1.0)
     storage = options.recipe.storage(Role.EMBEDDING, hidden)
     parts = pack(rows if storage.bits == 32 else round_rows(rows, storage))
@@ -162,8 +164,8 @@ class LoweredBackendModule(UpstreamLoweredModule):
         return self
 
 
-def _call_pieces(model: Transformer, pieces: dict[str, Piece]) -> None:
-    """Replace the methods that XNNPACK computes by calls to delegates, and drop their linears, in place."""
+def _calls(pieces: dict[str, Piece]) -> Callable[[str, str], Callable[..., Any]]:
+    """Makes stand-ins for methods of the decoder, which call a delegate when traced."""
 
     def call(name: str, prefix: str) -> Callable[..., Any]:
         lowered = LoweredBackendModule(f"{name} {prefix}".encode(), pieces[name].outputs)
@@ -174,16 +176,7 @@ def _call_pieces(model: Transformer, pieces: dict[str, Piece]) -> None:
 
         return method
 
-    block: Any
-    for i, block in enumerate(model.layers):
-        attention, feed_forward = block.attention, block.feed_forward
-        attention.project = call("project", f"layers.{i}.attention.")
-        attention.finish = call("finish", f"layers.{i}.attention.")
-        feed_forward.project = call("feed", f"layers.{i}.feed_forward.")
-        del attention.wq, attention.wk, attention.wv, attention.wo
-        del feed_forward.w1, feed_forward.w2, feed_forward.w3
-    setattr(model, "head", call("head", ""))  # noqa: B010  a method, for mypy
-    del model.output
+    return call
 
 
 def _find(program: Program, placeholders: dict[str, Tensor]) -> dict[str, int]:

@@ -23,7 +23,8 @@ import torch
 from checkpoints.config import ModelConfig
 from checkpoints.files import tensor_bytes, write_at
 from checkpoints.phi3 import Role, role
-from export.models.layout import Rows, layout, shape
+from export.models.family import Rows
+from export.models.registry import family_of, shape
 from export.quantization.packing import pack
 from export.quantization.recipe import Recipe
 from export.quantization.rounding import Quantized
@@ -57,10 +58,10 @@ def program_room(layers: int) -> int:
 def place(config: ModelConfig, recipe: Recipe) -> list[Placed]:
     """Lay out all weights one after another: those of delegates first, then embedding and norms (the constants)."""
     placed, at = [], 0
-    tensors = layout(config).items()
+    tensors = family_of(config).layout(config).items()
     # stable: the order of the graph within each
     for name, rows in sorted(tensors, key=lambda item: role(item[1].name) not in (Role.LINEAR, Role.HEAD)):
-        dims = shape(config, name)
+        dims = shape(config, rows)
         count, columns = dims if len(dims) == 2 else (1, dims[0])
         sizes = recipe.storage(role(rows.name), columns).nbytes(count)
         offsets = {}

@@ -21,8 +21,8 @@ from executorch.exir.schema import DataLocation, DelegateCall, ExecutionPlan, Ke
 
 from export.ptefile.contents import Contents, Delegate, Embedding, Linear, Other
 from export.ptefile.reader import PteFile
-from export.ptefile.xnngraph import DATATYPES, Constant, FullyConnected, Unreadable, XnnGraph, read_xnngraph
 from export.quantization.packing import readable_name
+from export.xnnpack.reader import DATATYPES, Constant, FullyConnected, Unreadable, XnnGraph, read_xnngraph
 
 NAMES = {theirs: ours for theirs, ours, _ in DATATYPES.values()}
 TYPES = {

@@ -1,6 +1,6 @@
 """Reads a `.pte` back: what it says of itself, and its weights as float32 under their Hugging Face names.
 
-The inverse of `export.models.layout`, with the recipe found from the sizes in the file. Knows nothing of
+The inverse of `export.models.phi3.layout`, with the recipe found from the sizes in the file. Knows nothing of
 the runtime, and of the graph only its constant methods and the type of the KV cache.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
-from export.models.layout import layout, shape
+from export.models.registry import family_of, shape
 from export.ptefile.reader import PteFile
 from export.quantization.packing import unpack
 from export.quantization.recipe import Recipe, Storage
@@ -46,11 +46,11 @@ class FileWeights:
 
     def __init__(self, file: PteFile, config: ModelConfig) -> None:
         self.file = file
-        self._layout = layout(config)
+        self._layout = family_of(config).layout(config)
         for name in file.parts:
             if name.startswith("layers.") and f"{name.rpartition('.')[0]}.weight" not in self._layout:
                 raise BadInput(f"{file.path} holds {name}, which the model of {config.path} does not have")
-        shapes = {name: shape(config, name) for name in self._layout}
+        shapes = {name: shape(config, rows) for name, rows in self._layout.items()}
         self.storage = {name: self._storage(name, dims) for name, dims in shapes.items()}
         self._rows_of = {name: dims[0] if len(dims) == 2 else 1 for name, dims in shapes.items()}
 

@@ -2,12 +2,12 @@
 
 Several streams go through the layers together, so that every weight is read once for all of them: with the
 checkpoint's weights, with those read back from a `.pte`, and with the latter and the roundings a phone makes. The
-modules are transformers' own (Phi3DecoderLayer, Phi3RMSNorm, Phi3RotaryEmbedding, masks, attention); the loop over
+modules are transformers' own (layer, norm, rotary embedding, masks, attention), named by the family; the loop over
 them is that of Phi3Model.forward in 5.23. Knows nothing of the runtime.
 
 Rotary factors. transformers takes the long factors once a sequence passes original_max_position_embeddings, the short
 ones before. A `.pte` has one table, made for its whole context. So each stream tells transformers' own rule which
-sequence length to assume: position `rope_length - 1` is shown to Phi3RotaryEmbedding beside the real positions.
+sequence length to assume: position `rope_length - 1` is shown to its rotary embedding beside the real positions.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Phi3Config
+from transformers import PretrainedConfig
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm, Phi3RotaryEmbedding
 
 from checkpoints.phi3 import EMBEDDING, HEAD
+from export.models.registry import family_of
 from export.ptefile.weights import FileWeights, Piece
 from export.quantization.rounding import Quantized, Quantizing, Rounded
 
@@ -93,10 +93,11 @@ def stream_logits(
     `compare` is called with every weight of the file beside the checkpoint's. Memory: a layer in float32 (403 MB for
     Phi-4-mini), hidden states, the activations of one layer, and the logits.
     """
-    config = Phi3Config.from_pretrained(checkpoint.config.path.parent, local_files_only=True)
+    modules = family_of(checkpoint.config).reference()
+    config = modules.config.from_pretrained(checkpoint.config.path.parent, local_files_only=True)
     config._attn_implementation = "sdpa"
-    rotary = Phi3RotaryEmbedding(config)
-    layer = _layer(config).to_empty(device="cpu")
+    rotary = modules.rotary(config)
+    layer = _layer(modules.layer, config).to_empty(device="cpu")
     sources = [None] if file is None else [None, file]
     last_layer = checkpoint.config.num_hidden_layers - 1
 
@@ -114,7 +115,7 @@ def stream_logits(
                         batch.hidden = batch.module(batch.hidden, **batch.around)
             progress(i + 1)
 
-        norm = Phi3RMSNorm(config.hidden_size, eps=config.rms_norm_eps).requires_grad_(False)
+        norm = modules.norm(config.hidden_size, eps=config.rms_norm_eps).requires_grad_(False)
         last = {}
         for source in sources:
             _load(norm, "model.norm.", checkpoint, source, compare)
@@ -136,8 +137,8 @@ class _Batch:
         tokens: Sequence[int],
         checkpoint: CheckpointWeights,
         file: FileWeights | None,
-        layer: Phi3DecoderLayer,
-        rotary: Phi3RotaryEmbedding,
+        layer: nn.Module,
+        rotary: nn.Module,
         cache_dtype: torch.dtype,
     ) -> None:
         self.streams, self.from_file = streams, streams[0].from_file
@@ -174,22 +175,20 @@ def round_activations(x: Tensor) -> Tensor:
     return ((torch.round(x * (1 / scale)) + zero).clamp(-128, 127) - zero) * scale
 
 
-def _layer(config: Phi3Config) -> Phi3DecoderLayer:
+def _layer(kind: type[nn.Module], config: PretrainedConfig) -> nn.Module:
     """A layer without weights."""
     with torch.device("meta"):
-        return Phi3DecoderLayer(config, 0).requires_grad_(False).eval()
+        return kind(config, 0).requires_grad_(False).eval()
 
 
-def _with_roundings(
-    layer: Phi3DecoderLayer, rounded: Tensor, activations: bool, cache_dtype: torch.dtype
-) -> Phi3DecoderLayer:
+def _with_roundings(layer: nn.Module, rounded: Tensor, activations: bool, cache_dtype: torch.dtype) -> nn.Module:
     """A second layer on the same weights that rounds as the file does, in the rows of a batch that `rounded` marks.
 
     Linears round their inputs if `activations`, attention q, k, v and its result to `cache_dtype`.
     """
     config = copy.deepcopy(layer.config)
     config._attn_implementation = f"rounded_to_{cache_dtype}_in_{''.join(str(int(row)) for row in rounded)}"
-    twin = _layer(config)
+    twin = _layer(type(layer), config)
     twin.load_state_dict(layer.state_dict(), assign=True)
 
     def where_rounded(x: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
@@ -215,9 +214,7 @@ def _with_roundings(
     return twin
 
 
-def _around(
-    streams: Sequence[Stream], config: Phi3Config, rotary: Phi3RotaryEmbedding, hidden: Tensor
-) -> dict[str, Any]:
+def _around(streams: Sequence[Stream], config: PretrainedConfig, rotary: nn.Module, hidden: Tensor) -> dict[str, Any]:
     """What a layer takes beside hidden states: mask, positions, and cos and sin, as Phi3Model.forward makes them."""
     length = hidden.shape[1]
     positions = torch.arange(length).unsqueeze(0)

@@ -15,8 +15,10 @@ from checkpoints.synthesize import synthesize
 from checkpoints.untied import Untied
 from checkpoints.weights import open_checkpoint
 from export import remap as remap_module
-from export.models.layout import layout, params, shape
-from export.models.phi3 import Transformer
+from export.models.phi3.decoder import Transformer
+from export.models.phi3.layout import layout
+from export.models.registry import shape
+from export.models.remapped import params
 from export.remap import remap
 
 ORIGINAL = 32  # original_max_position_embeddings: beyond it the long factors hold
@@ -97,7 +99,7 @@ def test_every_value_once_and_unchanged(checkpoint: Path, remapped: Path) -> Non
     assert list(state) == list(layout(source.config))
     seen = {name: torch.zeros(source.shape(name)[0], dtype=torch.int) for name in source.names()}
     for name, rows in layout(source.config).items():
-        assert state[name].shape == shape(source.config, name)
+        assert state[name].shape == shape(source.config, layout(source.config)[name])
         assert state[name].is_contiguous() and state[name].dtype == torch.bfloat16
         assert torch.equal(state[name], source.tensor(rows.name)[rows.start : rows.stop])
         seen[rows.name][rows.start : rows.stop] += 1
@@ -161,7 +163,7 @@ def test_remap_is_whole_or_nothing(
 ) -> None:
     monkeypatch.setattr(remap_module, "quiet", lambda verbose: None)  # it silences the whole process
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("export.models.layout.write_at", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr("export.models.phi3.layout.write_at", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         remap_module.main(["--checkpoint", str(default), "--out", str(tmp_path / "out")])
     assert not list(tmp_path.iterdir())
     remap_module.main(["--checkpoint", str(default), "--out", str(tmp_path / "out")])

@@ -8,14 +8,14 @@ from executorch.exir.schema import KernelCall, Tensor
 
 from checkpoints.config import ModelConfig, read_config
 from checkpoints.source import resolve
+from export.models.registry import family_of
 from export.options import ExportOptions
 from export.program.deepen import SHALLOW, Unknown, deepen
-from export.program.pieces import make_pieces
 from export.program.trace import build_graph, emit
 from export.quantization.recipe import Recipe
 
 CONFIG = read_config(resolve("phi4-tiny").folder)
-ALIKE = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 96}
+ALIKE = {"num_attention_heads": 3, "num_key_value_heads": 3}  # every head its own keys
 OPTIONS = [
     (4, {}, ExportOptions(context=64, prefill_chunk=16, bos_id=1, eos_ids=(2, 3))),
     (11, {}, ExportOptions(context=64, prefill_chunk=16, kv_cache="fp32", bos_id=1, eos_ids=(2,))),
@@ -26,7 +26,8 @@ OPTIONS = [
 
 def emitted(config: ModelConfig, options: ExportOptions, layers: int):  # type: ignore[no-untyped-def]
     shallow = dataclasses.replace(config, num_hidden_layers=layers)
-    return emit(shallow, options, make_pieces(config, options), lambda step: None)
+    pieces = family_of(config).pieces(config, options.recipe, options.prefill_chunk, options.full_logits)
+    return emit(shallow, options, pieces, lambda step: None)
 
 
 @pytest.mark.parametrize(("layers", "shape", "options"), OPTIONS)

@@ -29,8 +29,8 @@ from export.inspect import Expected, Inspection, inspect, main, problems, show
 from export.ptefile.contents import Contents, Other
 from export.ptefile.dissect import partition
 from export.ptefile.reader import open_pte
-from export.ptefile.xnngraph import DATATYPES, FULLY_CONNECTED, Unreadable, read_xnngraph
 from export.quantization.recipe import Recipe
+from export.xnnpack.reader import DATATYPES, FULLY_CONNECTED, Unreadable, read_xnngraph
 from tests.ordinary import lower_ordinarily
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from checkpoints.source import resolve
 from checkpoints.untied import Untied
 from checkpoints.weights import open_checkpoint
 from export.engine.session import Session
-from export.models.phi3 import rope_tables
+from export.models.phi3.decoder import rope_tables
 from export.pte import export_pte
 from export.ptefile.reader import PteFile, open_pte
 from export.ptefile.weights import FileWeights

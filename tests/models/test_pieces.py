@@ -1,23 +1,24 @@
-"""export.program.pieces: XNNPACK's graphs as drawn are those that upstream lowers, in every field."""
+"""export.models.phi3.pieces: XNNPACK's graphs as drawn are those that upstream lowers, in every field."""
 
 import dataclasses
 
 import pytest
 from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import serialize_xnnpack_binary
 
-from checkpoints.config import read_config
+from checkpoints.config import ModelConfig, read_config
 from checkpoints.source import resolve
+from export.models.family import Piece
+from export.models.registry import family_of
 from export.options import ExportOptions
-from export.program.pieces import make_pieces
-from export.ptefile.xnngraph import read_xnngraph
 from export.quantization.recipe import Recipe
-from tests.program.lowered import lower_pieces
+from export.xnnpack.reader import read_xnngraph
+from tests.models.lowered import lower_pieces
 
 CONFIG = read_config(resolve("phi4-tiny").folder)
 SHAPES = {
     "phi4-tiny": {},
-    "every head its own keys": {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 96},
-    "two heads a key": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 96, "intermediate_size": 320},
+    "every head its own keys": {"num_attention_heads": 3, "num_key_value_heads": 3},
+    "two heads a key": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 320},
 }
 OPTIONS = {
     "default": ExportOptions(),
@@ -27,20 +28,24 @@ OPTIONS = {
 }
 
 
+def pieces(config: ModelConfig, options: ExportOptions) -> dict[str, Piece]:
+    return family_of(config).pieces(config, options.recipe, options.prefill_chunk, options.full_logits)
+
+
 @pytest.mark.parametrize(
     ("shape", "options"),
     [("phi4-tiny", name) for name in OPTIONS] + [(name, "default") for name in SHAPES if name != "phi4-tiny"],
 )
 def test_drawn_as_lowered(shape: str, options: str) -> None:
     config = dataclasses.replace(CONFIG, vocab_size=512, **SHAPES[shape])
-    lowered, drawn = lower_pieces(config, OPTIONS[options]), make_pieces(config, OPTIONS[options])
+    lowered, drawn = lower_pieces(config, OPTIONS[options]), pieces(config, OPTIONS[options])
     assert lowered.keys() == drawn.keys()
     for name, graph in lowered.items():
         assert drawn[name].blobs.graph == graph, name
 
 
 def test_renamed_blobs_are_those_of_renamed_graphs() -> None:
-    blobs = make_pieces(CONFIG, ExportOptions())["project"].blobs
+    blobs = pieces(CONFIG, ExportOptions())["project"].blobs
     for prefix in ("layers.3.attention.", "layers.4.attention.", "layers.31.attention."):
         keys = {name: f"{prefix}{name}.{number:032x}" for number, name in enumerate(blobs.names)}
         made = blobs.make(keys)

@@ -1,4 +1,4 @@
-"""The pieces of the decoder as upstream's partitioner lowers them: the reference for `export.program.pieces`."""
+"""The pieces of the decoder as upstream's partitioner lowers them: the reference for `export.models.phi3.pieces`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchao.quantization import quantize_
 
 from checkpoints.config import ModelConfig
 from checkpoints.phi3 import Role
-from export.models.phi3 import Transformer
+from export.models.phi3.decoder import Transformer
 from export.options import ExportOptions
 
 MIN_LENGTH = 3  # tokens in an example input: torch.export specializes on 0, 1 and, in views, on equal sizes

@@ -1,15 +1,9 @@
-"""From Hugging Face's tensor names to those of ExecuTorch's Phi-4-mini layout, and checkpoints in that layout.
-
-The fused `qkv_proj` and `gate_up_proj` are cut by rows; no value changes. The layout is that of
-`executorch.examples.models.phi_4_mini.convert_weights` in 1.5.1, which is not imported: it needs torchtune.
-"""
+"""Checkpoints in ExecuTorch's names, as upstream's own loader reads them."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,51 +12,10 @@ import torch
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
 from checkpoints.files import CHUNK, Progress, copy_rest, tensor_bytes, whole_folder, write_at, write_json
-from checkpoints.phi3 import EMBEDDING, HEAD, NORM, tensor_shapes
 from checkpoints.pickled import write_state_dict
 from checkpoints.untied import Untied
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows start … stop of the Hugging Face tensor `name`."""
-
-    name: str
-    start: int
-    stop: int
-
-
-def layout(config: ModelConfig) -> dict[str, Rows]:
-    """ExecuTorch name to the rows it is made of, for an untied model, in the order of the graph."""
-    q, kv, hidden, inter = config.q_dim, config.kv_dim, config.hidden_size, config.intermediate_size
-    table = {"tok_embeddings.weight": Rows(EMBEDDING, 0, config.vocab_size)}
-    for i in range(config.num_hidden_layers):
-        ours, theirs = f"layers.{i}.", f"model.layers.{i}."
-        qkv, gate_up = theirs + "self_attn.qkv_proj.weight", theirs + "mlp.gate_up_proj.weight"
-        table |= {
-            ours + "attention_norm.weight": Rows(theirs + "input_layernorm.weight", 0, hidden),
-            ours + "attention.wq.weight": Rows(qkv, 0, q),
-            ours + "attention.wk.weight": Rows(qkv, q, q + kv),
-            ours + "attention.wv.weight": Rows(qkv, q + kv, q + 2 * kv),
-            ours + "attention.wo.weight": Rows(theirs + "self_attn.o_proj.weight", 0, hidden),
-            ours + "ffn_norm.weight": Rows(theirs + "post_attention_layernorm.weight", 0, hidden),
-            ours + "feed_forward.w1.weight": Rows(gate_up, 0, inter),
-            ours + "feed_forward.w3.weight": Rows(gate_up, inter, 2 * inter),
-            ours + "feed_forward.w2.weight": Rows(theirs + "mlp.down_proj.weight", 0, hidden),
-        }
-    return table | {
-        "norm.weight": Rows(NORM, 0, hidden),
-        "output.weight": Rows(HEAD, 0, config.vocab_size),
-    }
-
-
-def shape(config: ModelConfig, name: str) -> tuple[int, ...]:
-    """Shape of the tensor with this ExecuTorch name."""
-    rows = layout(config)[name]
-    return (
-        rows.stop - rows.start,
-        *tensor_shapes(dataclasses.replace(config, tie_word_embeddings=False))[rows.name][1:],
-    )
+from export.models.family import Rows
+from export.models.registry import family_of, shape
 
 
 def params(config: ModelConfig) -> dict[str, Any]:
@@ -108,10 +61,11 @@ def write_remapped(opened: Untied, out: Path, progress: Callable[[int], Abstract
         raise BadInput(f"--out {out} contains {mark!r}, which upstream's loader takes for quantized weights")
     tensors: dict[str, torch.Tensor] = {}
     alone: dict[Rows, str] = {}  # the rows of a tied embedding are stored under their first name alone
-    for name, rows in layout(opened.config).items():
+    table = family_of(opened.config).layout(opened.config)
+    for name, rows in table.items():
         first = alone.setdefault(Rows(opened.source(rows.name), rows.start, rows.stop), name)
         dtype = opened.tensor(rows.name).dtype
-        whole = torch.empty(shape(opened.config, name), dtype=dtype, device="meta")
+        whole = torch.empty(shape(opened.config, rows), dtype=dtype, device="meta")
         tensors[name] = tensors.get(first, whole)
     total = sum(tensors[name].nbytes for name in alone.values())
     with whole_folder(out, total) as folder, progress(total) as count:

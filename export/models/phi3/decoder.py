@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import executorch.exir.passes._quant_patterns_and_replacements
 import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  registers llama::update_cache, custom_sdpa
 import torch
 import torch.nn.functional as F
@@ -20,18 +19,7 @@ from torch import Tensor, nn
 
 from checkpoints.config import ModelConfig
 from export.models.kv_cache import KVCache
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm in float32 (arXiv:1910.07467), `rms_norm_eps` added to the mean square."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim), requires_grad=False)
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps) * self.weight
+from export.models.modules import RMSNorm
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:
@@ -136,20 +124,6 @@ def rope_tables(config: ModelConfig, context: int) -> tuple[Tensor, Tensor]:
     inverse = 1.0 / (factors * config.rope_theta**exponents)
     angles = torch.outer(torch.arange(context, dtype=torch.float32), inverse)
     return angles.cos() * config.attention_factor, angles.sin() * config.attention_factor
-
-
-class QuantizedEmbedding(nn.Module):
-    """Rows of an int8 [V, D] or packed int4 uint8 [V, D/2] table, by the runtime's own kernel."""
-
-    def __init__(self, weight: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        if self.weight.dtype == torch.int8:
-            return torch.ops.quantized_decomposed.embedding_byte(self.weight, self.scale, None, -128, 127, tokens)
-        return torch.ops.quantized_decomposed.embedding_4bit(self.weight, self.scale, None, -8, 7, tokens)
 
 
 class Transformer(nn.Module):

@@ -1,42 +1,29 @@
 """The pieces of the Phi-3 decoder that XNNPACK computes: three a layer, and the head.
 
 They stand for `Attention.project`, `Attention.finish`, `FeedForward.project` and `Transformer.head` of
-`export.models.phi3`. wq, wk and wv are one piece so that their input is quantized once; the residuals are in the
-pieces to spare activations. Weights are called by the attribute's name behind a prefix, "layers.0.attention.wq".
+`export.models.phi3.decoder`. wq, wk and wv are one piece so that their input is quantized once; the residuals are in
+the pieces to spare activations. Weights are called by the attribute's name behind a prefix, "layers.0.attention.wq".
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from checkpoints.config import ModelConfig
 from checkpoints.phi3 import Role
-from export.options import ExportOptions
-from export.program.xnnpack import Blobs, Drawing
-from export.quantization.packing import Storage
-
-PER_LAYER = 3
+from export.models.family import Piece
+from export.quantization.recipe import Recipe, Storage
+from export.xnnpack.drawing import Blobs, Drawing
 
 
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """One delegate's code, the same in every layer."""
-
-    blobs: Blobs
-    outputs: Callable[..., tuple[Tensor, ...]]  # the results as empty tensors, from the arguments
-
-
-def make_pieces(config: ModelConfig, options: ExportOptions) -> dict[str, Piece]:
-    """project, finish, feed and head, for calls of up to `options.prefill_chunk` tokens."""
-    hidden, size, chunk = config.hidden_size, config.head_dim, options.prefill_chunk
+def make_pieces(config: ModelConfig, recipe: Recipe, chunk: int, full_logits: bool) -> dict[str, Piece]:
+    """project, finish, feed and head, for calls of up to `chunk` tokens."""
+    hidden, size = config.hidden_size, config.head_dim
     heads, kv = config.num_attention_heads, config.num_key_value_heads
 
     def storage(role: Role, columns: int) -> Storage:
-        return options.recipe.storage(role, columns)
+        return recipe.storage(role, columns)
 
     project = Drawing()
     x = project.input([1, chunk, hidden])
@@ -65,7 +52,7 @@ def make_pieces(config: ModelConfig, options: ExportOptions) -> dict[str, Piece]
     feed.output(feed.add(feed.input([1, chunk, hidden]), y))
 
     head = Drawing()
-    x = head.input([1, chunk, hidden] if options.full_logits else [1, hidden])
+    x = head.input([1, chunk, hidden] if full_logits else [1, hidden])
     head.output(head.linear(x, config.vocab_size, "output", storage(Role.HEAD, hidden)))
 
     def projected(x: Tensor) -> tuple[Tensor, ...]:

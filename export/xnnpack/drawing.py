@@ -32,7 +32,7 @@ from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
 )
 from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import serialize_xnnpack_binary
 
-from export.quantization.packing import Storage
+from export.quantization.recipe import Storage
 
 NONE = 2**32 - 1  # XNN_INVALID_VALUE_ID
 NAMED = 2**64 - 1  # offset of a constant that is found by its name

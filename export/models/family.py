@@ -1,0 +1,71 @@
+"""What the export must know of a family of models; `export.models.registry` lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # heavy, and not needed to write weights
+    import torch
+    from torch import Tensor, nn
+
+    from checkpoints.config import ModelConfig
+    from export.quantization.recipe import Recipe
+    from export.xnnpack.drawing import Blobs
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows start … stop of the Hugging Face tensor `name`."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One delegate's code, the same in every layer."""
+
+    blobs: Blobs
+    outputs: Callable[..., tuple[Tensor, ...]]  # the results as empty tensors, from the arguments
+
+
+@dataclass(frozen=True)
+class ReferenceModules:
+    """transformers' own classes, which `export.reference` runs a layer at a time."""
+
+    config: type[Any]
+    layer: type[Any]
+    norm: type[Any]
+    rotary: type[Any]
+
+
+class Family(Protocol):
+    """One family. Heavy imports belong into the methods."""
+
+    chat_format: str  # a Jinja template, for a checkpoint without one
+
+    def layout(self, config: ModelConfig) -> dict[str, Rows]:
+        """ExecuTorch name to the rows it is made of, for an untied model, in the order of the graph."""
+        ...
+
+    def decoder(self, config: ModelConfig, context: int, cache_dtype: torch.dtype, full_logits: bool) -> nn.Module:
+        """tokens [1, S] int64 and input_pos [1] int64 to logits; parameters have the names of `layout`.
+
+        Norms are `RMSNorm`s and the table is `tok_embeddings`, of `export.models.modules`.
+        """
+        ...
+
+    def pieces(self, config: ModelConfig, recipe: Recipe, chunk: int, full_logits: bool) -> dict[str, Piece]:
+        """What XNNPACK computes, for calls of up to `chunk` tokens."""
+        ...
+
+    def call_pieces(self, decoder: nn.Module, call: Callable[[str, str], Callable[..., Any]]) -> None:
+        """Replace methods of the decoder by `call(piece, prefix of its weights)` and drop their linears, in place."""
+        ...
+
+    def reference(self) -> ReferenceModules:
+        """What the file is compared with."""
+        ...

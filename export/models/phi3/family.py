@@ -1,0 +1,53 @@
+"""The dense Phi-3 family: Phi-3-mini, Phi-3.5-mini, Phi-4-mini and what is shaped like them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from export.models.family import Family, ReferenceModules, Rows
+from export.models.phi3.layout import layout
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from checkpoints.config import ModelConfig
+    from export.models.family import Piece
+    from export.quantization.recipe import Recipe
+
+
+class Phi3(Family):
+    """See `export.models.family`."""
+
+    chat_format = "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}<|end|>{% endfor %}<|assistant|>"
+
+    def layout(self, config: ModelConfig) -> dict[str, Rows]:
+        return layout(config)
+
+    def decoder(self, config: ModelConfig, context: int, cache_dtype: torch.dtype, full_logits: bool) -> nn.Module:
+        from export.models.phi3.decoder import Transformer
+
+        return Transformer(config, context, cache_dtype, full_logits)
+
+    def pieces(self, config: ModelConfig, recipe: Recipe, chunk: int, full_logits: bool) -> dict[str, Piece]:
+        from export.models.phi3.pieces import make_pieces
+
+        return make_pieces(config, recipe, chunk, full_logits)
+
+    def call_pieces(self, decoder: Any, call: Callable[[str, str], Callable[..., Any]]) -> None:
+        for i, block in enumerate(decoder.layers):
+            attention, feed_forward = block.attention, block.feed_forward
+            attention.project = call("project", f"layers.{i}.attention.")
+            attention.finish = call("finish", f"layers.{i}.attention.")
+            feed_forward.project = call("feed", f"layers.{i}.feed_forward.")
+            del attention.wq, attention.wk, attention.wv, attention.wo
+            del feed_forward.w1, feed_forward.w2, feed_forward.w3
+        decoder.head = call("head", "")
+        del decoder.output
+
+    def reference(self) -> ReferenceModules:
+        from transformers import Phi3Config
+        from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm, Phi3RotaryEmbedding
+
+        return ReferenceModules(Phi3Config, Phi3DecoderLayer, Phi3RMSNorm, Phi3RotaryEmbedding)

@@ -1,0 +1,23 @@
+"""The families that can be exported, by `model_type` of config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from checkpoints.config import ModelConfig
+from checkpoints.phi3 import tensor_shapes
+from export.models.family import Family, Rows
+from export.models.phi3.family import Phi3
+
+FAMILIES: dict[str, Family] = {"phi3": Phi3()}
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family of a model; `checkpoints.config` reads no others."""
+    return FAMILIES[config.model_type]
+
+
+def shape(config: ModelConfig, rows: Rows) -> tuple[int, ...]:
+    """Shape of some rows of a tensor."""
+    untied = dataclasses.replace(config, tie_word_embeddings=False)
+    return (rows.stop - rows.start, *tensor_shapes(untied)[rows.name][1:])
