@@ -125,10 +125,9 @@ def facts(path: Path, config: ModelConfig, context: int, item_bytes: int) -> dic
 
     recipe = Recipe()
     quantized = 0
-    for name, rows in family_of(config).layout(config).items():
+    for rows in family_of(config).layout(config).values():
         if len(size := shape(config, rows)) == 2:
-            bits, group, scale_bytes = recipe.storage(role(rows.name), size[1])
-            quantized += size[0] * (size[1] * bits // 8 + size[1] // group * scale_bytes)
+            quantized += sum(recipe.storage(role(rows.name), size[1]).nbytes(size[0]).values())
     pte = open_pte(path)
     forward = next(plan for plan in pte.program.execution_plan if plan.name == "forward")
     planned = sum(int(size) for size in forward.non_const_buffer_sizes)

@@ -186,7 +186,7 @@ def _with_roundings(layer: nn.Module, rounded: Tensor, activations: bool, cache_
 
     Linears round their inputs if `activations`, attention q, k, v and its result to `cache_dtype`.
     """
-    config = copy.deepcopy(layer.config)
+    config: Any = copy.deepcopy(layer.config)
     config._attn_implementation = f"rounded_to_{cache_dtype}_in_{''.join(str(int(row)) for row in rounded)}"
     twin = _layer(type(layer), config)
     twin.load_state_dict(layer.state_dict(), assign=True)
