@@ -8,6 +8,8 @@ from the checkpoint's own weights by no more than quantization explains?
 A file has one table of rotary factors, for its whole context: made for more than original_max_position_embeddings
 tokens it uses the long factors at every length, as the phones' runners do, and is compared with transformers made to
 do the same. Memory: the running file, in a process of its own; after that one layer in float32 and the logits.
+
+With --cpu the file is run by emulated arm64 CPUs instead, by the code a phone runs: `export.verification.emulated`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +30,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from checkpoints.errors import BadInput, run
-from checkpoints.source import DEFAULT, EMBEDDED, resolve
+from checkpoints.source import DEFAULT, EMBEDDED, Source, resolve
 from export.child import Child
 from export.progress import quiet
 
@@ -54,24 +57,68 @@ def verify(
     compared. `short` is what an export ends with; `long` goes past original_max_position_embeddings. A wrong file
     gets a Report that says so; BadInput is for a file that is no `.pte` of this model or that the runtime refuses.
     """
+    inputs = _inputs(file, checkpoint, revision, text, tokens, short, long)
+    with Child(imports="export.runtime") as child:  # beside the imports of this process
+        from export.compare import compare  # imports torch and transformers
+        from export.runtime import run_feeds
+
+        [report] = compare(*inputs, progress, child, {None: run_feeds})
+    return report
+
+
+def verify_emulated(
+    file: str | os.PathLike[str],
+    checkpoint: str | None = None,
+    *,
+    cpu: Sequence[str],
+    revision: str | None = None,
+    text: str | os.PathLike[str] | None = None,
+    tokens: int | None = None,
+    short: bool = False,
+    long: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+) -> list[Report]:
+    """`verify` with the file run on each of these arm64 CPUs, emulated by qemu, against one reference.
+
+    BadInput also where qemu does not know a CPU or a tool is missing.
+    """
+    from export.verification.arm64.toolchain import check_cpus  # for Linux alone
+
+    check_cpus(cpu)
+    inputs = _inputs(file, checkpoint, revision, text, tokens, short, long)
+    with Child(imports="export.verification.emulated") as child:
+        from export.compare import compare
+        from export.verification.emulated import run_emulated
+
+        return compare(*inputs, progress, child, {name: partial(run_emulated, name) for name in cpu})
+
+
+def _inputs(
+    file: str | os.PathLike[str],
+    checkpoint: str | None,
+    revision: str | None,
+    text: str | os.PathLike[str] | None,
+    tokens: int | None,
+    short: bool,
+    long: bool,
+) -> tuple[Path, Source, Path | None, int, bool, bool]:
+    """The flags as `export.compare.compare` takes them."""
     if tokens is not None and tokens < 2:
         raise BadInput(f"--tokens must be at least 2, it is {tokens}")
     source, place = resolve(checkpoint, revision), Path(file)
     if not place.is_file():
         raise BadInput(f"{place} is not a file")
     count = tokens or (SHORT_TOKENS if short else TOKENS)
-    with Child(imports="export.runtime") as child:  # beside the imports of this process
-        from export.compare import compare  # imports torch and transformers
-
-        return compare(place, source, None if text is None else Path(text), count, short, long, progress, child)
+    return place, source, None if text is None else Path(text), count, short, long
 
 
 def print_report(report: Report) -> None:
     """For people: the checks, and what quantization costs."""
     console = Console()
+    where = f" on an emulated {report.cpu}" if report.cpu else ""
     console.print(
-        f"[bold]{escape(report.file)}[/]: {report.recipe}; {report.kv_cache} KV cache of {report.context_tokens} "
-        f"tokens, {report.chunk_tokens} at once; {report.rotary_factors} rotary factors\n"
+        f"[bold]{escape(report.file)}[/]{where}: {report.recipe}; {report.kv_cache} KV cache of "
+        f"{report.context_tokens} tokens, {report.chunk_tokens} at once; {report.rotary_factors} rotary factors\n"
         f"against {escape(report.checkpoint)}, on {report.tokens} tokens of {escape(report.text)}",
         highlight=False,
     )
@@ -103,20 +150,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, help=f"how many (default: {TOKENS}, with --short {SHORT_TOKENS})")
     parser.add_argument("--short", action="store_true", help="fewer: what an export ends with")
     parser.add_argument("--long", action="store_true", help="also beyond original_max_position_embeddings")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    cpus = "run the file on these arm64 CPUs, emulated, such as cortex-a53,cortex-a76,max; a report for each"
+    parser.add_argument("--cpu", metavar="LIST", type=lambda names: names.split(","), help=cpus)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON (a list of them with --cpu)")
     flags = vars(parser.parse_args(argv))
-    as_json = flags.pop("json")
+    as_json, cpu = flags.pop("json"), flags.pop("cpu")
     quiet(verbose=False)
     # Before torch is imported: the file runs beside the reference, and a thread that spins while it waits takes the
     # other's core.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with Console(stderr=True).status("reading") as status:
-        report = verify(**flags, progress=status.update)
+        if cpu is None:
+            reports = [verify(**flags, progress=status.update)]
+        else:
+            reports = verify_emulated(**flags, cpu=cpu, progress=status.update)
     if as_json:
-        print(json.dumps(_finite(asdict(report)), indent=2))
+        found = [_finite(asdict(report)) for report in reports]
+        print(json.dumps(found[0] if cpu is None else found, indent=2))
     else:
-        print_report(report)
-    return 0 if report.passed else 1
+        for report in reports:
+            print_report(report)
+    return 0 if all(report.passed for report in reports) else 1
 
 
 def _finite(value: Any) -> Any:
