@@ -30,9 +30,9 @@ BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from export.sub
 class ChildDied(Exception):
     """The process ended without a result; the message is the last line it wrote to stderr."""
 
-    def __init__(self, code: int, last: str) -> None:
-        super().__init__(last)
-        self.killed = code == -signal.SIGKILL  # by the system, for memory, or by somebody
+
+class ChildKilled(ChildDied):
+    """By SIGKILL: by the system, for memory, or by somebody."""
 
 
 class Child:
@@ -105,7 +105,7 @@ class Child:
     def _death(self) -> ChildDied:
         code = self._process.wait()
         self._log.seek(0)
-        return ChildDied(code, last_line(self._log.read()))
+        return (ChildKilled if code == -signal.SIGKILL else ChildDied)(last_line(self._log.read()))
 
 
 def tell(message: object) -> None:

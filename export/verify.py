@@ -8,6 +8,8 @@ diverge from the checkpoint's own weights by no more than quantization explains?
 A file has one table of rotary factors, for its whole context: made for more than original_max_position_embeddings
 tokens it uses the long factors at every length, as the phones' runners do, and is compared with transformers made to
 do the same. Memory: the running file, in a process of its own; after that one layer in float32 and the logits.
+
+With --cpu the file is run by emulated arm64 CPUs instead, by the code a phone runs: `export.verification.emulated`.
 """
 
 from __future__ import annotations
@@ -52,17 +54,43 @@ def verify(
     `text` is a file in UTF-8 (default: the checkpoint's heldout.txt, else a page of English) of which `tokens` are
     compared. `short` is what an export ends with; `long` goes past original_max_position_embeddings.
     """
+    return verification.verify(
+        Path(file), resolve(checkpoint, revision), _extent(text, tokens, short, long), progress
+    )
+
+
+def verify_emulated(
+    file: str | os.PathLike[str],
+    checkpoint: str | None = None,
+    *,
+    cpu: Sequence[str],
+    revision: str | None = None,
+    text: str | os.PathLike[str] | None = None,
+    tokens: int | None = None,
+    short: bool = False,
+    long: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+) -> list[Report]:
+    """`verify` with the file run on each of these arm64 CPUs, emulated by qemu, against one reference.
+
+    BadInput also where qemu does not know a CPU or a tool is missing.
+    """
+    extent = _extent(text, tokens, short, long)
+    return verification.verify_emulated(Path(file), resolve(checkpoint, revision), extent, cpu, progress)
+
+
+def _extent(text: str | os.PathLike[str] | None, tokens: int | None, short: bool, long: bool) -> Extent:
     usual = SHORT if short else Extent()
-    extent = Extent(usual.tokens if tokens is None else tokens, None if text is None else Path(text), short, long)
-    return verification.verify(Path(file), resolve(checkpoint, revision), extent, progress)
+    return Extent(usual.tokens if tokens is None else tokens, None if text is None else Path(text), short, long)
 
 
 def print_report(report: Report) -> None:
     """For people: the checks, and what quantization costs."""
     console = Console()
+    where = f" on an emulated {report.cpu}" if report.cpu else ""
     console.print(
-        f"[bold]{escape(report.file)}[/]: {report.recipe}; {report.kv_cache} KV cache of {report.context_tokens} "
-        f"tokens, {report.chunk_tokens} at once; {report.rotary_factors} rotary factors\n"
+        f"[bold]{escape(report.file)}[/]{where}: {report.recipe}; {report.kv_cache} KV cache of "
+        f"{report.context_tokens} tokens, {report.chunk_tokens} at once; {report.rotary_factors} rotary factors\n"
         f"against {escape(report.checkpoint)}, on {report.tokens} tokens of {escape(report.text)}",
         highlight=False,
     )
@@ -97,20 +125,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--short", action="store_true", help="fewer: what an export ends with")
     parser.add_argument("--long", action="store_true", help="also beyond original_max_position_embeddings")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    cpus = "run the file on these arm64 CPUs, emulated, such as cortex-a53,cortex-a76,max; a report for each"
+    parser.add_argument("--cpu", metavar="LIST", type=lambda names: names.split(","), help=cpus)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON (a list of them with --cpu)")
     flags = vars(parser.parse_args(argv))
-    as_json = flags.pop("json")
+    as_json, cpu = flags.pop("json"), flags.pop("cpu")
     quiet(verbose=False)
     # Before torch is imported: the file runs beside the reference, and a thread that spins while it waits takes the
     # other's core.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with Console(stderr=True).status("reading") as status:
-        report = verify(**flags, progress=status.update)
+        if cpu is None:
+            reports = [verify(**flags, progress=status.update)]
+        else:
+            reports = verify_emulated(**flags, cpu=cpu, progress=status.update)
     if as_json:
-        print(json.dumps(_finite(asdict(report)), indent=2))
+        found = [_finite(asdict(report)) for report in reports]
+        print(json.dumps(found[0] if cpu is None else found, indent=2))
     else:
-        print_report(report)
-    return 0 if report.passed else 1
+        for report in reports:
+            print_report(report)
+    return 0 if all(report.passed for report in reports) else 1
 
 
 def _finite(value: Any) -> Any:

@@ -5,7 +5,7 @@ Knows a program's methods, tokens and logits; knows nothing of checkpoints, text
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -79,21 +79,30 @@ class Feed:
         return [end - 1 for end in accumulate(self.calls)]
 
 
-def run_feeds(path: Path, tokens: Sequence[int], feeds: Sequence[Feed]) -> list[tuple[list[int], np.ndarray]]:
-    """Load the file and feed it the same tokens in several ways.
+Step = Callable[[Sequence[int], int], np.ndarray]  # tokens, position of the first -> float32 logits [rows, V]
+Runs = list[
+    tuple[list[int], np.ndarray]
+]  # of each way of feeding: positions, and their float32 logits [positions, V]
 
-    For each: positions, and their float32 logits [positions, V]. All of it can be pickled, for another process.
-    """
-    session, results = Session(path), []
+
+def run_feeds(path: Path, tokens: Sequence[int], feeds: Sequence[Feed]) -> Runs:
+    """Load the file and feed it the same tokens in several ways; all can be pickled, for another process."""
+    session = Session(path)
+    return collect(lambda ids, start_pos: session.step(ids, start_pos).numpy(), tokens, feeds)
+
+
+def collect(step: Step, tokens: Sequence[int], feeds: Sequence[Feed]) -> Runs:
+    """Feed `step` the same tokens in several ways and keep the logits."""
+    results = []
     for feed in feeds:
         at = 0
         positions: list[int] = []
         kept: list[np.ndarray] = []
         for count in feed.calls:
-            logits = session.step(tokens[at : at + count], at)
+            logits = step(tokens[at : at + count], at)
             at += count
             logits = logits if feed.every else logits[-1:]
             positions.extend(range(at - len(logits), at))
-            kept.append(logits.numpy())
+            kept.append(logits)
         results.append((positions, np.concatenate(kept)))
     return results

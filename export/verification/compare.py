@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,14 +18,14 @@ import torch
 from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput
 from checkpoints.source import Source
-from export.engine.session import Feed, run_feeds
+from export.engine.session import Feed, Runs
 from export.engine.tokenizer import find_tokenizer, load_tokenizer
 from export.ptefile.reader import open_pte
 from export.ptefile.weights import FileWeights, cache_dtype, constant, gives_all_logits, run_bytes
 from export.quantization.rounding import Quantizing
 from export.quantization.saved import open_quantized
 from export.reference.layerwise import CheckpointWeights, Stream, stream_logits
-from export.subprocess_call import Child, ChildDied
+from export.subprocess_call import Child, ChildDied, ChildKilled
 from export.verification import checks
 from export.verification.checks import Check, Quality, Rounding
 from export.verification.extent import Extent
@@ -56,6 +56,7 @@ class Report:
     """What was compared, and found; plain data."""
 
     file: str
+    cpu: str | None  # the emulated arm64 CPU that ran the file, None for this machine
     checkpoint: str
     recipe: str
     kv_cache: str  # type of its elements
@@ -71,8 +72,21 @@ class Report:
     seconds: float  # for all of it
 
 
-def compare(path: Path, source: Source, extent: Extent, progress: Callable[[str], None], child: Child) -> Report:
-    """See `export.verification.verify`; `child` runs the file beside the reference."""
+Runner = Callable[[Path, Sequence[int], Sequence[Feed]], Runs]  # such as export.engine.session.run_feeds
+
+
+def compare(
+    path: Path,
+    source: Source,
+    extent: Extent,
+    progress: Callable[[str], None],
+    child: Child,
+    runners: Mapping[str | None, Runner],
+) -> list[Report]:
+    """See `export.verification.verify`.
+
+    The file is run by each of `runners` in turn, by CPU (None is this machine), in `child`, beside the one reference.
+    """
     started = time.monotonic()
     config = dataclasses.replace(read_config(source.folder), tie_word_embeddings=False)
     opened = open_pte(path)
@@ -99,62 +113,89 @@ def compare(path: Path, source: Source, extent: Extent, progress: Callable[[str]
     streams = _streams(count, positions, config, context, kind)
     weighed = checks.WeightComparison(exact=not isinstance(original, Quantizing))
     progress("running the file, and the reference beside it")
-    running = child.start(run_feeds, path, sequence, feeds)
+    running = {cpu: child.start(runner, path, sequence, feeds) for cpu, runner in runners.items()}
 
     def layer_done(layers: int) -> None:
-        if running.done():
-            running.result()  # a file that does not run needs no reference
+        for call in running.values():
+            if call.done():
+                call.result()  # a file that does not run needs no reference
         progress(f"reference: layer {layers} of {config.num_hidden_layers}")
 
+    runs = {}
     try:
-        reference = stream_logits(
-            streams, sequence, CheckpointWeights(original), weights, kv_dtype, weighed, layer_done
-        )
-        runs = running.result()
-    except ChildDied as death:
-        if death.killed:
-            raise BadInput(
-                f"{path}: the process running it was killed, most likely for memory: it needs about "
-                f"{run_bytes(opened) / 1e9:.1f} GB; --no-verify skips this, python -m export.verify does it later"
-            ) from None
-        raise BadInput(f"{path}: ExecuTorch's runtime crashes on this file ({death})") from None
-    logits = [torch.from_numpy(values) for _, values in runs]
-    if (width := logits[0].shape[1]) != config.vocab_size:
-        raise BadInput(f"{path}: forward gives {width} logits a token, get_vocab_size is {config.vocab_size}")
-    if (given := [where for where, _ in runs]) != positions:
+        logits = stream_logits(streams, sequence, CheckpointWeights(original), weights, kv_dtype, weighed, layer_done)
+        for cpu, call in running.items():
+            progress(f"running the file on {cpu or 'this machine'}")
+            runs[cpu] = call.result()
+    except ChildKilled:
         raise BadInput(
-            f"{path}: forward gives logits of {sum(map(len, given))} tokens where its program promises "
-            f"{sum(map(len, positions))}"
-        )
-    everywhere = next(stream.positions for stream in streams if stream.name == "same")
-    rounding = Rounding(everywhere, reference["rounded"], reference["same"])
-    following = [ids[p + 1] if p + 1 < len(ids) else None for p in positions[0]]
-    quality = checks.quality(logits[0], reference["original"], following)
-    explained = checks.quality(rounding.pair(positions[0])[0], reference["original"], following)
-    found = weighed.checks() + _logit_checks([feed.name for feed in feeds], positions, logits, rounding)
-    if "other" in reference:
-        where, wrong = streams[-1].positions, {"short": "long", "long": "short"}[kind]
-        own = at(where, positions[0], logits[0])
-        found.append(checks.nearer_rope(own, where, rounding, reference["other"], kind, wrong))
-    found.append(checks.original_weights(quality, explained))
+            f"{path}: the process running it was killed, most likely for memory: it needs about "
+            f"{run_bytes(opened) / 1e9:.1f} GB; --no-verify skips this, python -m export.verify does it later"
+        ) from None
+    except ChildDied as death:
+        raise BadInput(f"{path}: ExecuTorch's runtime crashes on this file ({death})") from None
 
-    failures = [check.sentence() for check in found if not check.passed]
-    return Report(
-        file=path.name,
-        checkpoint=source.name + (f"@{source.revision}" if source.revision else ""),
-        recipe=str(weights.recipe()),
-        kv_cache=str(kv_dtype).removeprefix("torch."),
-        context_tokens=context,
-        chunk_tokens=chunk,
-        rotary_factors=kind,
-        text=origin,
-        tokens=count,
-        passed=not failures,
-        failures=failures,
-        checks=found,
-        quality=quality,
-        seconds=round(time.monotonic() - started, 2),
-    )
+    reference = _Reference(feeds, positions, streams, kind, ids, logits)
+    reports = []
+    for cpu, run in runs.items():
+        judged, quality = reference.judge(path, run)
+        found = weighed.checks() + judged
+        failures = [check.sentence() for check in found if not check.passed]
+        report = Report(
+            file=path.name,
+            cpu=cpu,
+            checkpoint=source.name + (f"@{source.revision}" if source.revision else ""),
+            recipe=str(weights.recipe()),
+            kv_cache=str(kv_dtype).removeprefix("torch."),
+            context_tokens=context,
+            chunk_tokens=chunk,
+            rotary_factors=kind,
+            text=origin,
+            tokens=count,
+            passed=not failures,
+            failures=failures,
+            checks=found,
+            quality=quality,
+            seconds=round(time.monotonic() - started, 2),
+        )
+        reports.append(report)
+    return reports
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What a run of the file is judged by: how it was fed, and the logits it should have given."""
+
+    feeds: list[Feed]
+    positions: list[list[int]]  # of each feed, where the file gives logits
+    streams: list[Stream]
+    rotary_factors: str
+    ids: list[int]  # of the text
+    logits: dict[str, torch.Tensor]  # by the name of a stream
+
+    def judge(self, path: Path, runs: Runs) -> tuple[list[Check], Quality]:
+        """Checks of a run's logits, and how far they are from the checkpoint's."""
+        positions, first = self.positions, self.positions[0]
+        everywhere = next(stream.positions for stream in self.streams if stream.name == "same")
+        rounding = Rounding(everywhere, self.logits["rounded"], self.logits["same"])
+        logits = [torch.from_numpy(values) for _, values in runs]
+        if (width := logits[0].shape[1]) != (vocab := self.logits["same"].shape[1]):
+            raise BadInput(f"{path}: forward gives {width} logits a token, get_vocab_size is {vocab}")
+        if (given := [where for where, _ in runs]) != positions:
+            raise BadInput(
+                f"{path}: forward gives logits of {sum(map(len, given))} tokens where its program promises "
+                f"{sum(map(len, positions))}"
+            )
+        following = [self.ids[p + 1] if p + 1 < len(self.ids) else None for p in first]
+        quality = checks.quality(logits[0], self.logits["original"], following)
+        explained = checks.quality(rounding.pair(first)[0], self.logits["original"], following)
+        found = _logit_checks([feed.name for feed in self.feeds], positions, logits, rounding)
+        if "other" in self.logits:
+            kind, where = self.rotary_factors, self.streams[-1].positions
+            wrong = {"short": "long", "long": "short"}[kind]
+            own = at(where, first, logits[0])
+            found.append(checks.nearer_rope(own, where, rounding, self.logits["other"], kind, wrong))
+        return [*found, checks.original_weights(quality, explained)], quality
 
 
 def _logit_checks(

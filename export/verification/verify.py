@@ -5,7 +5,8 @@ Imports nothing heavy, so that the new process imports the runtime while this on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,36 @@ def verify(file: Path, source: Source, extent: Extent, progress: Callable[[str],
     A wrong file gets a Report that says so; BadInput is for a file that is no `.pte` of this model or that the
     runtime refuses.
     """
+    _check(file, extent)
+    with Child("export.engine.session") as child:  # beside the imports of this process
+        from export.engine.session import run_feeds
+        from export.verification.compare import compare  # imports torch and transformers
+
+        [report] = compare(file, source, extent, progress, child, {None: run_feeds})
+    return report
+
+
+def verify_emulated(
+    file: Path,
+    source: Source,
+    extent: Extent,
+    cpus: Sequence[str],
+    progress: Callable[[str], None] = lambda step: None,
+) -> list[Report]:
+    """The same with the file run on each of these arm64 CPUs, emulated by qemu, against one reference."""
+    from export.verification.arm64.toolchain import check_cpus  # for Linux alone
+
+    check_cpus(cpus)
+    _check(file, extent)
+    with Child("export.verification.emulated") as child:
+        from export.verification.compare import compare
+        from export.verification.emulated import run_emulated
+
+        return compare(file, source, extent, progress, child, {cpu: partial(run_emulated, cpu) for cpu in cpus})
+
+
+def _check(file: Path, extent: Extent) -> None:
     if extent.tokens < 2:
         raise BadInput(f"--tokens must be at least 2, it is {extent.tokens}")
     if not file.is_file():
         raise BadInput(f"{file} is not a file")
-    with Child("export.engine.session") as child:  # beside the imports of this process
-        from export.verification.compare import compare  # imports torch and transformers
-
-        return compare(file, source, extent, progress, child)

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 
 import pytest
-from executorch.exir.schema import KernelCall, Tensor
+from executorch.exir.schema import DelegateCall, KernelCall, Tensor
 
 from checkpoints.config import ModelConfig, read_config
 from checkpoints.source import resolve
@@ -48,9 +48,11 @@ def test_layers_that_differ_are_not_repeated() -> None:
     program, constants = emitted(CONFIG, OPTIONS[0][2], SHALLOW)
     plan = next(plan for plan in program.execution_plan if plan.name == "forward")
 
-    def widen(plan) -> None:  # type: ignore[no-untyped-def]  another shape in the last layer
-        tensors = [value.val for value in plan.values if isinstance(value.val, Tensor) and value.val.allocation_info]
-        tensors[-8].sizes = [*tensors[-8].sizes[:-1], tensors[-8].sizes[-1] + 1]
+    def turn(plan) -> None:  # type: ignore[no-untyped-def]  another order of dimensions in the last layer
+        calls = [one.instr_args for one in plan.chains[0].instructions if isinstance(one.instr_args, DelegateCall)]
+        tensor = plan.values[calls[-3].args[0]].val
+        assert isinstance(tensor, Tensor)
+        tensor.dim_order = [*reversed(tensor.dim_order)]
 
     def swap(plan) -> None:  # type: ignore[no-untyped-def]  another operator in the second layer
         calls = [one.instr_args for one in plan.chains[0].instructions if isinstance(one.instr_args, KernelCall)]
@@ -60,7 +62,7 @@ def test_layers_that_differ_are_not_repeated() -> None:
     def replan(plan) -> None:  # type: ignore[no-untyped-def]
         plan.non_const_buffer_sizes[-1] += 16
 
-    for change in (widen, swap, replan):
+    for change in (turn, swap, replan):
         damaged = copy.deepcopy(program)
         change(damaged.execution_plan[program.execution_plan.index(plan)])
         before = copy.deepcopy(damaged)
