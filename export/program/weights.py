@@ -97,7 +97,8 @@ def write_weight(path: Path, base: int, folder: Path, recipe: Recipe, item: Plac
     sizes = {part: at[part] - item.offsets[part] for part in at}
     if sizes != item.sizes:
         raise RuntimeError(f"{item.name}: wrote {sizes} bytes, planned {item.sizes}")
-    return hashlib.sha256(b"".join(digest.digest() for digest in digests.values())).hexdigest()
+    form = repr((item.rows.stop - item.rows.start, sizes)).encode()
+    return hashlib.sha256(form + b"".join(digest.digest() for digest in digests.values())).hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -20,11 +20,11 @@ DIGEST = 32  # hex digits of a weight's sha256 in the names of its parts
 
 
 def data_key(name: str, digest: str) -> str:
-    """What a part is called in a file: its name, and a digest of the weight with its scales.
+    """What a part is called in a file: its name, and a digest of the weight with its scales and their number.
 
     XNNPACK's weight cache (executorch 1.5.1, XNNWeightsCache) takes packed weights of one name and geometry for the
-    same, whichever file they are of, and looks at the name of the weight alone. So a weight's name tells its scales
-    too.
+    same, whichever file they are of. It looks at the name of the weight alone, and its geometry does not tell [a, b]
+    from [b, a] or groups of 32 from groups of 64. So a weight's name tells all of that.
     """
     return f"{name}.{digest[:DIGEST]}"
 
