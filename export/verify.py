@@ -1,4 +1,4 @@
-"""Checks a `.pte`, run by the wheel's C++ runtime, against transformers: `python -m export.verify FILE`.
+"""Checks a `.pte`, run by the wheel's C++ runtime as on phones, against transformers: `python -m export.verify FILE`.
 
 Five questions, each answered by numbers with bounds (`export.verification.checks` says where they come from). Are
 the file's weights the checkpoint's, rounded? On these weights, are its logits those of transformers? Are its rotary

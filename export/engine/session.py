@@ -19,19 +19,22 @@ from torch import Tensor
 
 from checkpoints.errors import BadInput
 from export.engine.native_output import native_errors
+from export.engine.phone_options import PHONE, XnnpackOptions, set_options
 
 
 class Session:
     """One loaded file: its constant methods, and a KV cache that `step` writes.
 
+    Loading sets XNNPACK's options for the process, by default to a phone's; sessions loaded before keep theirs.
     Memory: packed weights, KV cache and planned activations, until the session is dropped. On some damaged files
     and failed assertions the runtime ends the whole process: see `subprocess_call`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, options: XnnpackOptions = PHONE) -> None:
         if not path.is_file():
             raise BadInput(f"{path} does not exist or is not a file")
         self.path = path
+        set_options(options)
         with native_errors(f"{path}: ExecuTorch's runtime refuses it"):
             self._program = Runtime.get().load_program(path)
             if "forward" not in self._program.method_names:
