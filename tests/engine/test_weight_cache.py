@@ -111,7 +111,7 @@ def alone(files: dict[str, Path]) -> dict[str, np.ndarray]:
 def parts(file: Path, suffix: str = "") -> dict[str, bytes]:
     """The file's data that have `suffix` in their name, such as ".wo.scale"."""
     opened = open_pte(file)
-    return {name: bytes(opened.data(name)) for name in sorted(opened.named) if suffix in name}
+    return {name: bytes(opened.bytes(*span)) for name, span in sorted(opened.named.items()) if suffix in name}
 
 
 def renamed(file: Path, out: Path, names: dict[str, str]) -> Path:
