@@ -16,12 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchao.quantization import IntxUnpackedToInt8Tensor
 
 from checkpoints.config import ModelConfig, read_config, read_object
 from checkpoints.errors import BadInput
 from checkpoints.phi3 import DTYPES, EMBEDDING, HEAD, LEGACY, Role, role, tensor_shapes
-from checkpoints.pickled import offset, read_state_dict
 from checkpoints.safetensors_io import Entry, read_header
 from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, SINGLE, Checkpoint, open_checkpoint
@@ -188,6 +186,10 @@ def _pickles(folder: Path) -> list[Path]:
 
 def _open_pickles(folder: Path, config: ModelConfig, files: list[Path]) -> tuple[Checkpoint, dict[str, Kind | None]]:
     """Places of all tensors in state dicts, under the names they would have in safetensors."""
+    from torchao.quantization import IntxUnpackedToInt8Tensor  # slow to import, and seldom needed
+
+    from checkpoints.pickled import offset, read_state_dict
+
     entries: dict[str, Entry] = {}
     kinds: dict[str, Kind | None] = {}
     for file in files:
