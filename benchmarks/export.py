@@ -37,9 +37,18 @@ PEER_SHARE = 0.9  # of the memory that is free: if it must be killed, then it an
 
 
 def benchmark(
-    checkpoint: Path, work: Path, *, context: int, chunk: int, peer_chunk: int, kv_cache: str,
-    limit_gib: float, verify_limit_gib: float, peer: bool, console: Console,
-) -> dict[str, Any]:  # fmt: skip
+    checkpoint: Path,
+    work: Path,
+    *,
+    context: int,
+    chunk: int,
+    peer_chunk: int,
+    kv_cache: str,
+    limit_gib: float,
+    verify_limit_gib: float,
+    peer: bool,
+    console: Console,
+) -> dict[str, Any]:
     """Run every stage, leaving ours.pte and upstream.pte in `work`. A failed stage is part of the result."""
     stages: dict[str, dict[str, Any]] = {}
     files: dict[str, dict[str, Any]] = {}
@@ -207,11 +216,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if flags.peer:
             upstream.check_place(work)
         report = benchmark(
-            checkpoint, work, context=flags.context, chunk=flags.prefill_chunk,
-            peer_chunk=flags.peer_chunk or flags.prefill_chunk, kv_cache=flags.kv_cache,
-            limit_gib=flags.limit_gib, verify_limit_gib=flags.verify_limit_gib, peer=flags.peer,
+            checkpoint,
+            work,
+            context=flags.context,
+            chunk=flags.prefill_chunk,
+            peer_chunk=flags.peer_chunk or flags.prefill_chunk,
+            kv_cache=flags.kv_cache,
+            limit_gib=flags.limit_gib,
+            verify_limit_gib=flags.verify_limit_gib,
+            peer=flags.peer,
             console=console,
-        )  # fmt: skip
+        )
         (work / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
     if flags.json:
         print(json.dumps(report, indent=2))

@@ -51,9 +51,9 @@ def show_stats(generation: Generation) -> None:
         return "faster than can be measured" if value is None else f"{value:,.1f} tokens/s"
 
     end = "" if generation.ended else ", cut at the limit"
-    peak, dirty, own = (f"{size / 1e6:,.0f} MB" for size in (
-        stats.peak_resident_bytes, stats.dirty_bytes, stats.model_dirty_bytes
-    ))  # fmt: skip
+    peak, dirty, own = (
+        f"{size / 1e6:,.0f} MB" for size in (stats.peak_resident_bytes, stats.dirty_bytes, stats.model_dirty_bytes)
+    )
     lines = {
         "prompt": f"{stats.prompt_tokens} tokens, {rate(stats.prefill_tokens_per_second)}, "
         f"first token after {stats.first_token_ms:,} ms",

@@ -175,9 +175,11 @@ def show(inspection: Inspection, console: Console) -> None:
     """Print the tables; made for 100 columns."""
     contents = inspection.contents
     facts = [
-        f"{contents.parameters / 1e6:,.1f} M weights", f"{contents.bits_per_weight:.2f} bits each",
-        f"{contents.layers} layers", f"vocabulary {contents.vocab_size:,}",
-    ]  # fmt: skip
+        f"{contents.parameters / 1e6:,.1f} M weights",
+        f"{contents.bits_per_weight:.2f} bits each",
+        f"{contents.layers} layers",
+        f"vocabulary {contents.vocab_size:,}",
+    ]
     name = Text.assemble(
         (inspection.path.name, "bold"), f"  {contents.file_bytes / 1e6:,.1f} MB  ", " · ".join(facts)
     )
@@ -193,9 +195,16 @@ def show(inspection: Inspection, console: Console) -> None:
 
 def _table(title: str, *columns: str, right: Sequence[str] = (), header: bool = True) -> Table:
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD if header else None,
-        pad_edge=False, show_edge=False, show_header=header, header_style="dim", padding=(0, 1),
-    )  # fmt: skip
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD if header else None,
+        pad_edge=False,
+        show_edge=False,
+        show_header=header,
+        header_style="dim",
+        padding=(0, 1),
+    )
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
     return table

@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 
 PACKAGES = ("pocketphi", "executorch", "torch", "torchao", "transformers")
 CONFIG_KEYS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings",
-)  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+)
 
 Manifest = dict[str, Any]
 

@@ -45,8 +45,10 @@ class Child:
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", BOOT, json.dumps([path or os.getcwd() for path in sys.path])],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
         self._threads = ThreadPoolExecutor(1)
         self._told: Callable[[Any], object] = lambda message: None
         self._imported = self.start(_import, imports)

@@ -166,11 +166,16 @@ def _run(
     prefill_ms = took["prompt_eval_end_ms"] - took["inference_start_ms"]
     decode_ms = took["inference_end_ms"] - took["prompt_eval_end_ms"]
     stats = Stats(
-        len(ids), len(answer), took["model_load_end_ms"] - took["model_load_start_ms"],
-        took["first_token_ms"] - took["inference_start_ms"], _rate(len(ids), prefill_ms),
-        _rate(len(found) - 1, decode_ms), memory.peak_resident, memory.private_dirty,
+        len(ids),
+        len(answer),
+        took["model_load_end_ms"] - took["model_load_start_ms"],
+        took["first_token_ms"] - took["inference_start_ms"],
+        _rate(len(ids), prefill_ms),
+        _rate(len(found) - 1, decode_ms),
+        memory.peak_resident,
+        memory.private_dirty,
         max(0, memory.private_dirty - before),
-    )  # fmt: skip
+    )
     return Generation("".join(pieces), answer, ended, stats)
 
 

@@ -60,9 +60,11 @@ def hushed(crash: str, verbose: bool = False) -> Iterator[None]:
             return
         keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", KEEPER, crash],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=err,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=err,
             start_new_session=True,  # Ctrl-C is for us
-        )  # fmt: skip
+        )
         assert keeper.stdin is not None
         os.dup2(keeper.stdin.fileno(), 2)
         to_nothing(1)

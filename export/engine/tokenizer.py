@@ -196,10 +196,14 @@ def _huggingface(path: Path) -> Tokenizer:
             notes.append(f"{path.name}: the phone uses {len(whole)} tokens no merge makes, as {min(whole)!r}")
         library.model.ignore_merges = True
     return Tokenizer(
-        "huggingface", path, max(ids.values(), default=-1) + 1, special, tuple(notes),
+        "huggingface",
+        path,
+        max(ids.values(), default=-1) + 1,
+        special,
+        tuple(notes),
         lambda text: library.encode(text, add_special_tokens=False).ids,
         lambda ids: library.decode(ids, skip_special_tokens=False),
-    )  # fmt: skip
+    )
 
 
 def _sentencepiece(path: Path, data: bytes) -> Tokenizer:
@@ -212,9 +216,14 @@ def _sentencepiece(path: Path, data: bytes) -> Tokenizer:
     size = library.get_piece_size()
     special = {library.id_to_piece(i): i for i in range(size) if library.is_control(i)}
     return Tokenizer(
-        "sentencepiece", path, size, special, (),
-        lambda text: library.encode(text.split("\0", 1)[0]), library.decode,
-    )  # fmt: skip
+        "sentencepiece",
+        path,
+        size,
+        special,
+        (),
+        lambda text: library.encode(text.split("\0", 1)[0]),
+        library.decode,
+    )
 
 
 def _tiktoken(path: Path, data: bytes) -> Tokenizer:
@@ -234,9 +243,14 @@ def _tiktoken(path: Path, data: bytes) -> Tokenizer:
     bpe = tiktoken.Encoding(path.name, pat_str=TIKTOKEN_SPLIT, mergeable_ranks=ranks, special_tokens=special)
     note = f"{path.name}: the phone uses Llama 3's special tokens and splits white space in a way of its own"
     return Tokenizer(
-        "tiktoken", path, bpe.n_vocab, special, (note,),
-        lambda text: bpe.encode(text, allowed_special="all"), bpe.decode,
-    )  # fmt: skip
+        "tiktoken",
+        path,
+        bpe.n_vocab,
+        special,
+        (note,),
+        lambda text: bpe.encode(text, allowed_special="all"),
+        bpe.decode,
+    )
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -119,10 +119,20 @@ class _Reading:
         layers = {match[1] for linear in self.linears if (match := LAYER.search(linear.name))}
         attentions = sum(count for name, count in operators.items() if _base(name) in ATTENTION)
         return Contents(
-            self.pte.size, kinds, len(layers) or attentions, self.vocab_size, tuple(self.linears), self.embedding,
-            tuple(self.others), tuple(self.missing), tuple(delegates), operators, kv_cache, planned - kv_cache,
+            self.pte.size,
+            kinds,
+            len(layers) or attentions,
+            self.vocab_size,
+            tuple(self.linears),
+            self.embedding,
+            tuple(self.others),
+            tuple(self.missing),
+            tuple(delegates),
+            operators,
+            kv_cache,
+            planned - kv_cache,
             self.metadata,
-        )  # fmt: skip
+        )
 
     # ---- delegates
 
@@ -171,10 +181,17 @@ class _Reading:
         activation = NAMES[item.input.datatype]
         return Linear(
             name.removesuffix(".weight") if readable else f"linear {number} of delegate {delegate}",
-            False, delegate, "XNNFullyConnected", item.rows, item.columns, kind, item.filter.group_size,
+            False,
+            delegate,
+            "XNNFullyConnected",
+            item.rows,
+            item.columns,
+            kind,
+            item.filter.group_size,
             f"dynamic {activation}" if item.input.datatype in ("qdint8", "qpint8") else activation,
-            weight.size, scale.size if scale else item.filter.inline_scale_bytes,
-        )  # fmt: skip
+            weight.size,
+            scale.size if scale else item.filter.inline_scale_bytes,
+        )
 
     def _other_values(self, graph: XnnGraph, delegate: int, blob: int | None) -> None:
         """Constants of other nodes: a vector is a norm's weight, anything else is told apart."""
@@ -249,9 +266,18 @@ class _Reading:
         name, size, _ = self._place(buffer, tensor)
         rows, columns = reversed(tensor.sizes) if turned else tensor.sizes
         return Linear(
-            name.removesuffix(".weight"), False, None, operator, rows, columns, _dtype(tensor)[0], None,
-            "not delegated", size, 0,
-        )  # fmt: skip
+            name.removesuffix(".weight"),
+            False,
+            None,
+            operator,
+            rows,
+            columns,
+            _dtype(tensor)[0],
+            None,
+            "not delegated",
+            size,
+            0,
+        )
 
     def _constant(
         self, buffer: int, tensor: Tensor, uses: list[tuple[str, int, list[int]]], undelegated: set[str]
@@ -289,9 +315,15 @@ class _Reading:
         group_size = columns * rows // scales if scales > rows else None
         kind = f"int{bits[1]}" if bits else dtype
         return Embedding(
-            name.removesuffix(".weight"), operator, rows, columns, kind, group_size, size,
+            name.removesuffix(".weight"),
+            operator,
+            rows,
+            columns,
+            kind,
+            group_size,
+            size,
             _bytes(scale) if scale else 0,
-        )  # fmt: skip
+        )
 
     def _name_head(self) -> None:
         """The last linear as wide as the logits is the head."""

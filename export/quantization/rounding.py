@@ -48,10 +48,14 @@ class Rounded:
 
         storage = self.storage
         return IntxUnpackedToInt8Tensor(
-            self.levels, self.scales, torch.zeros_like(self.scales, dtype=torch.int8),
-            INT4 if storage.bits == 4 else torch.int8, (1, storage.columns // storage.groups), torch.float32,
+            self.levels,
+            self.scales,
+            torch.zeros_like(self.scales, dtype=torch.int8),
+            INT4 if storage.bits == 4 else torch.int8,
+            (1, storage.columns // storage.groups),
+            torch.float32,
             None if storage.embedding else "int8_asym_per_token",
-        )  # fmt: skip
+        )
 
 
 class Quantized(Protocol):
