@@ -7,27 +7,28 @@ the verification needs.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput
-from checkpoints.files import aside, check_folder, reserve, sha256
+from checkpoints.files import aside, check_folder, input_sha256, reserve, sha256
 from checkpoints.source import Source
+from export.engine.tokenizer import COMPANIONS, Tokenizer, check_tokenizer, find_tokenizer, load_tokenizer, stop_ids
+from export.manifest import Manifest, make_manifest
 from export.options import ExportOptions
-from export.program.weights import Placed, WeightWriter, end, place, program_room
-from export.progress import Stages
+from export.program.weights import end, place, program_room, weight_jobs
+from export.progress import Counter, Stages
+from export.publishing import Companions, publish_all
 from export.quantization.saved import open_quantized
+from export.subprocess_call import Pool
 
 if TYPE_CHECKING:
-    from export.engine.tokenizer import Tokenizer
-    from export.manifest import Manifest
-    from export.program.trace import Graph
     from export.verification.compare import Report
 
-PROCESSES = 2  # that write weights: one beside the graph, and its core when the graph is done
+PROCESSES = 2  # that write weights: the second has the graph's core when the graph is done
 
 
 class VerificationFailed(BadInput):
@@ -55,7 +56,7 @@ def export_checkpoint(
     interrupted or when the proof fails.
     """
     stages = Stages()
-    with WeightWriter(PROCESSES) as writer, stages.running():  # they import while this process checks
+    with Pool(PROCESSES, "export.program.weights") as pool, stages.running():  # they import while this process checks
         if quantized_out is not None:
             check_folder(quantized_out)
         config = read_config(source.folder)
@@ -63,27 +64,30 @@ def export_checkpoint(
         opened = open_quantized(source.folder, options.recipe)
         config, options = opened.config, replace(options, recipe=opened.recipe)
         placed, room = place(config, options.recipe), program_room(config.num_hidden_layers)
-        with aside(out) as partial, ThreadPoolExecutor(1) as beside:
+        tokenizer_path = find_tokenizer(source.folder)
+        inputs = _inputs(source, [*opened.files, tokenizer_path])
+        with aside(out) as partial:
             reserve(partial, room + end(placed))
-            stages.begin("weights", end(placed), lambda: writer.written)
-            writer.start(partial, room, source.folder, opened.recipe, placed)
-
-            from export.engine.tokenizer import check_tokenizer, find_tokenizer, load_tokenizer
-            from export.manifest import make_manifest
-            from export.publishing import Companions, publish_all
-
+            # Hashes first: they read the checkpoint from front to end, which a disk does fastest.
+            hashes = [(name, functools.partial(input_sha256, path)) for name, path in inputs.items()]
+            weights = weight_jobs(partial, room, source.folder, opened.recipe, placed)
+            stages.begin("weights", end(placed), lambda: written.value)
+            writing = pool.start([*hashes, *weights], (written := Counter()).add)
             with stages.stage("tokenizer"):
-                tokenizer = load_tokenizer(find_tokenizer(source.folder))
+                tokenizer = load_tokenizer(tokenizer_path)
                 notes = check_tokenizer(tokenizer, config) + opened.notes
                 options = _with_ids(options, config, tokenizer, source.folder)
-                companions = Companions(out, tokenizer.path)
+                companions = Companions(out, tokenizer_path)
             with stages.stage("graph"):
-                graph = _graph(config, options, stages)
-            hashing = beside.submit(_hashes, source, opened.files, tokenizer)
-            digests = writer.join()
-            stages.end("weights", writer.seconds)
-            _assemble(partial, room, graph, placed, digests, stages)
-            hashed = beside.submit(sha256, partial)
+                from export.program.assemble import finish  # imports executorch, which takes seconds
+                from export.program.trace import build_graph
+
+                graph = build_graph(config, options, lambda step: stages.describe("graph", f"graph: {step}"))
+            digests = writing.join()
+            stages.end("weights", writing.seconds)
+            with stages.stage("assemble"):
+                finish(partial, room, graph, placed, digests)
+            hashing = pool.start([("file", functools.partial(sha256, partial))])
             report = _prove(partial, out.name, source, stages) if proof else None
             if quantized_out is not None:
                 from export.quantization.saving import save_quantized
@@ -91,18 +95,16 @@ def export_checkpoint(
                 with stages.stage("save quantized"):
                     save_quantized(opened, quantized_out)
             with stages.stage("hash"):
-                inputs, digest = hashing.result(), hashed.result()
+                digest = hashing.join()["file"]
             file: dict[str, str | int] = {"name": out.name, "bytes": partial.stat().st_size, "sha256": digest}
-            manifest = make_manifest(config, options, graph.planned_bytes, file, source, inputs, notes, report)
+            hashed = {name: digests[name] for name in inputs}
+            manifest = make_manifest(config, options, graph.planned_bytes, file, source, hashed, notes, report)
             manifest["export"] = {"seconds": dict(stages.seconds), "peak_memory_bytes": stages.peak_bytes}
-            path = publish_all(partial, companions, manifest)
-            return Exported(out, path, companions.tokenizer, manifest)
+            return Exported(out, publish_all(partial, companions, manifest), companions.tokenizer, manifest)
 
 
 def _with_ids(options: ExportOptions, config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> ExportOptions:
     """With the ids that begin a text and end an answer: as given, else the checkpoint's."""
-    from export.engine.tokenizer import stop_ids
-
     bos = config.bos_token_id if options.bos_id is None else options.bos_id
     if bos is None:
         raise BadInput(f"{config.path} names no bos_token_id, give one with --bos-id")
@@ -111,22 +113,6 @@ def _with_ids(options: ExportOptions, config: ModelConfig, tokenizer: Tokenizer,
         if not 0 <= token < config.vocab_size:
             raise BadInput(f"{flag} {token} is not below vocab_size {config.vocab_size} of {config.path}")
     return replace(options, bos_id=bos, eos_ids=eos)
-
-
-def _graph(config: ModelConfig, options: ExportOptions, stages: Stages) -> Graph:
-    stages.describe("graph", "graph: import")
-    from export.program.trace import build_graph  # takes seconds
-
-    return build_graph(config, options, lambda step: stages.describe("graph", f"graph: {step}"))
-
-
-def _assemble(
-    partial: Path, room: int, graph: Graph, placed: list[Placed], digests: dict[str, str], stages: Stages
-) -> None:
-    from export.program.assemble import finish
-
-    with stages.stage("assemble"):
-        finish(partial, room, graph, placed, digests)
 
 
 def _prove(partial: Path, name: str, source: Source, stages: Stages) -> Report:
@@ -140,10 +126,7 @@ def _prove(partial: Path, name: str, source: Source, stages: Stages) -> Report:
     return replace(report, file=name)
 
 
-def _hashes(source: Source, weights: list[Path], tokenizer: Tokenizer) -> dict[str, str]:
-    """sha256 of the files of a checkpoint that decide an export, by name."""
-    from export.engine.tokenizer import COMPANIONS
-
+def _inputs(source: Source, used: list[Path]) -> dict[str, Path]:
+    """The files of a checkpoint that decide an export, by name."""
     texts = [source.folder / name for name in ("config.json", "generation_config.json", *COMPANIONS)]
-    used = {tokenizer.path, *weights, *(path for path in texts if path.is_file())}
-    return {path.name: sha256(path) for path in sorted(used)}
+    return {path.name: path for path in sorted({*used, *(path for path in texts if path.is_file())})}

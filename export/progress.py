@@ -55,6 +55,16 @@ class _Memory(ProgressColumn):
         return Text(f"{memory_bytes() / 1e9:4.1f} GB memory", style="magenta")
 
 
+class Counter:
+    """Bytes done so far, for `Stages.begin`."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def add(self, size: int) -> None:
+        self.value += size
+
+
 class Stages:
     """Bars of stages that may run side by side, and the peak of memory over all of them."""
 

@@ -17,12 +17,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import IO, Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Job = Callable[[], Any]  # picklable: a partial
 
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from export.subprocess_call import _serve; _serve()"
 
@@ -108,6 +110,66 @@ class Child:
         code = self._process.wait()
         self._log.seek(0)
         return (ChildKilled if code == -signal.SIGKILL else ChildDied)(last_line(self._log.read()))
+
+
+class Pool:
+    """Several Childs that take jobs from one list.
+
+    A context manager: leaving it ends them, whatever they are doing.
+    """
+
+    def __init__(self, count: int, *imports: str) -> None:
+        self._stack, self._lock = ExitStack(), threading.Lock()
+        self._children = [self._stack.enter_context(Child(*imports)) for _ in range(count)]
+        self._threads = self._stack.enter_context(ThreadPoolExecutor(count))
+        self._stack.callback(self._kill)  # first of all, as the threads wait for them
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def start(self, jobs: Iterable[tuple[str, Job]], told: Callable[[Any], object] = lambda message: None) -> Jobs:
+        """Begin named jobs, in order, each as soon as a process is free; `told` gets what they `tell`."""
+        waiting = iter(jobs)
+
+        def listen(message: Any) -> None:
+            with self._lock:
+                told(message)
+
+        def work(child: Child) -> dict[str, Any]:
+            results: dict[str, Any] = {}
+            while True:
+                with self._lock:
+                    name, job = next(waiting, (None, None))
+                if name is None or job is None:
+                    return results
+                results[name] = child.start(job).result()
+
+        for child in self._children:
+            child.listen(listen)
+        return Jobs([self._threads.submit(work, child) for child in self._children])
+
+    def _kill(self) -> None:
+        for child in self._children:
+            child.kill()
+
+
+class Jobs:
+    """Jobs of a Pool under way."""
+
+    def __init__(self, working: Sequence[Future[dict[str, Any]]]) -> None:
+        self._working, self._began, self.seconds = working, time.monotonic(), 0.0
+        for future in working:
+            future.add_done_callback(self._time)
+
+    def _time(self, _: object) -> None:
+        self.seconds = time.monotonic() - self._began  # from start to end, known once done
+
+    def join(self) -> dict[str, Any]:
+        """Wait for the end; name of each job -> its result. Raises what went wrong in one of them."""
+        return {name: result for future in self._working for name, result in future.result().items()}
 
 
 def tell(message: object) -> None:

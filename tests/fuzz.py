@@ -29,6 +29,7 @@ from checkpoints.source import resolve
 from export import pipeline
 from export.program import weights
 from export.pte import export_pte
+from export.subprocess_call import Job
 
 VALUES: list[Any] = [
     None, "", "x", -1, 0, 1, 3, 2**31, 2**63, 1e308, float("nan"), 0.5, True, [], [1], {}, {"type": "yarn"}, "é" * 99,
@@ -147,30 +148,30 @@ def mutate(rng: random.Random, folder: Path) -> str:
     return rng.choice(choices)()
 
 
-class WritingHere(nullcontext[Any]):
-    """`WeightWriter` in this process, which spares the imports of others."""
+class Here(nullcontext[Any]):
+    """`Pool` in this process, which spares the imports of others."""
 
-    written, seconds = 0, 0.0
+    seconds = 0.0
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, *_: object) -> None:
         super().__init__(self)
 
-    def start(self, *arguments: Any) -> None:
-        self.arguments = arguments
-
-    def join(self) -> dict[str, str]:
+    def start(self, jobs: Sequence[tuple[str, Job]], told: object = None) -> "Here":
         weights._open.cache_clear()  # the folder's name stays, its files do not
-        *where, placed = self.arguments
-        return {item.name: weights.write_weight(*where, item) for item in placed}
+        self.jobs = jobs
+        return self
+
+    def join(self) -> dict[str, Any]:
+        return {name: job() for name, job in self.jobs}
 
 
 @contextlib.contextmanager
 def without_graph() -> Iterator[None]:
     """Exports read, check and write all weights, and make no program around them."""
     with (
-        mock.patch.object(pipeline, "WeightWriter", WritingHere),
-        mock.patch.object(pipeline, "_graph", lambda *_: SimpleNamespace(planned_bytes=0)),
-        mock.patch.object(pipeline, "_assemble", lambda *_: None),
+        mock.patch.object(pipeline, "Pool", Here),
+        mock.patch("export.program.trace.build_graph", lambda *_: SimpleNamespace(planned_bytes=0)),
+        mock.patch("export.program.assemble.finish", lambda *_: None),
     ):
         yield
 

@@ -9,13 +9,9 @@ imported.
 from __future__ import annotations
 
 import hashlib
-import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -29,7 +25,7 @@ from export.quantization.packing import pack
 from export.quantization.recipe import Recipe
 from export.quantization.rounding import Quantized
 from export.quantization.saved import open_quantized
-from export.subprocess_call import Child, tell
+from export.subprocess_call import Job, tell
 
 ALIGNMENT = 128  # bytes; ExecuTorch's segment alignment, twice what XNNPACK asks of its constants
 
@@ -101,68 +97,15 @@ def write_weight(path: Path, base: int, folder: Path, recipe: Recipe, item: Plac
     return hashlib.sha256(form + b"".join(digest.digest() for digest in digests.values())).hexdigest()
 
 
+def weight_jobs(
+    path: Path, base: int, folder: Path, recipe: Recipe, placed: Sequence[Placed]
+) -> Iterator[tuple[str, Job]]:
+    """`write_weight` for each weight, by name; the largest come first, so that the last ones end together."""
+    for item in sorted(placed, key=lambda item: -sum(item.sizes.values())):
+        yield item.name, partial(write_weight, path, base, folder, recipe, item)
+
+
 @lru_cache(maxsize=1)
 def _open(folder: Path, recipe: Recipe) -> Quantized:
     torch.set_num_threads(1)  # pieces are small enough to stay in the cache of one core
     return open_quantized(folder, recipe)
-
-
-class WeightWriter:
-    """`write_weight` for all of a model in `count` other processes.
-
-    A context manager: leaving it ends them; the file is then left as it is.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.written = 0  # bytes so far
-        self.seconds = 0.0  # from start to end, known once done
-        self._stack, self._lock = ExitStack(), threading.Lock()
-        self._children = [self._stack.enter_context(Child("export.program.weights")) for _ in range(count)]
-
-    def __enter__(self) -> WeightWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def start(self, path: Path, base: int, folder: Path, recipe: Recipe, placed: Sequence[Placed]) -> None:
-        """Begin; the largest weights come first, so that the last ones end together."""
-        waiting = iter(sorted(placed, key=lambda item: -sum(item.sizes.values())))
-        began = time.monotonic()
-
-        def work(child: Child) -> dict[str, str]:
-            digests: dict[str, str] = {}
-            while True:
-                with self._lock:
-                    item = next(waiting, None)
-                if item is None:
-                    self.seconds = time.monotonic() - began
-                    return digests
-                digests[item.name] = child.start(write_weight, path, base, folder, recipe, item).result()
-
-        threads = self._stack.enter_context(ThreadPoolExecutor(len(self._children)))
-        self._stack.push(lambda *error: self._end())
-        for child in self._children:
-            child.listen(self._count)
-        self._working = [threads.submit(work, child) for child in self._children]
-
-    def join(self) -> dict[str, str]:
-        """Wait for the end; name of each weight -> its digest. Raises what went wrong in a process."""
-        found: dict[str, str] = {}
-        for working in self._working:
-            found |= working.result()
-        return found
-
-    def check(self) -> None:
-        """Raise what went wrong, if something has by now."""
-        for working in self._working:
-            if working.done():
-                working.result()
-
-    def _count(self, size: int) -> None:
-        with self._lock:
-            self.written += size
-
-    def _end(self) -> None:
-        for child in self._children:
-            child.kill()
