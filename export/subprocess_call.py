@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import IO, Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -68,7 +68,8 @@ class Child:
         self._threads.shutdown()
         for pipe in (self._process.stdin, self._process.stdout, self._log):
             assert pipe is not None
-            pipe.close()
+            with suppress(BrokenPipeError):  # it still held something for a process that is gone
+                pipe.close()
 
     def start(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call a picklable function with picklable arguments, in the background.

@@ -75,6 +75,9 @@ def verify_emulated(
 
     BadInput also where qemu does not know a CPU or a tool is missing.
     """
+    from export.verification.arm64.toolchain import check_cpus  # for Linux alone
+
+    check_cpus(cpu)  # before a download
     extent = _extent(text, tokens, short, long)
     return verification.verify_emulated(Path(file), resolve(checkpoint, revision), extent, cpu, progress)
 

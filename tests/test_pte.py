@@ -279,7 +279,7 @@ config = dataclasses.replace(read_config(resolve("phi4-tiny").folder), num_hidde
 for context in (64, 131072):
     options = ExportOptions(context, 32, "fp32", bos_id=1, eos_ids=(2,))
     graph = build_graph(config, options)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, sum(graph.planned_bytes))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, graph.planned_bytes)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     (short, _), (long, planned) = (map(int, line.split()) for line in done.stdout.splitlines()[-2:])

@@ -163,7 +163,7 @@ def test_remap_is_whole_or_nothing(
 ) -> None:
     monkeypatch.setattr(remap_module, "quiet", lambda verbose: None)  # it silences the whole process
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("export.models.phi3.layout.write_at", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr("export.models.remapped.write_at", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         remap_module.main(["--checkpoint", str(default), "--out", str(tmp_path / "out")])
     assert not list(tmp_path.iterdir())
     remap_module.main(["--checkpoint", str(default), "--out", str(tmp_path / "out")])
