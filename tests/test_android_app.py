@@ -17,7 +17,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from export.bench.result import read_result
+from export.bench.results.result import read_result
 from export.generate import import_runner
 from tests.tools import need
 
@@ -69,7 +69,7 @@ def test_build(tmp_path: Path) -> None:
 
 def check_results(left: Path) -> None:
     """What the app wrote in its tests, as the runner reads it."""
-    schema = json.loads((ROOT / "export/result.schema.json").read_text())
+    schema = json.loads((ROOT / "export/bench/contract/result.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     results = {name: json.loads((left / f"{name}.json").read_text()) for name in ("headless", "each", "broken")}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from export.bench.result import read_result
+from export.bench.results.result import read_result
 
 ROOT = Path(__file__).parents[1]
 DEVICE = {

@@ -83,8 +83,8 @@ def built() -> str:
     with (PLACE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # pytest -n
         mirror(APP, PLACE / "ios_app")
-        mirror(ROOT / "tests/vectors", PLACE / "tests/vectors")
-        for name in ("export/result.schema.json", "docs/ios_protocol.md"):
+        mirror(ROOT / "export/bench/contract", PLACE / "export/bench/contract")
+        for name in ("docs/ios_protocol.md",):
             (PLACE / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, PLACE / name)
         return passes(
@@ -185,7 +185,7 @@ class Phone:
 
     def result(self, run: str) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((self.documents / f"results/{run}.json").read_text())
-        schema = json.loads((ROOT / "export/result.schema.json").read_text())
+        schema = json.loads((ROOT / "export/bench/contract/result.schema.json").read_text())
         jsonschema.Draft202012Validator(schema).validate(document)
         return document
 

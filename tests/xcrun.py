@@ -71,7 +71,7 @@ def say(run: str, event: str, **rest: Any) -> None:
 
 def launch(given: dict[str, str]) -> None:
     """The app: follows its launch arguments as docs/ios_protocol.md says."""
-    from export.bench import result  # only now: it takes a second
+    from export.bench.results import result  # only now: it takes a second
 
     run = given["run"]
     if FAULT == "locked":

@@ -59,7 +59,7 @@ def bench(
 
 def bench_desktop(**flags: object) -> Finished:
     """Measure on this machine, with the wheel's runner; the flags of `bench`."""
-    from export.bench import desktop
+    from export.bench.desktop import desktop
 
     return bench(lambda plan, watch: [desktop.measure(plan, watch)], **flags)  # type: ignore[arg-type]
 
@@ -78,7 +78,7 @@ def bench_android(
 
     By the app, installed from `apk` or built where it is missing or older; with `native` by that llama_main instead.
     """
-    from export.bench import android
+    from export.bench.android import android
 
     options = android.Android(
         tuple(serial), None if apk is None else Path(apk), build, None if native is None else Path(native), remove,
@@ -92,7 +92,7 @@ def bench_ios(*, serial: Sequence[str] = (), app: StrPath | None = None, **flags
 
     By the app that is installed there, or by `app`, as Xcode built and signed it.
     """
-    from export.bench import ios
+    from export.bench.ios import ios
 
     options = ios.Ios(tuple(serial), None if app is None else Path(app))
     return bench(lambda plan, watch: ios.measure(plan, options, watch), **flags)  # type: ignore[arg-type]

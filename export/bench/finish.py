@@ -13,11 +13,11 @@ from typing import Any
 from rich.console import Console
 
 from checkpoints.errors import BadInput
-from export.bench import table
-from export.bench.baseline import Change, check_baseline, compare, differences
 from export.bench.outcome import Outcome, slug
 from export.bench.plan import Plan
-from export.bench.result import Document, read_result
+from export.bench.results import table
+from export.bench.results.baseline import Change, check_baseline, compare, differences
+from export.bench.results.result import Document, read_result
 from export.manifest import write_whole
 
 REGRESSION = 3
@@ -102,7 +102,7 @@ class Ending:
         changes = tuple(compare(self.baseline, document)) if self.baseline else ()
         if self.out is None:
             return Reported(outcome, changes)
-        from export.bench.report import make_html  # takes a second
+        from export.bench.results.report import make_html  # takes a second
 
         stem = self.out / _stem(document, outcome.name if named else None)
         json_path, html_path = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".html")

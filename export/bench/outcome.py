@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from checkpoints.errors import BadInput
-from export.bench.result import Document
+from export.bench.results.result import Document
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench.result import manifest_facts
+from export.bench.results.result import manifest_facts
 from export.runner import check_is_program
 
 LOAD_MODES = ("once", "each")

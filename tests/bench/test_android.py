@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from export.bench.result import read_result, statistics, summarise
+from export.bench.results.result import read_result, statistics, summarise
 from export.tokenizer import load_tokenizer
 from tests.bench.conftest import Ran
 from tests.phone.bridge import serve
@@ -158,7 +158,7 @@ def test_build_makes_the_apk_that_is_installed(
         f"cp -r {made.parent} app/build/outputs/apk/release\n"
     )
     (project / "gradlew").chmod(0o755)
-    monkeypatch.setattr("export.bench.android.APP_FOLDER", project)
+    monkeypatch.setattr("export.bench.android.android.APP_FOLDER", project)
     ran = bench("--build")
     assert ran.code == 0 and "app-release.apk installed" in ran.err
     (project / "gradlew").write_text("#!/bin/sh\necho 'What went wrong:\nSDK location not found.' >&2; exit 1\n")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from export.bench.result import read_result
+from export.bench.results.result import read_result
 from tests.bench.conftest import QUICK, Ran, start
 from tests.phone.device import PACKAGE, PROPS, Phone, adb
 from tests.phone.unwilling import unwilling
@@ -27,8 +27,8 @@ Bench = Callable[..., Ran]
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The app is missed sooner than on a real phone."""
-    monkeypatch.setattr("export.bench.headless.QUIET_S", 1.0)
-    monkeypatch.setattr("export.bench.headless.LATE_S", 0.5)
+    monkeypatch.setattr("export.bench.android.headless.QUIET_S", 1.0)
+    monkeypatch.setattr("export.bench.android.headless.LATE_S", 0.5)
 
 
 def kept(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -114,7 +114,7 @@ def test_space_that_ends_during_the_push(
     new_phone: Callable[..., Phone], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phone = new_phone(space="512k")
-    monkeypatch.setattr("export.bench.phone.Phone.check_space", lambda self, needed: None)
+    monkeypatch.setattr("export.bench.android.phone.Phone.check_space", lambda self, needed: None)
     assert "has no space left for model.pte (1.0 MB)" in sentence(bench())
     assert not phone.left()
 

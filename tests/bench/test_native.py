@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from checkpoints.errors import BadInput
-from export.bench.native import check_binary, parse_statistics
-from export.bench.result import read_result
+from export.bench.android.native import check_binary, parse_statistics
+from export.bench.results.result import read_result
 from tests.bench.conftest import QUICK, Ran, start
 from tests.bench.test_faults import kept, sentence, wait_for
 from tests.phone.device import PROPS, Phone

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from export.bench.baseline import compare
-from export.bench.report import CSS, make_html
-from export.bench.result import summarise
+from export.bench.results.baseline import compare
+from export.bench.results.report import CSS, make_html
+from export.bench.results.result import summarise
 from tests.bench.test_result import make
 from tests.tools import need
 

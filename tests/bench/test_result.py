@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from checkpoints.errors import BadInput
-from export.bench import result
-from export.bench.app import crash_cause, killed_for_memory, read_apk
-from export.bench.baseline import compare, differences
+from export.bench.android.app import crash_cause, killed_for_memory, read_apk
 from export.bench.memory import kib_of, nothing, parse_memory, sample, with_peak
 from export.bench.prompts import make_prompts
+from export.bench.results import result
+from export.bench.results.baseline import compare, differences
 from export.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
-VECTORS = json.loads((ROOT / "tests/vectors/shared.json").read_text())["statistics"]
+VECTORS = json.loads((ROOT / "export/bench/contract/vectors.json").read_text())["statistics"]
 COOL = {"status": "none", "battery_celsius": 30.0, "battery_percent": 80.0, "low_power_mode": False}
 
 

@@ -1,6 +1,6 @@
 import Foundation
 
-/// The result of a run, key for key as export/result.schema.json says.
+/// The result of a run, key for key as export/bench/contract/result.schema.json says.
 public struct ResultDocument: Codable, Equatable, Sendable {
   public static let schema = "pocketphi-result/1"
 

@@ -38,7 +38,7 @@ func document(
     var root = URL(filePath: #filePath)
     for _ in 0..<5 { root.deleteLastPathComponent() }
     let schema = try #require(
-      try JSONSerialization.jsonObject(with: Data(contentsOf: root.appending(path: "export/result.schema.json")))
+      try JSONSerialization.jsonObject(with: Data(contentsOf: root.appending(path: "export/bench/contract/result.schema.json")))
         as? [String: Any])
     let json = try #require(
       try JSONSerialization.jsonObject(with: document([record(decode: nil)]).json()) as? [String: Any])

@@ -3,7 +3,7 @@ import Testing
 
 @testable import BenchmarkCore
 
-/// tests/vectors/shared.json, which the tests of Python and Kotlin read too.
+/// export/bench/contract/vectors.json, which the tests of Python and Kotlin read too.
 struct SharedVectors: Decodable {
   struct StatisticsCase: Decodable {
     let values: [Double]
@@ -21,7 +21,7 @@ struct SharedVectors: Decodable {
   static func load() throws -> SharedVectors {
     var folder = URL(filePath: #filePath)
     for _ in 0..<5 { folder.deleteLastPathComponent() }
-    let file = folder.appending(path: "tests/vectors/shared.json")
+    let file = folder.appending(path: "export/bench/contract/vectors.json")
     return try JSONDecoder().decode(SharedVectors.self, from: Data(contentsOf: file))
   }
 }

@@ -5,7 +5,7 @@ import java.util.Date
 import java.util.Locale
 import java.util.TimeZone
 
-/** The result document of export/result.schema.json, as far as an Android app fills it. */
+/** The result document of export/bench/contract/result.schema.json, as far as an Android app fills it. */
 data class Result(
     val created: String,
     /** Null when complete, else a sentence. */

@@ -4,7 +4,7 @@ import org.junit.Assert.assertEquals
 import org.junit.Assert.assertNull
 import org.junit.Test
 
-/** What tests/vectors/shared.json says, and Python's and Swift's tests check too. */
+/** What export/bench/contract/vectors.json says, and Python's and Swift's tests check too. */
 class VectorsTest {
     @Test
     fun statistics() {

@@ -1,4 +1,4 @@
-"""The document of a measurement (export/result.schema.json): built, summarised, validated and read.
+"""The document of a measurement (export/bench/contract/result.schema.json): built, summarised, validated and read.
 
 Knows no device and no way to measure. Bytes, milliseconds, tokens per second, degrees Celsius.
 """
@@ -20,7 +20,9 @@ from export.manifest import read_manifest
 Document = dict[str, Any]
 
 FORMAT: Final = "pocketphi-result/1"
-SCHEMA: Final = json.loads(Path(__file__).parents[1].joinpath("result.schema.json").read_text(encoding="utf-8"))
+SCHEMA: Final = json.loads(
+    Path(__file__).parents[1].joinpath("contract/result.schema.json").read_text(encoding="utf-8")
+)
 STATISTICS: Final = {"min": 0, "p25": 25, "median": 50, "p75": 75, "max": 100}
 MEASURES: Final = ("load_ms", "time_to_first_token_ms", "prefill_tokens_per_s", "decode_tokens_per_s")
 PEAKS: Final = ("pss_bytes", "rss_bytes", "private_dirty_bytes", "footprint_bytes")

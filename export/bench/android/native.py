@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench import result
-from export.bench.desktop import describe
+from export.bench.android.phone import FOLDER, Phone
+from export.bench.desktop.desktop import describe
 from export.bench.files import Local
 from export.bench.memory import kib_of, parse_memory, sample, with_peak
 from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged, size
-from export.bench.phone import FOLDER, Phone
 from export.bench.plan import Plan
-from export.bench.result import Document
+from export.bench.results import result
+from export.bench.results.result import Document
 
 MACHINES = {183: "arm64-v8a", 62: "x86_64", 40: "armeabi-v7a", 3: "x86"}  # e_machine of ELF
 MARK = "pocketphi:"

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints.errors import BadInput
-from export.bench.adb import Adb, Device
-from export.bench.app import Apk, build_apk, read_apk
+from export.bench.android.adb import Adb, Device
+from export.bench.android.app import Apk, build_apk, read_apk
+from export.bench.android.headless import AppRun
+from export.bench.android.native import NativeRun, check_binary
+from export.bench.android.phone import Phone
 from export.bench.files import Local, local_file
-from export.bench.headless import AppRun
-from export.bench.native import NativeRun, check_binary
 from export.bench.outcome import Failed, Interrupted, Outcome, TimedOut, Unplugged, Watch, wait_for
-from export.bench.phone import Phone
 from export.bench.plan import Plan
 
-APP_FOLDER = Path(__file__).resolve().parents[2] / "android_app"
+APP_FOLDER = Path(__file__).resolve().parents[3] / "android_app"
 
 
 @dataclass(frozen=True)

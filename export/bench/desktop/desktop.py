@@ -23,17 +23,17 @@ from typing import Any
 import psutil
 
 from checkpoints.errors import BadInput
-from export.bench import result
 from export.bench.files import local_file
 from export.bench.memory import nothing, parse_memory, sample, with_peak
 from export.bench.outcome import Outcome, Watch, size
 from export.bench.plan import Plan
+from export.bench.results import result
 from export.child import last_line
 
 INTERVAL_S = 0.02
 MOST = 0.05  # of the time may go into asking: a large process's tables take long to walk
-ROOT = Path(__file__).resolve().parents[2]
-WORKER = ["-m", "export.bench.worker"]
+ROOT = Path(__file__).resolve().parents[3]
+WORKER = ["-m", "export.bench.desktop.worker"]
 Keep = Callable[[int, dict[str, Any]], object]  # gets a configuration's index and a repeat of it
 
 

@@ -1,7 +1,7 @@
 """Runs the repeats of a plan with the wheel's C++ runner and tells each as a line of JSON.
 
-A process of its own (`python -m export.bench.worker`), whose memory is measured from outside. Its argument is JSON:
-pte, tokenizer, new_tokens, repeats, warmups, cooldown_s, load_mode, and prompt_tokens (lengths) or prompts (texts).
+A process of its own (`python -m export.bench.desktop.worker`), whose memory is measured from outside. Its argument is
+JSON: pte, tokenizer, new_tokens, repeats, warmups, cooldown_s, load_mode, and prompt_tokens (lengths) or prompts (texts).
 Events, each with `at`, seconds of the system's monotonic clock: `phase` (load, prefill, decode, idle), `loaded`,
 `warmup`, `repeat`, `refused` (a sentence; nothing was run), `done`. Knows nothing of results and memory.
 """

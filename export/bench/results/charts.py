@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from export.bench.result import Document
+from export.bench.results.result import Document
 
 # Stand-ins that no chart has otherwise; after drawing they become variables.
 INK, MUTED, GRID = "#010101", "#010102", "#010103"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench import result
 from export.bench.files import Local
 from export.bench.plan import Plan
-from export.bench.result import Document
+from export.bench.results import result
+from export.bench.results.result import Document
 
 STEPS = ("started", "loading", "loaded", "warmup", "repeat")  # events that a time-out counts from
 

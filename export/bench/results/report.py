@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from export.bench import charts
-from export.bench.baseline import Change, differences
 from export.bench.outcome import size
-from export.bench.result import Document
-from export.bench.table import notes_of
+from export.bench.results import charts
+from export.bench.results.baseline import Change, differences
+from export.bench.results.result import Document
+from export.bench.results.table import notes_of
 
 CSS = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 ROWS = {

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench.adb import Device
+from export.bench.android.adb import Device
+from export.bench.android.phone import Phone
 from export.bench.outcome import Unplugged
-from export.bench.phone import Phone
 
 PACKAGE = "org.pocketphi.bench"
 ACTIVITY = f"{PACKAGE}/.HeadlessActivity"

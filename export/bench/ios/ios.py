@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench import result
-from export.bench.app import new_run
-from export.bench.appresult import STEPS, completed, repeat_line, whole
-from export.bench.devicectl import GONE, Apple, Devicectl
+from export.bench.android.app import new_run
+from export.bench.app_run import STEPS, completed, repeat_line, whole
 from export.bench.files import Local, local_file
+from export.bench.ios.devicectl import GONE, Apple, Devicectl
 from export.bench.outcome import Failed, Interrupted, Outcome, TimedOut, Unplugged, Watch, size, wait_for
 from export.bench.plan import Plan
-from export.bench.result import Document
+from export.bench.results import result
+from export.bench.results.result import Document
 
 BUNDLE = "org.pocketphi.bench"
 # Everything is copied into Documents itself: nobody says that devicectl makes folders there.

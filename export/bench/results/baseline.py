@@ -7,7 +7,7 @@ from typing import Any
 
 from checkpoints.errors import BadInput
 from export.bench.plan import Plan
-from export.bench.result import Document
+from export.bench.results.result import Document
 
 # What is compared, and whether more of it is better. Resident memory is left out: it counts what the system may drop.
 COMPARED = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench.adb import Device
+from export.bench.android.adb import Device
 from export.bench.files import Local, local_file
 from export.bench.memory import kib_of
 from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged, Watch, size

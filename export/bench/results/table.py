@@ -8,9 +8,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from export.bench.baseline import Change
 from export.bench.outcome import size
-from export.bench.result import Document
+from export.bench.results.baseline import Change
+from export.bench.results.result import Document
 
 
 def render(document: Document, changes: list[Change], tolerance: float) -> Group:

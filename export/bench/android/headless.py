@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench import result
-from export.bench.app import (
+from export.bench.android.app import (
     ABIS,
     PACKAGE,
     QUIET_S,
@@ -23,12 +22,13 @@ from export.bench.app import (
     post_mortem,
     was_killed,
 )
-from export.bench.appresult import STEPS, completed, repeat_line, whole
+from export.bench.android.phone import FOLDER, Phone
+from export.bench.app_run import STEPS, completed, repeat_line, whole
 from export.bench.files import Local
 from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged, size
-from export.bench.phone import FOLDER, Phone
 from export.bench.plan import Plan
-from export.bench.result import Document
+from export.bench.results import result
+from export.bench.results.result import Document
 
 LATE_S = 2.0  # lines of a dead app may still be on their way through the log
 
