@@ -99,11 +99,6 @@ def wait_for(futures: Sequence[Future[Outcome]], stop: threading.Event) -> None:
             stop.set()
 
 
-def size(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.{0 if count >= 1e7 else 1}f} MB"
-
-
 def slug(text: str) -> str:
     """For file names: small letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "device"

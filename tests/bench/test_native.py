@@ -65,7 +65,7 @@ def test_a_run(phone: Phone, bench: Bench, binary: Path, pte: Path, tmp_path: Pa
 
 
 FAULTS = {
-    "killed": "llama_main was killed, as when the system frees memory: last seen with 6",
+    "killed": "llama_main was killed by signal 9, last seen with 6",
     "crash": "llama_main crashed with signal 11",
     "silent": "llama_main printed no line PyTorchObserver",
     "refuse": "llama_main ended with exit code 1: E executorch: Failed to load method forward: 0x20",
@@ -116,7 +116,7 @@ def test_unplugged(phone: Phone, bench: Bench, binary: Path, tmp_path: Path) -> 
 
 def test_a_hot_phone_is_flagged(phone: Phone, bench: Bench, binary: Path) -> None:
     phone.set("battery.json", {"thermal": 3, "temperature": 441})
-    assert "the device was hot in repeat 1, 2" in bench("--native", binary).out
+    assert "The device was hot in repeat 1, 2" in bench("--native", binary).out
 
 
 def test_a_program_for_another_processor(phone: Phone, bench: Bench, binary: Path, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_what_a_device_does_not_tell_is_left_out_and_said() -> None:
 
 def test_regressions_are_marked() -> None:
     before, now = make(20.0), make(10.0)
-    page = make_html(now, before, compare(before, now), 0.05)
+    page = make_html(now, before, compare(before, now))
     assert '<span class="worse">50.0% worse</span>' in page and "repeat (dashed: baseline)" in page
     assert "Against the baseline" not in make_html(now)
 

@@ -57,10 +57,11 @@ class Phone:
         for name in ("upper", "work", "root", "shared"):
             (folder / name).mkdir(parents=True)
         self._fill()
-        self.set("props.json", PROPS)
         self.shared.joinpath("meminfo").write_text(MEMINFO.format(total=memory_kb[0], free=memory_kb[1]))
         self.index = self._network()
+        self.set("props.json", PROPS | {"ro.serialno": f"PHONE{self.index}"})
         self.serial = f"10.213.{self.index}.2:5555"
+        self.other_serial = f"10.214.{self.index}.2:5555"  # of the same phone, on another line
         environment = {
             "PATH": PATH, "LOWER": str(FOLDER), "UPPER": str(folder / "upper"), "WORK": str(folder / "work"),
             "SPACE": space, "ROOT": str(folder / "root"), "SHARED": str(self.shared), "ADBD": ADBD,
@@ -100,6 +101,8 @@ class Phone:
             f"ip addr add 10.213.{index}.1/30 dev {here}",
             f"ip link set {here} up",
             f"ip -n {self.network} addr add 10.213.{index}.2/30 dev {there}",
+            f"ip addr add 10.214.{index}.1/30 dev {here}",
+            f"ip -n {self.network} addr add 10.214.{index}.2/30 dev {there}",
             f"ip -n {self.network} link set {there} up",
             f"ip -n {self.network} link set lo up",
         ):
@@ -175,6 +178,7 @@ class Phone:
 
     def close(self) -> None:
         adb("disconnect", self.serial)
+        adb("disconnect", self.other_serial)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._outer.pid, signal.SIGKILL)
         self._outer.wait()

@@ -5,7 +5,10 @@ Knows nothing of models and results. Every wait ends: at its time-out, when `sto
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import select
 import shlex
 import shutil
 import subprocess
@@ -20,6 +23,7 @@ from export.bench.outcome import Interrupted, TimedOut, Unplugged
 
 LOST = "not found|no devices|offline|unauthorized|authorizing|closed|disconnected|reset|protocol fault"
 GONE = re.compile(rf"^(adb: )?error: .*({LOST})", re.MULTILINE)  # adb's own lines, not those of a command over there
+NO_NUMBERS = ("", "unknown", "0123456789ABCDEF")  # what phones without a serial number call it
 SHORT_S = 60.0  # for commands that only ask
 STATES = {
     "unauthorized": "does not trust this computer yet: unlock it and allow USB debugging",
@@ -55,18 +59,25 @@ class Adb:
             raise BadInput(f"adb devices does not answer within {SHORT_S:g} s") from None
         if done.returncode:
             raise BadInput(f"adb devices failed: {_last(done.stderr or done.stdout)}")
-        lines = [line.split("\t", 1) for line in done.stdout.splitlines()]
+        # A tab stands between serial and state; some builds of adb write blanks. Neither is in a serial.
+        lines = [line.split(None, 1) for line in done.stdout.splitlines() if not line.startswith(("List of ", "*"))]
         return {line[0]: line[1].strip() for line in lines if len(line) == 2}
 
     def choose(self, wanted: Sequence[str]) -> list[str]:
-        """The serials to use: `wanted`, else the only device there is; BadInput says why there is none."""
+        """The serials to use: `wanted`, else ANDROID_SERIAL as for adb, else the only device there is.
+
+        BadInput says why there is none. A phone that is listed twice, by cable and by network, is one device.
+        """
         found = self.devices()
+        if not wanted and (named := os.environ.get("ANDROID_SERIAL")):
+            wanted = [named]
         if not wanted:
-            ready = [serial for serial, state in found.items() if state == "device"]
-            if len(ready) > 1:
-                raise BadInput(f"{len(ready)} devices are connected ({', '.join(ready)}): choose with --serial")
-            if ready:
-                return ready
+            phones = self._phones([serial for serial, state in found.items() if state == "device"])
+            if len(phones) > 1:
+                names = ", ".join(" or ".join(serials) for serials in phones)
+                raise BadInput(f"{len(phones)} devices are connected ({names}): choose with --serial")
+            if phones:
+                return phones[0][:1]
             if not found:
                 raise BadInput("no device is connected: plug a phone in and switch USB debugging on")
             wanted = list(found)[:1]
@@ -78,9 +89,19 @@ class Adb:
             if state != "device":
                 said = next((text for key, text in STATES.items() if state.startswith(key)), "is not ready: {state}")
                 raise BadInput(f"{serial} {said.format(state=state)}")
-        if len(set(wanted)) < len(wanted):
+        if len(set(wanted)) < len(wanted) or (len(wanted) > 1 and len(self._phones(wanted)) < len(wanted)):
             raise BadInput(f"--serial names a device twice: {', '.join(wanted)}")
         return list(wanted)
+
+    def _phones(self, serials: Sequence[str]) -> list[list[str]]:
+        """The names of each phone, that of its cable first: names whose phones have one serial number are one's."""
+        if len(serials) < 2:
+            return [[serial] for serial in serials]
+        phones = dict[str, list[str]]()
+        for serial in sorted(serials, key=lambda serial: ":" in serial or "._adb" in serial):
+            number = Device(self, serial, threading.Event()).getprop("ro.serialno")
+            phones.setdefault(number if number not in NO_NUMBERS else serial, []).append(serial)
+        return list(phones.values())
 
 
 class Device:
@@ -131,6 +152,34 @@ class Device:
         if done.code and (GONE.search(err) or not self.connected()):
             raise Unplugged(self.serial)
         return done
+
+    def hash(self, path: str, timeout_s: float) -> str:
+        """sha256 of a file of the device, read over the line; `path` is quoted for its shell."""
+        digest, deadline = hashlib.sha256(), time.monotonic() + timeout_s
+        with subprocess.Popen(
+            [self.adb.path, "-s", self.serial, "exec-out", f"cat {path}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            try:
+                while True:
+                    if self.stop.is_set() and not self.cleaning:
+                        raise Interrupted
+                    if time.monotonic() > deadline:
+                        raise TimedOut(f"adb exec-out cat {path}")
+                    if not select.select([process.stdout], [], [], 0.25)[0]:
+                        continue
+                    if not (piece := os.read(process.stdout.fileno(), 1 << 20)):
+                        break
+                    digest.update(piece)
+            finally:
+                process.kill()
+        if not self.connected():
+            raise Unplugged(self.serial)
+        return digest.hexdigest()
 
     def shell(self, command: str, timeout_s: float = SHORT_S) -> Done:
         """A command line for the device's shell; its exit code is the result's."""

@@ -1,35 +1,22 @@
-"""The Android app on a device: its version, its installation, a run of it (docs/app_protocol.md) and how it ended.
-
-Knows nothing of where results go.
-"""
+"""The Android app: its version, its installation, and the line that starts a run of it (docs/app_protocol.md)."""
 
 from __future__ import annotations
 
 import json
-import queue
 import re
-import secrets
 import shlex
 import shutil
 import subprocess
-import threading
-import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench.android.adb import Device
 from export.bench.android.phone import Phone
-from export.bench.outcome import Unplugged
 
 PACKAGE = "org.pocketphi.bench"
 ACTIVITY = f"{PACKAGE}/.HeadlessActivity"
 ABIS = ("arm64-v8a", "x86_64")
 RESULTS = f"/sdcard/Android/data/{PACKAGE}/files/results"
-TAG = "Pocketphi"
-QUIET_S = 5.0  # the app says something every two seconds; after this it is looked for
 GRADLE_S = 1800.0
 
 
@@ -89,14 +76,26 @@ def build_apk(folder: Path) -> Path:
     return made[-1]
 
 
-def install(phone: Phone, apk: Apk | None) -> None:
-    """Install the app where it is missing or older than `apk`; BadInput where that fails."""
+def installed_version(phone: Phone) -> tuple[int | None, str]:
+    """The version code of the app, None where the phone's current user does not have it; and whose it is then."""
     package = phone.device.ask(f"dumpsys package {PACKAGE}")
     code = re.search(r"versionCode=(\d+)", package)
-    installed = int(code[1]) if code and f"Package [{PACKAGE}]" in package else None
+    if code is None or f"Package [{PACKAGE}]" not in package:
+        return None, ""
+    # An app of another user's (a work profile, a second space) cannot be started for this one.
+    user = phone.device.ask("am get-current-user")
+    own = re.search(rf"^\s*User {user}:.*\binstalled=(true|false)", package, re.MULTILINE) if user.isdigit() else None
+    return (None, f" for its user {user}, only for another") if own and own[1] == "false" else (int(code[1]), "")
+
+
+def install(phone: Phone, apk: Apk | None) -> None:
+    """Install the app where it is missing or older than `apk`; BadInput where that fails."""
+    installed, whose = installed_version(phone)
     if apk is None:
         if installed is None:
-            raise BadInput(f"{phone.serial} does not have the app {PACKAGE}: give it with --apk, or --build it")
+            raise BadInput(
+                f"{phone.serial} does not have the app {PACKAGE}{whose}: give it with --apk, or --build it"
+            )
         return
     if installed is not None and apk.version_code is not None and installed >= apk.version_code:
         if installed > apk.version_code:
@@ -125,114 +124,3 @@ class Order:
         for key, value in self.extras.items():
             parts += ["--ei" if isinstance(value, int) else "--es", key, str(value)]
         return shlex.join(parts)
-
-
-def new_run() -> str:
-    """A name that no other run has."""
-    return f"bench-{secrets.token_hex(6)}"
-
-
-class Follow:
-    """The app's lines about one run, from logcat; a broken connection to logcat is taken up again."""
-
-    def __init__(self, device: Device, run: str) -> None:
-        self.device, self.run = device, run
-        self.since = device.ask("date '+%m-%d %H:%M:%S.000'")
-        self._seen: set[str] = set()
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._process: subprocess.Popen[str] | None = None
-        self._open()
-
-    def _open(self) -> None:
-        self._process = process = self.device.start("logcat", "-v", "raw", "-T", self.since, "-s", f"{TAG}:I")
-
-        def read() -> None:
-            assert process.stdout is not None
-            for line in process.stdout:
-                self._lines.put(line)
-            self._lines.put(None)
-
-        threading.Thread(target=read, daemon=True).start()
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def events(self) -> Iterator[dict[str, Any] | None]:
-        """Events as they come, each once; None a few times a second when there is none. Raises Unplugged."""
-        while True:
-            try:
-                line = self._lines.get(timeout=0.25)
-            except queue.Empty:
-                yield None
-                continue
-            if line is None:
-                if not self.device.connected():
-                    raise Unplugged(self.device.serial)
-                time.sleep(0.5)
-                self._open()
-                continue
-            event = self._read(line)
-            if event is not None:
-                yield event
-
-    def _read(self, line: str) -> dict[str, Any] | None:
-        if line in self._seen:
-            return None
-        self._seen.add(line)
-        try:
-            event = json.loads(line)
-        except ValueError:
-            return None  # logcat's own "beginning of main", or a line cut by the log's length
-        return event if isinstance(event, dict) and event.get("run") == self.run else None
-
-
-def alive(device: Device) -> bool:
-    """Whether a process of the app runs."""
-    return bool(device.ask(f"pidof {PACKAGE}"))
-
-
-def post_mortem(device: Device, since: str, pid: int | None, last_memory: str) -> str:
-    """Why the app is gone, in a sentence without a subject: from the system's log and its list of exits."""
-    log = device.ask(f"logcat -d -v brief -T {shlex.quote(since)}").splitlines()
-    info = device.ask(f"dumpsys activity exit-info {PACKAGE}") if pid else ""
-    if cause := crash_cause(log, pid):
-        return f"the app crashed: {cause}"
-    known = re.search(rf"pid={pid}\b.*?reason=\d+ \(([A-Z_ ]+)\)", info, re.DOTALL)
-    reason = known[1].replace("_", " ").lower() if known else None
-    if reason == "low memory" or killed_for_memory(log, pid):
-        return f"the system killed the app to free memory, {last_memory}"
-    said = f" ({reason})" if reason else ""
-    died = "the app's process vanished without a word" + said
-    return f"{died}, as when the system frees memory: {last_memory}" if reason in (None, "signaled") else died
-
-
-def was_killed(device: Device, since: str, pid: int | None) -> bool:
-    """Whether the low-memory killer ended the app: Android may bring it back, without its run."""
-    return killed_for_memory(device.ask(f"logcat -d -v brief -T {shlex.quote(since)}").splitlines(), pid)
-
-
-def crash_cause(log: Sequence[str], pid: int | None) -> str | None:
-    """The first line of a Java or native crash of the app in a log of format "brief"; None without one."""
-    messages = [(match[1], match[2]) for line in log if (match := re.match(r"./([^(]*?)\s*\(\s*\d+\): ?(.*)", line))]
-    for at, (tag, message) in enumerate(messages):
-        if tag == "AndroidRuntime" and message.startswith("FATAL EXCEPTION"):
-            after = [text for kind, text in messages[at + 1 : at + 6] if kind == "AndroidRuntime"]
-            if after and after[0].startswith("Process:"):
-                if not after[0].startswith(f"Process: {PACKAGE},"):
-                    continue
-                after = after[1:]
-            frame = next((text.strip() for text in after[1:] if text.strip().startswith("at ")), "")
-            return " ".join(f"{after[0]} {frame}".split()) if after else message
-        if tag == "libc" and message.startswith("Fatal signal") and (pid is None or f"pid {pid} " in message + " "):
-            frame = next((text.strip() for kind, text in messages[at:] if kind == "DEBUG" and "#00 pc" in text), "")
-            return " ".join(f"{message} {frame}".split())
-    return None
-
-
-def killed_for_memory(log: Sequence[str], pid: int | None) -> bool:
-    """Whether the low-memory killer's lines name the app."""
-    killers = re.compile(r"lowmemorykiller|lmkd|am_low_memory|Out of memory|oom-kill", re.IGNORECASE)
-    number = rf"\b{pid}\b|" if pid else ""
-    return any(killers.search(line) and re.search(number + re.escape(PACKAGE), line) for line in log)

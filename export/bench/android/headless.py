@@ -4,59 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from checkpoints.errors import BadInput
-from export.bench.android.app import (
-    ABIS,
-    PACKAGE,
-    QUIET_S,
-    RESULTS,
-    Apk,
-    Follow,
-    Order,
-    alive,
-    install,
-    new_run,
-    post_mortem,
-    was_killed,
-)
+from export.bench.android.app import ABIS, PACKAGE, RESULTS, Apk, Order, install
+from export.bench.android.follow import QUIET_S, Follow
 from export.bench.android.phone import FOLDER, Phone
-from export.bench.app_run import STEPS, completed, repeat_line, whole
+from export.bench.android.post_mortem import alive, post_mortem, was_killed
+from export.bench.app_run import AppRun, Event
 from export.bench.files import Local
-from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged, size
+from export.bench.model import manifest_facts
+from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged
 from export.bench.plan import Plan
-from export.bench.results import result
 from export.bench.results.result import Document
 
 LATE_S = 2.0  # lines of a dead app may still be on their way through the log
 
 
-class AppRun:
+@dataclass(frozen=True)
+class Files:
+    """What a device is given, hashed once for all of them."""
+
+    model: Local
+    others: tuple[Local, ...]  # the tokenizer, and the manifest where there is one
+    prompts: tuple[Local, ...]
+
+
+class HeadlessRun(AppRun):
     """One run of the app on one phone."""
 
-    def __init__(
-        self,
-        phone: Phone,
-        plan: Plan,
-        model: Local,
-        files: Sequence[Local],
-        prompts: Sequence[Local],
-        apk: Apk | None,
-    ) -> None:
-        self.phone, self.plan, self.model, self.apk = phone, plan, model, apk
-        self.files, self.prompts = files, prompts
-        self.name = new_run()
-        self.file = f"{RESULTS}/{self.name}.json"
-        self.kept: Document | None = None  # the newest result fetched while the app ran
+    def __init__(self, phone: Phone, plan: Plan, files: Files, apk: Apk | None) -> None:
+        super().__init__(plan, files.model, phone.serial, phone.serial)
+        self.phone, self.files, self.apk = phone, files, apk
+        self.file, self.lines = f"{RESULTS}/{self.name}.json", f"{RESULTS}/{self.name}.progress.jsonl"
         self.pid: int | None = None
         self.begun = False  # then the app is ours to stop
-        self.memory = "and nothing was known of its memory"
+        self.follow: Follow | None = None
 
     def measure(self, ignore_memory: bool) -> Document:
         """The whole run. Failed with the finished repeats, BadInput where it could not begin."""
-        phone, facts = self.phone, result.manifest_facts(self.plan.pte)
+        phone, facts = self.phone, manifest_facts(self.plan.pte)
         try:
             with phone.told():
                 phone.look()
@@ -65,7 +52,7 @@ class AppRun:
                     self.model.size_bytes, facts["planned_memory_bytes"] if facts else None, ignore_memory
                 )
                 install(phone, self.apk)
-                phone.sync([*self.files, *self.prompts])
+                phone.sync([self.model, *self.files.others, *self.files.prompts])
                 return self._run()
         except BadInput as problem:
             raise Failed(str(problem), self.finished(str(problem))) from None
@@ -73,119 +60,91 @@ class AppRun:
             self._clean()
 
     def finished(self, problem: str) -> Document | None:
-        """The repeats that finished, as an incomplete result; None where there are none."""
         if self.pid is not None:
             self.phone.device.cleaning = True
             with contextlib.suppress(Unplugged, TimedOut):
-                self._fetch()
-        if self.kept is None or not result.count_repeats(self.kept):
-            return None
-        return result.incomplete(self._completed(self.kept), problem)
+                self.keep()
+        return super().finished(problem)
+
+    def say(self, text: str) -> None:
+        self.phone.say(text)
+
+    def read_result(self) -> str | None:
+        return self.phone.device.read(self.file)
+
+    def heard(self, event: Event) -> bool:
+        if event.get("event") == "started":
+            self.pid, self.phone.doing = event.get("pid"), "measured"
+        return super().heard(event)
+
+    def about_error(self) -> str:
+        self.begun = False  # it has ended; another run may be under way
+        assert self.follow is not None
+        killed = was_killed(self.phone.device, self.follow.since, self.pid)
+        return f" (the system killed the app to free memory, {self.memory})" if killed else ""
 
     def _order(self) -> Order:
         plan = self.plan
-        return Order(self.name, {
+        extras: dict[str, str | int] = {
             "model": f"{FOLDER}/{self.model.name}",
             "tokenizer": f"{FOLDER}/{plan.tokenizer.name}",
             "model_sha256": self.model.sha256,
             "prompt_tokens": ",".join(map(str, plan.prompt_tokens)),
-            "prompt_files": ",".join(f"{FOLDER}/{prompt.name}" for prompt in self.prompts),
-            "new_tokens": plan.new_tokens, "repeats": plan.repeats, "warmups": plan.warmups,
-            "cooldown_s": plan.cooldown_s, "load_mode": plan.load_mode,
-        })  # fmt: skip
+            "prompt_files": ",".join(f"{FOLDER}/{prompt.name}" for prompt in self.files.prompts),
+        }
+        keys = ("new_tokens", "repeats", "warmups", "cooldown_s", "load_mode")
+        return Order(self.name, extras | {key: getattr(plan, key) for key in keys})
 
     def _run(self) -> Document:
         phone = self.phone
-        phone.doing = "starting the app"
-        follow = Follow(phone.device, self.name)
+        phone.doing = self.doing = "starting the app"
+        self.follow = Follow(phone.device, self.name, self.lines)
         try:
             self.begun = True
-            phone.device.ask(
-                "input keyevent KEYCODE_WAKEUP"
-            )  # with the screen off the app would be in the background
+            # With the screen off the app would be in the background.
+            phone.device.ask("input keyevent KEYCODE_WAKEUP")
             done = phone.device.shell(self._order().command())
             said = [line.strip() for line in (done.out + done.err).splitlines() if line.strip()]
             if done.code or any(line.startswith("Error") for line in said):
                 line = next((line for line in said if line.startswith(("Error", "java."))), f"exit code {done.code}")
                 raise BadInput(f"{phone.serial}: the app could not be started: {line[:300]}")
-            return self._fetched(self._until_done(follow))
+            self._until_done(self.follow)
+            phone.doing = "asked for its result"
+            return self.fetched(self.file)
         finally:
-            follow.close()
+            self.follow.close()
 
-    def _until_done(self, follow: Follow) -> str:
-        """Follow the app's lines to the last; the path of its result."""
-        phone, plan = self.phone, self.plan
-        heard = step = time.monotonic()
-        rest, gone = 0, None
+    def _until_done(self, follow: Follow) -> None:
+        """Follow the app to its last line, or to its whole result where no line comes."""
+        device, gone = self.phone.device, None
+        self.step(rests=False)
+        looked = time.monotonic()
         for event in follow.events():
-            if phone.device.stop.is_set():
+            if device.stop.is_set():
                 raise Interrupted
             now = time.monotonic()
-            if event is None:
-                if gone is not None and now - gone > LATE_S:
-                    why = post_mortem(phone.device, follow.since, self.pid, self.memory)
-                    raise BadInput(f"{phone.serial}: {why}")
-                if gone is None and now - heard > QUIET_S:
-                    heard = now
-                    gone = None if alive(phone.device) else now
-                if now - step > plan.timeout_s + rest:
-                    raise BadInput(
-                        f"{phone.serial}: nothing happened for {plan.timeout_s:g} s "
-                        f"while it was {phone.doing}: time-out"
-                    )
+            if event is not None:
+                looked = now
+                if self.heard(event):
+                    return
                 continue
-            heard = now
-            kind = event.get("event")
-            if kind in STEPS:
-                step, rest = now, plan.cooldown_s if kind in ("loaded", "warmup", "repeat") else 0
-            if kind == "done":
-                return str(event.get("file"))
-            if kind == "error":
-                self.begun = False  # it has ended; another run may be under way
-                killed = was_killed(phone.device, follow.since, self.pid)
-                why = f" (the system killed the app to free memory, {self.memory})" if killed else ""
-                raise BadInput(f"{phone.serial}: {event.get('message')}{why}")
-            self._heard(str(kind), event)
-        raise AssertionError  # events() has no end
+            self.check_time()
+            if gone is not None and now - gone > LATE_S:
+                if any(self.heard(event) for event in follow.ask()) or self._result_ended():
+                    return
+                why = post_mortem(device, follow.since, self.pid, self.memory)
+                raise BadInput(f"{self.phone.serial}: {why}")
+            if gone is None and now - looked > QUIET_S:
+                looked = now
+                if self._result_ended():
+                    return
+                gone = None if alive(device) else time.monotonic()
 
-    def _heard(self, kind: str, event: dict[str, Any]) -> None:
-        phone, plan = self.phone, self.plan
-        match kind:
-            case "started":
-                self.pid = event.get("pid")
-                phone.doing = "measured"
-            case "loaded":
-                phone.say(f"loaded in {event.get('load_ms')} ms")
-            case "warmup":
-                phone.say(f"warm-up {event.get('warmup', 0) + 1} of {plan.warmups}")
-            case "memory":
-                pss, free = event.get("pss_bytes"), event.get("available_bytes")
-                known = [f"{size(pss)} of the app" if pss else "", f"{size(free)} free" if free else ""]
-                self.memory = f"last seen: {', '.join(filter(None, known)) or 'nothing'} ({event.get('phase')})"
-            case "low_memory":
-                phone.say(f"the system warns of low memory (level {event.get('level')}), {self.memory}")
-            case "repeat":
-                phone.say(repeat_line(event, plan))
-                self._fetch()  # now: later the phone may be unplugged
-
-    def _fetch(self) -> None:
-        """Keep the app's result as it is by now, unless it is none."""
-        text = self.phone.device.read(self.file)
-        with contextlib.suppress(BadInput):
-            if text is not None:
-                self.kept = result.parse(text, self.file)
-
-    def _fetched(self, file: str) -> Document:
-        """The complete result; BadInput where it is none."""
-        phone = self.phone
-        phone.doing = "asked for its result"
-        text = phone.device.read(file)
-        if text is None:
-            raise BadInput(f"{phone.serial}: the app said that its result is in {file}, which does not exist")
-        return self._completed(whole(text, self.plan, phone.serial, file))
-
-    def _completed(self, document: Document) -> Document:
-        return completed(document, self.plan, self.model, self.phone.serial)
+    def _result_ended(self) -> bool:
+        """Whether the result's file is the last, for phones and apps of which no line comes."""
+        if self.keep():
+            self.step(rests=True)
+        return self.ended()
 
     def _clean(self) -> None:
         device = self.phone.device
@@ -193,5 +152,7 @@ class AppRun:
         with contextlib.suppress(Unplugged, TimedOut):
             if self.begun:
                 device.shell(f"am force-stop {PACKAGE}", timeout_s=20)
-            device.shell(f"rm -f {self.file} {self.file}.partial", timeout_s=20)
-            self.phone.remove([prompt.name for prompt in self.prompts])
+            # A result that did not come over stays, for a person to look at.
+            result = [self.file] if self.kept is not None else []
+            device.shell(f"rm -f {' '.join([*result, f'{self.file}.partial', self.lines])}", timeout_s=20)
+            self.phone.remove([prompt.name for prompt in self.files.prompts])

@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
+from export.bench.android.headless import Files
 from export.bench.android.phone import FOLDER, Phone
-from export.bench.desktop.desktop import describe
 from export.bench.files import Local
 from export.bench.memory import kib_of, parse_memory, sample, with_peak
-from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged, size
+from export.bench.model import make_model, manifest_facts
+from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged
 from export.bench.plan import Plan
 from export.bench.results import result
+from export.bench.results.numbers import size
 from export.bench.results.result import Document
 
 MACHINES = {183: "arm64-v8a", 62: "x86_64", 40: "armeabi-v7a", 3: "x86"}  # e_machine of ELF
@@ -79,17 +81,15 @@ def check_binary(path: Path) -> str:
 class NativeRun:
     """The repeats on one phone."""
 
-    def __init__(
-        self, phone: Phone, plan: Plan, model: Local, files: Sequence[Local], prompts: Sequence[Local], binary: Local
-    ) -> None:
-        self.phone, self.plan, self.model, self.binary = phone, plan, model, binary
-        self.files, self.prompts = files, prompts
-        self.repeats: list[list[dict[str, Any]]] = [[] for _ in prompts]
+    def __init__(self, phone: Phone, plan: Plan, files: Files, binary: Local) -> None:
+        self.phone, self.plan, self.files, self.binary = phone, plan, files, binary
+        self.model, self.prompts = files.model, files.prompts
+        self.repeats: list[list[dict[str, Any]]] = [[] for _ in files.prompts]
         self.device_facts: dict[str, Any] = {}
 
     def measure(self, ignore_memory: bool) -> Document:
         """The whole run. Failed with the finished repeats, BadInput where it could not begin."""
-        phone, facts = self.phone, result.manifest_facts(self.plan.pte)
+        phone, facts = self.phone, manifest_facts(self.plan.pte)
         try:
             with phone.told():
                 phone.look()
@@ -97,7 +97,7 @@ class NativeRun:
                 phone.check_memory(
                     self.model.size_bytes, facts["planned_memory_bytes"] if facts else None, ignore_memory
                 )
-                phone.sync([*self.files, *self.prompts, self.binary])
+                phone.sync([self.model, *self.files.others, *self.prompts, self.binary])
                 self.device_facts = phone.facts()
                 phone.doing = "measured"
                 self._run()
@@ -124,7 +124,7 @@ class NativeRun:
                 "engine": "llama_main",
                 "executorch": None,
             },
-            model=result.make_model(self.plan.pte, self.plan.tokenizer, self.model.sha256),
+            model=make_model(self.plan.pte, self.plan.tokenizer, self.model.sha256),
             runs=list(zip(configurations, self.repeats, strict=True)),
             problem=problem,
         )
@@ -142,7 +142,7 @@ class NativeRun:
                 before = self.phone.thermal()
                 repeat = self._repeat(self._process(prompt), before)
                 self.repeats[index].append(repeat)
-                self.phone.say(describe(self.plan, index, number, repeat))
+                self.phone.say(self.plan.repeat_line(index, number, repeat))
 
     def _repeat(self, process: Process, before: dict[str, Any]) -> dict[str, Any]:
         took = parse_statistics(process.lines)
@@ -162,14 +162,17 @@ class NativeRun:
         memory = with_peak(samples)
         if process.highest_rss_bytes is not None:
             memory["peak"]["rss_bytes"] = max(process.highest_rss_bytes, memory["peak"]["rss_bytes"] or 0)
+        measures = {
+            "load_ms": load_ms,
+            "time_to_first_token_ms": took["first_token_ms"] - took["inference_start_ms"],
+            "prefill_tokens_per_s": 1e3 * took["prompt_tokens"] / prefill_ms if prefill_ms > 0 else None,
+            "decode_tokens_per_s": 1e3 * (new - 1) / decode_ms if decode_ms > 0 else None,
+        }
         return result.make_repeat(
-            load_ms=load_ms,
+            measures,
             prompt_tokens=took["prompt_tokens"],
             generated_tokens=new,
             new_tokens=self.plan.new_tokens,
-            time_to_first_token_ms=took["first_token_ms"] - took["inference_start_ms"],
-            prefill_tokens_per_s=1e3 * took["prompt_tokens"] / prefill_ms if prefill_ms > 0 else None,
-            decode_tokens_per_s=1e3 * (new - 1) / decode_ms if decode_ms > 0 else None,
             token_ms=[],
             memory=memory,
             thermal={"before": before, "after": self.phone.thermal()},
@@ -241,7 +244,7 @@ class NativeRun:
         said = next((line.strip() for line in reversed(process.lines) if line.strip()), "it said nothing")[:300]
         match process.code:
             case 137:
-                return f"{self.binary.name} was killed, as when the system frees memory: {seen}"
+                return f"{self.binary.name} was killed by signal 9, {seen}"
             case 126 | 127:
                 return f"{self.binary.name} cannot be run on this phone: {said}"
             case code if code is not None and code > 128:

@@ -25,9 +25,11 @@ import psutil
 from checkpoints.errors import BadInput
 from export.bench.files import local_file
 from export.bench.memory import nothing, parse_memory, sample, with_peak
-from export.bench.outcome import Outcome, Watch, size
+from export.bench.model import make_model
+from export.bench.outcome import Outcome, Watch
 from export.bench.plan import Plan
 from export.bench.results import result
+from export.bench.results.numbers import size
 from export.child import last_line
 
 INTERVAL_S = 0.02
@@ -167,7 +169,7 @@ class Run:
 
     def _keep(self, event: dict[str, Any], sampler: Sampler) -> None:
         begun, end, index = event["begun"], event["at"], event["configuration"]
-        samples = self._loading(begun, sampler) if event["measured"]["load_ms"] is not None else []
+        samples = self._loading(begun, sampler) if event["measures"]["load_ms"] is not None else []
         after = samples[-1]["at_ms"] if samples else 0.0
         samples += [
             sample(after + 1e3 * (at - begun), self._phase(at), memory) for at, memory in sampler.between(begun, end)
@@ -175,12 +177,15 @@ class Run:
         if not samples and sampler.taken:  # shorter than the time between two samples
             samples = [sample(1e3 * (end - begun), "decode", sampler.taken[-1][1])]
         repeat = result.make_repeat(
-            **event["measured"], new_tokens=self.plan.new_tokens, memory=with_peak(samples),
+            event["measures"],
+            **event["counted"],
+            new_tokens=self.plan.new_tokens,
+            memory=with_peak(samples),
             thermal={"before": self._before, "after": thermal()},
-        )  # fmt: skip
+        )
         self.repeats[index].append(repeat)
         self.on_repeat(index, repeat)
-        self.watch.say("desktop", describe(self.plan, index, event["repeat"], repeat))
+        self.watch.say("desktop", self.plan.repeat_line(index, event["repeat"], repeat))
 
     def _loading(self, begun: float, sampler: Sampler) -> list[dict[str, Any]]:
         """The samples of a load that ended before the repeat that carries it began."""
@@ -192,18 +197,6 @@ class Run:
 
     def _phase(self, at: float) -> str:
         return next((phase for begun, phase in reversed(self._phases) if begun < at), "idle")
-
-
-def describe(plan: Plan, configuration: int, repeat: int, measured: dict[str, Any]) -> str:
-    """One line on a repeat; `measured` has its rates."""
-
-    def rate(value: float | None) -> str:
-        return "?" if value is None else f"{value:,.1f}"
-
-    return (
-        f"{plan.prompt_tokens[configuration]} tokens, repeat {repeat + 1} of {plan.repeats}: "
-        f"prefill {rate(measured['prefill_tokens_per_s'])}, decode {rate(measured['decode_tokens_per_s'])} tokens/s"
-    )
 
 
 def thermal() -> dict[str, Any]:
@@ -257,7 +250,7 @@ def measure(plan: Plan, watch: Watch) -> Outcome:
             "engine": "TextLLMRunner",
             "executorch": version("executorch"),
         },
-        model=result.make_model(plan.pte, plan.tokenizer, local_file(plan.pte).sha256),
+        model=make_model(plan.pte, plan.tokenizer, local_file(plan.pte).sha256),
         runs=list(zip(plan.configurations(), run.repeats, strict=True)),
         problem=problem,
     )

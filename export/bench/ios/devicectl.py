@@ -41,6 +41,7 @@ class Apple:
     """A device that devicectl knows."""
 
     identifier: str
+    udid: str  # as Xcode and Finder show it
     name: str
     model: str  # iPhone16,1
     platform: str  # iOS
@@ -106,7 +107,7 @@ class Devicectl:
         return [_apple(item) for item in done.result.get("devices", []) if isinstance(item, dict)]
 
     def choose(self, wanted: Sequence[str]) -> list[Apple]:
-        """The devices called `wanted` (identifier or name), else the only one that is connected."""
+        """The devices called `wanted` (identifier, UDID or name), else the only one that is connected."""
         found = self.devices()
         if not wanted:
             ready = [device for device in found if device.connected and device.platform == "iOS"]
@@ -117,13 +118,7 @@ class Devicectl:
                 raise BadInput("no iPhone or iPad is connected: plug one in, unlock it and trust this Mac")
             chosen = ready
         else:
-            chosen = []
-            for name in wanted:
-                device = next((device for device in found if name in (device.identifier, device.name)), None)
-                if device is None:
-                    known = ", ".join(device.name for device in found) or "none"
-                    raise BadInput(f"no device is called {name}, this Mac knows: {known}")
-                chosen.append(device)
+            chosen = [_called(name, found) for name in wanted]
         for device in chosen:
             if device.platform != "iOS":
                 raise BadInput(f"{device.name} runs {device.platform}, the app is for iOS")
@@ -136,6 +131,19 @@ class Devicectl:
         return chosen
 
 
+def _called(name: str, found: Sequence[Apple]) -> Apple:
+    """The device of that identifier, UDID or name; BadInput where it is none's, or that of several."""
+    called = [device for device in found if name in (device.identifier, device.udid)]
+    called = called or [device for device in found if name == device.name]
+    if not called:
+        known = ", ".join(device.name for device in found) or "none"
+        raise BadInput(f"no device is called {name}, this Mac knows: {known}")
+    if len(called) > 1:
+        identifiers = " or ".join(device.identifier for device in called)
+        raise BadInput(f"{len(called)} devices are called {name}: choose with --serial {identifiers}")
+    return called[0]
+
+
 def _apple(item: dict[str, Any]) -> Apple:
     hardware, properties, connection = (
         item.get(key) or {} for key in ("hardwareProperties", "deviceProperties", "connectionProperties")
@@ -143,6 +151,7 @@ def _apple(item: dict[str, Any]) -> Apple:
     identifier = str(item.get("identifier", ""))
     return Apple(
         identifier=identifier,
+        udid=str(hardware.get("udid") or identifier),
         name=str(properties.get("name") or identifier),
         model=str(hardware.get("productType") or hardware.get("marketingName") or "unknown"),
         platform=str(hardware.get("platform") or "unknown"),

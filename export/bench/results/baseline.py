@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench.plan import Plan
+from export.bench.contract import METRICS, Metric
 from export.bench.results.result import Document
-
-# What is compared, and whether more of it is better. Resident memory is left out: it counts what the system may drop.
-COMPARED = {
-    "decode_tokens_per_s": True,
-    "prefill_tokens_per_s": True,
-    "time_to_first_token_ms": False,
-    "load_ms": False,
-    "peak_pss_bytes": False,
-    "peak_private_dirty_bytes": False,
-    "peak_footprint_bytes": False,
-}
 
 
 @dataclass(frozen=True)
@@ -27,14 +17,19 @@ class Change:
 
     prompt_tokens: int
     new_tokens: int
-    name: str  # of the summary
+    metric: Metric
     before: float
     now: float
     worse: float  # by what part of `before`, negative where it is better
+    tolerance: float | None  # None: not judged
 
-    def beyond(self, tolerance: float) -> bool:
-        """Whether this is a regression."""
-        return self.worse > tolerance
+    @property
+    def regression(self) -> bool:
+        return self.tolerance is not None and self.worse > self.tolerance
+
+    @property
+    def improvement(self) -> bool:
+        return self.tolerance is not None and self.worse < -self.tolerance
 
     @property
     def words(self) -> str:
@@ -44,34 +39,41 @@ class Change:
         return f"{abs(self.worse):.1%} {'worse' if self.worse > 0 else 'better'}"
 
     def __str__(self) -> str:
+        tolerated = "" if self.tolerance is None else f", tolerated {self.tolerance:.1%}"
         return (
-            f"{self.prompt_tokens}+{self.new_tokens} tokens: {self.name} {self.now:,.4g} instead of "
-            f"{self.before:,.4g}, {self.words}"
+            f"{self.prompt_tokens}+{self.new_tokens} tokens: {self.metric.name} {self.now:,.4g} instead of "
+            f"{self.before:,.4g}, {self.words}{tolerated}"
         )
 
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "metric": self.metric.name, "regression": self.regression}
 
-def check_baseline(baseline: Document, plan: Plan, name: object) -> None:
-    """Raise BadInput unless the baseline has a configuration of the plan."""
-    wanted = {(length, plan.new_tokens) for length in plan.prompt_tokens}
-    if not wanted & _medians(baseline).keys():
-        have = ", ".join(f"{prompt}+{new}" for prompt, new in _medians(baseline)) or "none with a finished repeat"
+
+def check_baseline(baseline: Document, lengths: set[tuple[int, int]], name: object) -> None:
+    """Raise BadInput unless the baseline has a configuration of these prompt and new tokens."""
+    if not lengths & _summaries(baseline).keys():
+        have = ", ".join(f"{prompt}+{new}" for prompt, new in _summaries(baseline)) or "none with a finished repeat"
         raise BadInput(
             f"--baseline {name} has no configuration of this run "
-            f"({', '.join(f'{prompt}+{new}' for prompt, new in sorted(wanted))} tokens): it has {have}"
+            f"({', '.join(f'{prompt}+{new}' for prompt, new in sorted(lengths))} tokens): it has {have}"
         )
 
 
-def compare(baseline: Document, document: Document) -> list[Change]:
-    """The changes of every median that both have, in configurations that both have."""
-    before, changes = _medians(baseline), []
-    for (prompt, new), summary in _medians(document).items():
-        old = before.get((prompt, new), {})
-        for name, more_is_better in COMPARED.items():
-            if old.get(name) and summary.get(name):
-                was, is_ = old[name]["median"], summary[name]["median"]
-                if was > 0:
-                    worse = (was - is_ if more_is_better else is_ - was) / was
-                    changes.append(Change(prompt, new, name, was, is_, worse))
+def compare(baseline: Document, document: Document, tolerance: float | None = None) -> list[Change]:
+    """The changes of every median that both have, in configurations that both have.
+
+    `tolerance` stands in for the metrics' own, but for those that have none.
+    """
+    before, changes = _summaries(baseline), []
+    for (prompt, new), summary in _summaries(document).items():
+        for metric in METRICS:
+            was = _median(before.get((prompt, new), {}), metric)
+            now = _median(summary, metric)
+            if was is None or now is None or was <= 0:
+                continue
+            worse = (was - now if metric.higher_is_better else now - was) / was
+            allowed = metric.tolerance if metric.tolerance is None or tolerance is None else tolerance
+            changes.append(Change(prompt, new, metric, was, now, worse, allowed))
     return changes
 
 
@@ -85,9 +87,14 @@ def differences(baseline: Document, document: Document) -> list[str]:
     return notes
 
 
-def _medians(document: Document) -> dict[tuple[int, int], dict[str, Any]]:
+def _summaries(document: Document) -> dict[tuple[int, int], dict[str, Any]]:
     return {
         (run["configuration"]["prompt_tokens"], run["configuration"]["new_tokens"]): run["summary"]
         for run in document["runs"]
         if run["repeats"]
     }
+
+
+def _median(summary: Mapping[str, Mapping[str, float] | None], metric: Metric) -> float | None:
+    statistics = summary.get(metric.name)  # an older result knows fewer metrics
+    return statistics["median"] if statistics else None
