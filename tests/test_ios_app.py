@@ -63,15 +63,25 @@ def passes(command: str) -> str:
 
 def mirror(source: Path, target: Path) -> None:
     """Make `target` hold what `source` holds; unchanged files keep their times, so that nothing is built twice."""
-    wanted = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
-    for path in [path for path in target.rglob("*") if path.is_file()]:
-        if path.relative_to(target) not in wanted:
-            path.unlink()
+
+    def files(folder: Path) -> set[Path]:
+        return {path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+
+    wanted = files(source)
+    for name in files(target) - wanted:
+        (target / name).unlink()
     for name in wanted:
         old, new = target / name, source / name
-        if not old.is_file() or old.read_bytes() != new.read_bytes():
+        same = old.is_symlink() == new.is_symlink() and (
+            (old.is_symlink() and old.readlink() == new.readlink())
+            or (old.is_file() and new.is_file() and old.read_bytes() == new.read_bytes())
+        )
+        if not same:
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+            old.unlink(missing_ok=True)
             old.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(new, old)
+            shutil.copyfile(new, old, follow_symlinks=False)
 
 
 @pytest.fixture(scope="session")
@@ -82,8 +92,8 @@ def built() -> str:
     PLACE.mkdir(parents=True, exist_ok=True)
     with (PLACE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # pytest -n
+        mirror(ROOT / "export/bench/contract", PLACE / "export/bench/contract")  # what a link in the core leads to
         mirror(APP, PLACE / "ios_app")
-        mirror(ROOT / "export/bench/contract", PLACE / "export/bench/contract")
         for name in ("docs/ios_protocol.md",):
             (PLACE / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, PLACE / name)

@@ -1,4 +1,4 @@
-"""What is measured, by which rules: contract.json and result.schema.json, which both apps read too.
+"""What is measured, by which rules: bundled/contract.json, which both apps carry too, and the result's schema.
 
 Knows no device and measures nothing.
 """
@@ -52,7 +52,7 @@ def _metric(row: dict[str, Any]) -> Metric:
     return Metric(row["name"], row["label"], row["unit"], higher, row["tolerance"], place, row.get("headline", False))
 
 
-_data: Final = json.loads((HERE / "contract.json").read_text(encoding="utf-8"))
+_data: Final = json.loads((HERE / "bundled/contract.json").read_text(encoding="utf-8"))
 SCHEMA: Final = json.loads((HERE / "result.schema.json").read_text(encoding="utf-8"))
 FORMAT: Final[str] = _data["format"]
 OPTIONS: Final = {

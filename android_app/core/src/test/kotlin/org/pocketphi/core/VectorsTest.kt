@@ -26,4 +26,16 @@ class VectorsTest {
             assertEquals(vector["text"], ChatFormat.render(messages))
         }
     }
+
+    @Test
+    fun answers() {
+        for (vector in Repository.vectors("answers")) {
+            val pieces = vector["pieces"] as List<*>
+            val shown = pieces.indices.map { ChatFormat.visible(pieces.take(it + 1).joinToString("")) }
+            assertEquals(vector["shown"], shown)
+            val answer = pieces.joinToString("")
+            assertEquals(vector["stopped"], ChatFormat.stopped(answer))
+            assertEquals(vector["whole"] ?: shown.last(), ChatFormat.whole(answer))
+        }
+    }
 }
