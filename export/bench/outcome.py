@@ -56,11 +56,9 @@ class Watch:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._lock = threading.Lock()
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True,
-            disable=not self.console.is_terminal,
-        )  # fmt: skip
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn()]
+        left, terminal = [TextColumn("left"), TimeRemainingColumn()], self.console.is_terminal
+        self._progress = Progress(*columns, *left, console=self.console, transient=True, disable=not terminal)
 
     def __enter__(self) -> Watch:
         self._progress.start()

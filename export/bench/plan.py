@@ -42,14 +42,14 @@ class Plan:
 
     def repeat_line(self, configuration: int, repeat: int, measured: Mapping[str, Any]) -> str:
         """One line on a repeat (both indices) for people; `measured` has its rates."""
-        known = configuration in range(len(self.prompt_tokens))
-        rates = (
-            f"{metric.label} {value:,.1f}" if isinstance(value := measured.get(metric.name), int | float) else
-            f"{metric.label} ?"
-            for metric in contract.RATES
-        )  # fmt: skip
-        length = self.prompt_tokens[configuration] if known else "?"
-        return f"{length} tokens, repeat {repeat + 1} of {self.repeats}: {', '.join(rates)} tokens/s"
+
+        def rate(metric: contract.Metric) -> str:
+            value = measured.get(metric.name)
+            return f"{metric.label} {value:,.1f}" if isinstance(value, int | float) else f"{metric.label} ?"
+
+        length = self.prompt_tokens[configuration] if configuration in range(len(self.prompt_tokens)) else "?"
+        rates = ", ".join(map(rate, contract.RATES))
+        return f"{length} tokens, repeat {repeat + 1} of {self.repeats}: {rates} tokens/s"
 
 
 class PlanFlags(TypedDict, total=False):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from checkpoints.errors import BadInput
 from export.bench.outcome import Interrupted, TimedOut, Unplugged
+from export.bench.process import start
 
 LOST = "not found|no devices|offline|unauthorized|authorizing|closed|disconnected|reset|protocol fault"
 GONE = re.compile(rf"^(adb: )?error: .*({LOST})", re.MULTILINE)  # adb's own lines, not those of a command over there
@@ -122,11 +123,8 @@ class Device:
         return done.stdout.strip() == "device"
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """adb with these arguments, its output to be read as it comes; in a session of its own for Ctrl-C is ours."""
-        return subprocess.Popen(
-            [self.adb.path, "-s", self.serial, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
+        """adb with these arguments, its output to be read as it comes."""
+        return start([self.adb.path, "-s", self.serial, *arguments])
 
     def call(self, *arguments: str, timeout_s: float, tick: Callable[[], object] = lambda: None) -> Done:
         """adb with these arguments to its end; `tick` is called a few times a second meanwhile."""

@@ -7,16 +7,15 @@ result.
 from __future__ import annotations
 
 import json
-import queue
 import shlex
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 
 from export.bench.android.adb import Device
 from export.bench.app_run import Event
 from export.bench.outcome import Unplugged
+from export.bench.process import TICK_S, lines
 
 TAG = "Pocketphi"
 QUIET_S = 5.0  # the app says something every two seconds; after this it is looked for
@@ -31,8 +30,8 @@ class Follow:
         self.device, self.run, self.file = device, run, file
         self.since = device.ask("date '+%m-%d %H:%M:%S.000'")
         self._seen, self._read_bytes = set[str](), 0
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process: subprocess.Popen[str] | None = None
+        self._lines: Iterator[str | None] = iter(())
         self._open_at, self._wait_s = time.monotonic(), 0.5
         self._heard = self._asked = time.monotonic()
 
@@ -45,13 +44,13 @@ class Follow:
         """Events as they come; None a few times a second when there is none. Raises Unplugged."""
         while True:
             if self._process is None and time.monotonic() >= self._open_at:
-                self._open()
+                self._process = self.device.start("logcat", "-v", "raw", "-T", self.since, "-s", f"{TAG}:I")
+                self._lines = lines(self._process)
             try:
-                line = self._lines.get(timeout=0.25)
-            except queue.Empty:
-                line = ""
-            if line is None:
+                line = next(self._lines)
+            except StopIteration:
                 self._ended()
+                line = None
             events = self._new([line]) if line else []
             now = time.monotonic()
             if not events and now - self._heard > QUIET_S and now - self._asked > ASK_S:
@@ -71,19 +70,11 @@ class Follow:
         self._read_bytes += len(whole.encode())
         return self._new(whole.splitlines())
 
-    def _open(self) -> None:
-        self._process = process = self.device.start("logcat", "-v", "raw", "-T", self.since, "-s", f"{TAG}:I")
-
-        def read() -> None:
-            assert process.stdout is not None
-            for line in process.stdout:
-                self._lines.put(line)
-            self._lines.put(None)
-
-        threading.Thread(target=read, daemon=True).start()
-
     def _ended(self) -> None:
         """logcat has: begun anew a while later, where the phone is still there."""
+        if self._process is None:
+            time.sleep(TICK_S)
+            return
         self.close()
         self._process = None
         if not self.device.connected():

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
 import re
 import shlex
 import struct
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,12 +25,25 @@ from export.bench.memory import kib_of, parse_memory, sample, with_peak
 from export.bench.model import make_model, manifest_facts
 from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged
 from export.bench.plan import Plan
+from export.bench.process import lines
 from export.bench.results import result
 from export.bench.results.numbers import size
 from export.bench.results.result import Document
 
 MACHINES = {183: "arm64-v8a", 62: "x86_64", 40: "armeabi-v7a", 3: "x86"}  # e_machine of ELF
 MARK = "pocketphi:"
+STATISTICS = frozenset(
+    [
+        "prompt_tokens",
+        "generated_tokens",
+        "model_load_start_ms",
+        "model_load_end_ms",
+        "inference_start_ms",
+        "prompt_eval_end_ms",
+        "first_token_ms",
+        "inference_end_ms",
+    ]
+)
 # Everything of a process in one shell: lines of its memory while it lives, then its exit code and what it printed.
 # Without smaps_rollup (kernels before 4.14) status has at least the resident size.
 SCRIPT = """cd {folder} && chmod 755 {binary} || exit 125
@@ -181,14 +192,21 @@ class NativeRun:
     def _process(self, prompt: Local) -> Process:
         """Run the binary once, to its end."""
         plan = self.plan
-        command = shlex.join([
-            f"./{self.binary.name}", f"--model_path={self.model.name}", f"--tokenizer_path={plan.tokenizer.name}",
-            f"--prompt_file={prompt.name}", f"--max_new_tokens={plan.new_tokens}", "--temperature=0",
-        ])  # fmt: skip
+        flags = {
+            "model_path": self.model.name,
+            "tokenizer_path": plan.tokenizer.name,
+            "prompt_file": prompt.name,
+            "max_new_tokens": plan.new_tokens,
+            "temperature": 0,
+        }
+        command = shlex.join([f"./{self.binary.name}", *(f"--{name}={value}" for name, value in flags.items())])
         script = SCRIPT.format(
-            folder=shlex.quote(FOLDER), binary=shlex.quote(self.binary.name), command=command,
-            name=shlex.quote(Path(prompt.name).stem), mark=MARK,
-        )  # fmt: skip
+            folder=shlex.quote(FOLDER),
+            binary=shlex.quote(self.binary.name),
+            command=command,
+            name=shlex.quote(Path(prompt.name).stem),
+            mark=MARK,
+        )
         process = self._watch(script)
         if process.code:
             raise BadInput(f"{self.phone.serial}: {self._failure(process)}")
@@ -197,31 +215,17 @@ class NativeRun:
     def _watch(self, script: str) -> Process:
         device, process = self.phone.device, Process()
         adb = device.start("shell", script)
-        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-        def read() -> None:
-            assert adb.stdout is not None
-            for line in adb.stdout:
-                lines.put(line.rstrip("\r\n"))
-            lines.put(None)
-
-        threading.Thread(target=read, daemon=True).start()
         begun, block = time.monotonic(), list[str]()
         try:
-            while True:
+            for line in lines(adb):
                 if device.stop.is_set():
                     raise Interrupted
                 if process.code is None and time.monotonic() - begun > self.plan.timeout_s:
                     raise BadInput(
                         f"{self.phone.serial}: {self.binary.name} took over {self.plan.timeout_s:g} s: time-out"
                     )
-                try:
-                    line = lines.get(timeout=0.25)
-                except queue.Empty:
-                    continue
-                if line is None:
-                    break
-                _take(process, line, block, time.monotonic() - begun)
+                if line is not None:
+                    _take(process, line, block, time.monotonic() - begun)
             if process.code is None:
                 if not device.connected():
                     raise Unplugged(device.serial)
@@ -279,9 +283,3 @@ def parse_statistics(lines: Sequence[str]) -> dict[str, Any] | None:
                 if found.keys() >= STATISTICS:
                     return dict(found)
     return None
-
-
-STATISTICS = {
-    "prompt_tokens", "generated_tokens", "model_load_start_ms", "model_load_end_ms", "inference_start_ms",
-    "prompt_eval_end_ms", "first_token_ms", "inference_end_ms",
-}  # fmt: skip

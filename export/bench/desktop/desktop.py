@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import queue
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from export.bench.memory import nothing, parse_memory, sample, with_peak
 from export.bench.model import make_model
 from export.bench.outcome import Outcome, Watch
 from export.bench.plan import Plan
+from export.bench.process import lines
 from export.bench.results import result
 from export.bench.results.numbers import size
 from export.child import last_line
@@ -106,9 +106,12 @@ class Run:
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             worker = subprocess.Popen(
                 [sys.executable, *WORKER, json.dumps(spec)],
-                stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
                 start_new_session=True,  # Ctrl-C is for us
-            )  # fmt: skip
+            )
             sampler = Sampler(worker.pid)
             try:
                 problem = self._events(worker, sampler)
@@ -125,31 +128,23 @@ class Run:
 
     def _events(self, worker: subprocess.Popen[str], sampler: Sampler) -> str | None:
         """None at the end, a sentence, or "" where the worker fell silent because it is gone."""
-        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-        def read() -> None:
-            assert worker.stdout is not None
-            for line in worker.stdout:
-                lines.put(line)
-            lines.put(None)
-
-        threading.Thread(target=read, daemon=True).start()
-        while True:
+        heard = time.monotonic()
+        for line in lines(worker):
             rest = self.plan.cooldown_s if self._phases and self._phases[-1][1] == "idle" else 0
-            try:
-                line = lines.get(timeout=self.plan.timeout_s + rest)
-            except queue.Empty:
-                waited = f"nothing happened for {self.plan.timeout_s:g} s while {self._doing}"
-                return f"{self.plan.pte.name}: {waited}: time-out"
             if line is None:
-                worker.wait()
-                return ""
+                if time.monotonic() - heard > self.plan.timeout_s + rest:
+                    waited = f"nothing happened for {self.plan.timeout_s:g} s while {self._doing}"
+                    return f"{self.plan.pte.name}: {waited}: time-out"
+                continue
+            heard = time.monotonic()
             event = json.loads(line)
             if event["event"] == "refused":
                 raise BadInput(event["message"])
             if event["event"] == "done":
                 return None
             self._take(event, sampler)
+        worker.wait()
+        return ""
 
     def _take(self, event: dict[str, Any], sampler: Sampler) -> None:
         match event["event"]:

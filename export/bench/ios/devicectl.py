@@ -20,6 +20,7 @@ from typing import Any
 
 from checkpoints.errors import BadInput
 from export.bench.outcome import Interrupted, TimedOut, Unplugged
+from export.bench.process import start
 
 SHORT_S = 60.0  # for commands that only ask
 GONE = re.compile(
@@ -61,11 +62,8 @@ class Devicectl:
         self.cleaning = False  # then `stop` is not heeded
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """devicectl with these arguments, its output to be read as it comes; deaf to Ctrl-C, which is for us."""
-        return subprocess.Popen(
-            [self.path, "devicectl", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
+        """devicectl with these arguments, its output to be read as it comes."""
+        return start([self.path, "devicectl", *arguments], stderr=subprocess.STDOUT)
 
     def call(self, *arguments: str, timeout_s: float = SHORT_S) -> Done:
         """devicectl with these arguments to its end."""

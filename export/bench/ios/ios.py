@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
 import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from export.bench.ios.devicectl import GONE, Apple, Devicectl
 from export.bench.model import beside
 from export.bench.outcome import Failed, Interrupted, Outcome, TimedOut, Unplugged, Watch, wait_for
 from export.bench.plan import Plan
+from export.bench.process import lines
 from export.bench.results.numbers import size
 from export.bench.results.result import Document
 
@@ -111,10 +110,9 @@ class IosRun(AppRun):
     def read_result(self) -> str | None:
         return self._fetch_text(f"{RESULTS}/{self.name}.json")
 
-    def _call(self, *arguments: str, timeout_s: float = 60.0, **options: str) -> tuple[bool, str]:
+    def _call(self, *arguments: str, timeout_s: float = 60.0) -> tuple[bool, str]:
         """Whether a command of devicectl's for this device worked, and its reason if not."""
-        flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
-        done = self.control.call(*arguments, "--device", self.device.identifier, *flags, timeout_s=timeout_s)
+        done = self.control.call(*arguments, "--device", self.device.identifier, timeout_s=timeout_s)
         return done.code == 0, done.reason
 
     def _install(self) -> None:
@@ -160,11 +158,9 @@ class IosRun(AppRun):
 
     def _copy_to(self, local: Path, remote: str, size_bytes: int) -> None:
         self.doing = f"given {local.name}"
-        worked, reason = self._call(
-            "device", "copy", "to", source=str(local), destination=f"Documents/{remote}",
-            domain_type="appDataContainer", domain_identifier=BUNDLE,
-            timeout_s=60 + size_bytes / SLOWEST_BYTES_PER_S,
-        )  # fmt: skip
+        worked, reason = self._container(
+            "to", str(local), f"Documents/{remote}", 60 + size_bytes / SLOWEST_BYTES_PER_S
+        )
         if not worked:
             raise BadInput(
                 f"{self.device.name}: {local.name} ({size(local.stat().st_size)}) could not be copied: {reason}"
@@ -174,11 +170,14 @@ class IosRun(AppRun):
         """The text of a file in the app's Documents; None where there is none."""
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder, "fetched")
-            worked, _ = self._call(
-                "device", "copy", "from", source=f"Documents/{remote}", destination=str(local),
-                domain_type="appDataContainer", domain_identifier=BUNDLE,
-            )  # fmt: skip
+            worked, _ = self._container("from", f"Documents/{remote}", str(local))
             return local.read_text(encoding="utf-8", errors="replace") if worked and local.is_file() else None
+
+    def _container(self, way: str, source: str, destination: str, timeout_s: float = 60.0) -> tuple[bool, str]:
+        """Copy a file to or from what belongs to the app."""
+        where = ["--domain-type", "appDataContainer", "--domain-identifier", BUNDLE]
+        paths = ["--source", source, "--destination", destination]
+        return self._call("device", "copy", way, *paths, *where, timeout_s=timeout_s)
 
     def _run(self) -> Document:
         plan = self.plan
@@ -221,7 +220,7 @@ class IosRun(AppRun):
         """Read the app's lines until it says that it is done."""
         said = ""
         self.step(rests=False)
-        for line in _lines(process):
+        for line in lines(process):
             if self.control.stop.is_set():
                 raise Interrupted
             if line is None:
@@ -251,25 +250,3 @@ class IosRun(AppRun):
         if signal and int(signal[1]) == KILLED:
             return f"iOS killed the app (signal {KILLED}), {self.memory}"
         return f"the app crashed: {said[:300] or 'it ended without a word'}; {self.memory}"
-
-
-def _lines(process: subprocess.Popen[str]) -> Iterator[str | None]:
-    """Lines as they come, and None a few times a second when there is none; ends with the process."""
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        try:
-            line = lines.get(timeout=0.25)
-        except queue.Empty:
-            yield None
-            continue
-        if line is None:
-            return
-        yield line

@@ -29,14 +29,36 @@ VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", HOT: "hot"} | {
     colour: f"series-{number}" for number, colour in enumerate(SERIES, 1)
 }
 STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "pocketphi", "font.size": 10, "text.color": INK, "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED, "axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID, "grid.linewidth": 0.8,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.titlesize": 10,
-    "axes.titlelocation": "left", "axes.titlecolor": MUTED, "axes.titleweight": "normal", "legend.frameon": False,
-    "legend.fontsize": 9, "xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.8,
-    "lines.markersize": 5, "axes.axisbelow": True, "figure.constrained_layout.use": True,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pocketphi",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": MUTED,
+    "axes.titleweight": "normal",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+}
 
 
 def rates(document: Document, baseline: Document | None) -> str | None:

@@ -19,6 +19,11 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
+def titled(metric: Metric) -> str:
+    """A metric's name with the unit that `shown` leaves out."""
+    return metric.label if metric.unit == "bytes" else f"{metric.label}, {metric.unit}"
+
+
 def shown(metric: Metric, value: float | None) -> str:
     """A metric's value; with the unit where that is not said beside it, as for bytes."""
     return size(value) if metric.unit == "bytes" and value is not None else number(value)

@@ -10,7 +10,7 @@ from typing import Any
 from export.bench.contract import METRICS, Metric
 from export.bench.results import charts
 from export.bench.results.baseline import Change, differences
-from export.bench.results.numbers import number, shown, size
+from export.bench.results.numbers import number, shown, size, titled
 from export.bench.results.result import STATISTICS, Document
 from export.bench.results.table import HEADLINES, notes_of, peak
 
@@ -108,7 +108,7 @@ def _changes(changes: Sequence[Change]) -> str:
         tolerated = "" if change.tolerance is None else f"{change.tolerance:.1%}"
         rows.append(
             [
-                f"{change.prompt_tokens} + {change.new_tokens}: {_named(change.metric)}",
+                f"{change.prompt_tokens} + {change.new_tokens}: {titled(change.metric)}",
                 *(shown(change.metric, value) for value in (change.before, change.now)),
                 f'<span class="{kind}">{change.words}</span>',
                 tolerated,
@@ -118,10 +118,6 @@ def _changes(changes: Sequence[Change]) -> str:
     return f'<section class="card"><h2>Against the baseline</h2>{table}</section>'
 
 
-def _named(metric: Metric) -> str:
-    return metric.label if metric.unit == "bytes" else f"{metric.label}, {metric.unit}"
-
-
 def _statistics(document: Document) -> str:
     rows = []
     for run in document["runs"]:
@@ -129,7 +125,7 @@ def _statistics(document: Document) -> str:
         for metric in METRICS:
             if found := run["summary"].get(metric.name):
                 values = [shown(metric, found[key]) for key in STATISTICS]
-                rows.append([f"{wanted['prompt_tokens']} + {wanted['new_tokens']}: {_named(metric)}", *values])
+                rows.append([f"{wanted['prompt_tokens']} + {wanted['new_tokens']}: {titled(metric)}", *values])
     table = _table(["prompt + new tokens", *STATISTICS], rows)
     return f'<section class="card"><h2>Summary</h2>{table}</section>' if rows else ""
 
@@ -150,7 +146,7 @@ def _repeats(document: Document) -> str:
                     f"{hot}{escape(state['status'])}, {heat}",
                 ]
             )
-    head = ["repeat", *map(_named, HEADLINES), "new tokens", "ended by", "afterwards"]
+    head = ["repeat", *map(titled, HEADLINES), "new tokens", "ended by", "afterwards"]
     return f'<details class="card"><summary>Every repeat</summary>{_table(head, rows)}</details>' if rows else ""
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from export.bench.contract import MEMORY, METRICS, REMARKS, Metric
 from export.bench.results.baseline import Change
-from export.bench.results.numbers import shown, size, spread
+from export.bench.results.numbers import shown, size, spread, titled
 from export.bench.results.result import Document
 
 HEADLINES = [metric for metric in METRICS if metric.headline]
@@ -88,7 +88,7 @@ def _changes(changes: Sequence[Change]) -> Table:
     for change in changes:
         table.add_row(
             f"{change.prompt_tokens} + {change.new_tokens}",
-            f"{change.metric.label}, {change.metric.unit}",
+            titled(change.metric),
             shown(change.metric, change.before),
             shown(change.metric, change.now),
             change.words,
