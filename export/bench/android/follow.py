@@ -38,7 +38,7 @@ class Follow:
     def close(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()
 
     def events(self) -> Iterator[Event | None]:
         """Events as they come; None a few times a second when there is none. Raises Unplugged."""

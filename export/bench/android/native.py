@@ -32,18 +32,8 @@ from export.bench.results.result import Document
 
 MACHINES = {183: "arm64-v8a", 62: "x86_64", 40: "armeabi-v7a", 3: "x86"}  # e_machine of ELF
 MARK = "pocketphi:"
-STATISTICS = frozenset(
-    [
-        "prompt_tokens",
-        "generated_tokens",
-        "model_load_start_ms",
-        "model_load_end_ms",
-        "inference_start_ms",
-        "prompt_eval_end_ms",
-        "first_token_ms",
-        "inference_end_ms",
-    ]
-)
+MOMENTS = ("model_load_start_ms", "model_load_end_ms", "inference_start_ms", "prompt_eval_end_ms")
+STATISTICS = {"prompt_tokens", "generated_tokens", *MOMENTS, "first_token_ms", "inference_end_ms"}
 # Everything of a process in one shell: lines of its memory while it lives, then its exit code and what it printed.
 # Without smaps_rollup (kernels before 4.14) status has at least the resident size.
 SCRIPT = """cd {folder} && chmod 755 {binary} || exit 125

@@ -164,7 +164,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         }
         problem?.let { notes.add(it) }
         return Repeat(
-            measures = timed.measures(promptTokens) + ("load_ms" to load?.ms),
+            measures = timed.measures(promptTokens) + known("load_ms" to load?.ms),
             promptTokens = promptTokens,
             generatedTokens = generated?.generatedTokens ?: 0,
             tokenMs = timed.tokenMs,

@@ -112,9 +112,13 @@ data class Run(val configuration: Configuration, val repeats: List<Repeat>) {
     }
 }
 
+/** Of numbers by their names, those that are known. */
+fun known(vararg numbers: Pair<String, Double?>): Map<String, Double> =
+    numbers.mapNotNull { (name, number) -> number?.let { name to it } }.toMap()
+
 data class Repeat(
     /** By the names of the contract's metrics; those that lack are not known. */
-    val measures: Map<String, Double?>,
+    val measures: Map<String, Double>,
     val promptTokens: Int,
     val generatedTokens: Int,
     val tokenMs: List<Double>,

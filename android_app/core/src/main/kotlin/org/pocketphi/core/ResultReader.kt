@@ -38,7 +38,7 @@ object ResultReader {
     )
 
     private fun repeat(json: At) = Repeat(
-        Contract.current.metrics.filter { it.measured }.associate { it.name to json.double(it.name) },
+        known(*Contract.current.metrics.filter { it.measured }.map { it.name to json.double(it.name) }.toTypedArray()),
         json.int("prompt_tokens"), json.int("generated_tokens"),
         json.numbers("token_ms"),
         json.at("memory").list("samples").map { sample ->

@@ -16,8 +16,8 @@ class Timed(private val begin: Long, private val times: List<Long>, val generate
 
     val tokenMs: List<Double> get() = if (everyToken) times.zipWithNext { one, next -> (next - one) / 1e6 } else emptyList()
 
-    /** By the names of the contract's metrics. */
-    fun measures(promptTokens: Int): Map<String, Double?> = mapOf(
+    /** By the names of the contract's metrics; those that are not known lack. */
+    fun measures(promptTokens: Int): Map<String, Double> = known(
         "time_to_first_token_ms" to firstMs,
         "prefill_tokens_per_s" to firstMs?.takeIf { it > 0 }?.let { promptTokens / it * 1000 },
         "decode_tokens_per_s" to decodeRate,

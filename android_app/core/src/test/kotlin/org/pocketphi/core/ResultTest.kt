@@ -13,7 +13,7 @@ class ResultTest {
     @get:Rule val folder = TemporaryFolder()
 
     private fun repeat(rate: Double?, peak: Long = 5, reason: StopReason = StopReason.NEW_TOKENS) = Repeat(
-        mapOf("load_ms" to 12.5, "time_to_first_token_ms" to 100.0, "prefill_tokens_per_s" to 640.0, "decode_tokens_per_s" to rate),
+        known("load_ms" to 12.5, "time_to_first_token_ms" to 100.0, "prefill_tokens_per_s" to 640.0, "decode_tokens_per_s" to rate),
         64, 128, listOf(1.0, 2.0), listOf(Sample(0.5, Phase.DECODE, Memory.UNKNOWN.copy(pss = 3))),
         Memory.UNKNOWN.copy(pss = peak), Thermal.UNKNOWN, Thermal(ThermalStatus.SEVERE, 40.5, 12.0, null), 1, reason, listOf("note"),
     )
