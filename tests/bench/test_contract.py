@@ -84,7 +84,7 @@ def test_another_contract_is_followed(tmp_path: Path) -> None:
         row(rules, "decode_tokens_per_s").update(tolerance=0.01, label="writing")
         row(rules, "load_ms").update(headline=False)
         place = "thermal.after.battery_percent"
-        battery = {"name": "battery_percent", "label": "battery", "unit": "%", "better": "higher", "tolerance": None}
+        battery = {"name": "trial_percent", "label": "battery", "unit": "%", "better": "higher", "tolerance": None}
         rules["metrics"].append(battery | {"from": place, "headline": True})
         rules["remarks"]["hot"] = "Too warm in {repeats}."
 

@@ -69,24 +69,24 @@ import Testing
 
   @Test func aRowIsAMetric() throws {
     let rows = """
-      "metrics": [{"name": "battery_percent", "label": "battery", "unit": "%", "better": "higher", "tolerance": null,
-      "from": "thermal.after.battery_percent"}, {"name": "invented_p95", "label": "invented", "unit": "ms",
+      "metrics": [{"name": "trial_percent", "label": "battery", "unit": "%", "better": "higher", "tolerance": null,
+      "from": "thermal.after.battery_percent"}, {"name": "trial_p95", "label": "trial", "unit": "ms",
       "better": "lower", "tolerance": 0.1},
       """
     try with([("\"metrics\": [", rows)]) {
       let thermal = Thermal(status: .none, batteryPercent: 81, lowPowerMode: nil)
       let plain = record()
       let made = RepeatRecord(
-        measures: ["invented_p95": 3.5], promptTokens: 1, generatedTokens: 1, tokenMs: [], memory: plain.memory,
+        measures: ["trial_p95": 3.5], promptTokens: 1, generatedTokens: 1, tokenMs: [], memory: plain.memory,
         thermal: .init(before: .unknown, after: thermal), throttled: false, lowMemoryEvents: 0,
         stopReason: .newTokens, notes: [])
       let written = try document([made])
       let read = try ResultDocument(json: written.json())
       #expect(read == written)
-      #expect(read.runs[0].summary["battery_percent"]?.median == 81)
-      #expect(read.runs[0].summary["invented_p95"]?.median == 3.5)
-      #expect(Comparison(before: read, after: read).pairs[0].metrics[1].metric.title == "Invented")
-      #expect(read.runs[0].repeats[0].measures == ["invented_p95": 3.5])
+      #expect(read.runs[0].summary["trial_percent"]?.median == 81)
+      #expect(read.runs[0].summary["trial_p95"]?.median == 3.5)
+      #expect(Comparison(before: read, after: read).pairs[0].metrics[1].metric.title == "Trial")
+      #expect(read.runs[0].repeats[0].measures == ["trial_p95": 3.5])
     }
   }
 

@@ -79,7 +79,7 @@ class ContractTest {
     @Test
     fun aRowIsAMetric() {
         change(
-            "\"metrics\": [" to "\"metrics\": [{\"name\": \"battery_percent\", \"label\": \"battery\", \"unit\": \"%\", \"better\": \"higher\", " +
+            "\"metrics\": [" to "\"metrics\": [{\"name\": \"trial_percent\", \"label\": \"battery\", \"unit\": \"%\", \"better\": \"higher\", " +
                 "\"tolerance\": null, \"from\": \"thermal.after.battery_percent\"}, {\"name\": \"invented\", \"label\": \"invented\", " +
                 "\"unit\": \"ms\", \"better\": \"lower\", \"tolerance\": 0.1},",
         )
@@ -92,7 +92,7 @@ class ContractTest {
             Model("m", 1, null, "t", null), listOf(Run(Configuration(1, 1, 1, 0, 0, LoadMode.ONCE), listOf(repeat))),
         )
         val read = ResultReader.read(Json.write(result.toJson()))
-        assertEquals(81.0, read.runs[0].summary["battery_percent"]!!.median, 0.0)
+        assertEquals(81.0, read.runs[0].summary["trial_percent"]!!.median, 0.0)
         assertEquals(3.5, read.runs[0].summary["invented"]!!.median, 0.0)
         assertEquals("invented", Comparison.of(result, read)[0].rows[1].metric.label)
     }
