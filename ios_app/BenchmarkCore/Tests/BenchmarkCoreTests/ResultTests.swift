@@ -42,9 +42,10 @@ func document(
     let json = try #require(
       try JSONSerialization.jsonObject(with: document([record(decode: nil)]).json()) as? [String: Any])
     let defs = try #require(schema["$defs"] as? [String: [String: Any]])
-    func check(_ value: Any?, _ definition: [String: Any]?) throws {
+    func check(_ value: Any?, _ definition: [String: Any]?, more: [String] = []) throws {
       let object = try #require(value as? [String: Any])
-      #expect(try Set(object.keys) == Set(#require(definition?["required"] as? [String])))
+      let required = try #require(definition?["required"] as? [String])
+      #expect(Set(object.keys) == Set(required + more))
     }
     try check(json, schema)
     for name in ["device", "build", "model"] { try check(json[name], defs[name]) }
@@ -53,7 +54,7 @@ func document(
     let summary = try #require(run["summary"] as? [String: Any])
     #expect(Set(summary.keys) == Set(Contract.current.metrics.map(\.name)))
     let first = try #require((run["repeats"] as? [[String: Any]])?.first)
-    try check(first, defs["repeat"])
+    try check(first, defs["repeat"], more: Contract.current.metrics.filter(\.measured).map(\.name))
     let memory = try #require(first["memory"] as? [String: Any])
     try check(memory["peak"], defs["memory"])
     try check((memory["samples"] as? [Any])?.first, defs["sample"])
