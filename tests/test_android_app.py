@@ -18,6 +18,7 @@ import jsonschema
 import pytest
 
 from export.bench.android.phone import MIN_SDK
+from export.bench.contract import METRICS
 from export.bench.results.result import read_result
 from export.generate import import_runner
 from tests.tools import need
@@ -83,6 +84,7 @@ def check_results(left: Path) -> None:
     assert results["broken"]["runs"][0]["repeats"][-1]["stop_reason"] == "error"
     assert all(repeat["load_ms"] for repeat in results["each"]["runs"][0]["repeats"])
     run = results["headless"]["runs"][1]
+    assert set(run["summary"]) == {metric.name for metric in METRICS}
     for repeat in run["repeats"]:
         assert len(repeat["token_ms"]) == repeat["generated_tokens"] - 1
         assert repeat["decode_tokens_per_s"] == pytest.approx(

@@ -232,7 +232,7 @@ def test_a_scripted_run_writes_a_result_of_the_format(phone: Phone, tiny_pte: Pa
         "tokenizer": "tokenizer.json",
         "manifest": {
             "checkpoint": manifest["checkpoint"]["name"],
-            "recipe": manifest["options"]["recipe"],
+            "recipe": manifest.get("recipe", manifest["options"]["recipe"]),
             "context_tokens": 256,
             "prefill_chunk_tokens": 32,
             "kv_cache": manifest["options"]["kv_cache"],
