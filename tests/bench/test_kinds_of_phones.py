@@ -16,7 +16,7 @@ from export.bench.android.adb import Adb
 from export.bench.results.result import read_result
 from tests.bench.conftest import QUICK, Ran, start
 from tests.bench.test_faults import kept, sentence, wait_for
-from tests.phone.device import PACKAGE, Phone, adb
+from tests.phone.device import PACKAGE, PROPS, Phone, adb
 
 Bench = Callable[..., Ran]
 
@@ -141,3 +141,11 @@ def test_two_phones_of_which_one_is_on_two_lines(new_phone: Callable[..., Phone]
     said = sentence(bench())
     assert "2 devices are connected" in said and second.serial in said
     assert f"{first.serial} or {first.other_serial}" in said
+
+
+def test_phones_that_share_a_serial_number_are_two(new_phone: Callable[..., Phone], bench: Bench) -> None:
+    phones = [new_phone(), new_phone()]
+    for phone in phones:
+        phone.set("props.json", PROPS | {"ro.serialno": "0123456789ABCDEF"})
+    assert "2 devices are connected" in sentence(bench())
+    assert bench("--serial", *(phone.serial for phone in phones)).code == 0

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ START = """
 mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$UPPER,workdir=$WORK" "$ROOT" &&
 mount -t proc proc "$ROOT/proc" && mount --rbind /dev "$ROOT/dev" &&
 mount --bind "$SHARED" "$ROOT/phone" && mount --bind "$SHARED/meminfo" "$ROOT/proc/meminfo" &&
+mount --bind "$SHARED/boot_id" "$ROOT/proc/sys/kernel/random/boot_id" &&
 mount -t tmpfs -o "size=$SPACE" tmpfs "$ROOT/data/local/tmp" &&
 exec chroot "$ROOT" /bin/sh -c "$ADBD & while :; do sleep 1; done"
 """
@@ -58,6 +60,7 @@ class Phone:
             (folder / name).mkdir(parents=True)
         self._fill()
         self.shared.joinpath("meminfo").write_text(MEMINFO.format(total=memory_kb[0], free=memory_kb[1]))
+        self.shared.joinpath("boot_id").write_text(f"{uuid.uuid4()}\n")
         self.index = self._network()
         self.set("props.json", PROPS | {"ro.serialno": f"PHONE{self.index}"})
         self.serial = f"10.213.{self.index}.2:5555"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import select
 import shlex
 import shutil
 import subprocess
@@ -95,14 +94,23 @@ class Adb:
         return list(wanted)
 
     def _phones(self, serials: Sequence[str]) -> list[list[str]]:
-        """The names of each phone, that of its cable first: names whose phones have one serial number are one's."""
+        """The names of each phone, that of its cable first: names of which the same is said are one phone's."""
         if len(serials) < 2:
             return [[serial] for serial in serials]
         phones = dict[str, list[str]]()
         for serial in sorted(serials, key=lambda serial: ":" in serial or "._adb" in serial):
-            number = Device(self, serial, threading.Event()).getprop("ro.serialno")
-            phones.setdefault(number if number not in NO_NUMBERS else serial, []).append(serial)
+            phones.setdefault(self._identity(serial), []).append(serial)
         return list(phones.values())
+
+    def _identity(self, serial: str) -> str:
+        """What only this phone says; its name where it says nothing."""
+        device = Device(self, serial, threading.Event())
+        try:
+            number, boot = device.getprop("ro.serialno"), device.ask("cat /proc/sys/kernel/random/boot_id")
+        except (Unplugged, TimedOut):
+            return serial
+        # Emulators and cheap phones share their serial number, but no two of them one start.
+        return f"{number} {boot}" if boot or number not in NO_NUMBERS else serial
 
 
 class Device:
@@ -137,7 +145,7 @@ class Device:
                     break
                 except subprocess.TimeoutExpired:
                     pass
-                if self.stop.is_set() and not self.cleaning:
+                if self._stopped():
                     raise Interrupted
                 if time.monotonic() > deadline:
                     raise TimedOut(f"adb {' '.join(arguments)[:120]}") if self.connected() else Unplugged(self.serial)
@@ -161,23 +169,24 @@ class Device:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         ) as process:
-            assert process.stdout is not None
-            try:
-                while True:
-                    if self.stop.is_set() and not self.cleaning:
-                        raise Interrupted
-                    if time.monotonic() > deadline:
-                        raise TimedOut(f"adb exec-out cat {path}")
-                    if not select.select([process.stdout], [], [], 0.25)[0]:
-                        continue
-                    if not (piece := os.read(process.stdout.fileno(), 1 << 20)):
-                        break
-                    digest.update(piece)
-            finally:
+
+            def watch() -> None:
+                while process.poll() is None and time.monotonic() < deadline and not self._stopped():
+                    time.sleep(0.25)
                 process.kill()
-        if not self.connected():
-            raise Unplugged(self.serial)
+
+            threading.Thread(target=watch, daemon=True).start()
+            assert process.stdout is not None
+            while piece := process.stdout.read(1 << 20):
+                digest.update(piece)
+        if self._stopped():
+            raise Interrupted
+        if process.returncode:
+            raise TimedOut(f"adb exec-out cat {path}") if self.connected() else Unplugged(self.serial)
         return digest.hexdigest()
+
+    def _stopped(self) -> bool:
+        return self.stop.is_set() and not self.cleaning
 
     def shell(self, command: str, timeout_s: float = SHORT_S) -> Done:
         """A command line for the device's shell; its exit code is the result's."""
