@@ -75,4 +75,9 @@ def manifest_path(pte: Path) -> Path:
 def read_manifest(pte: Path) -> Manifest | None:
     """The JSON object beside a `.pte` under its manifest's name, None without one; ValueError where it is no JSON."""
     path = manifest_path(pte)
-    return json.loads(path.read_bytes()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    manifest = json.loads(path.read_bytes())
+    if not isinstance(manifest, dict):
+        raise ValueError(f"a JSON {type(manifest).__name__} is no manifest")
+    return manifest

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from export.bench.result import read_result
+from export.bench.results.result import read_result
 
 ROOT = Path(__file__).parents[1]
-DEVICE = {
+UDID = "00008130-0000"
+DEVICE: dict[str, Any] = {
     "identifier": "11111111-2222-3333-4444-555555555555",
-    "hardwareProperties": {"platform": "iOS", "productType": "iPhone16,1", "udid": "00008130-0000"},
+    "hardwareProperties": {"platform": "iOS", "productType": "iPhone16,1", "udid": UDID},
     "deviceProperties": {"name": "Ann's iPhone", "osVersionNumber": "18.1"},
     "connectionProperties": {"pairingState": "paired", "tunnelState": "connected"},
 }
@@ -110,7 +111,7 @@ def test_a_regression_exits_3(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("fault", "sentence", "kept"),
     [
-        ("killed", "iOS killed the app, most likely for its memory, last seen: 2.90 GB of the app, 400 MB left", 1),
+        ("killed", "iOS killed the app (signal 9), last seen: 2.90 GB of the app, 400 MB left to it", 1),
         ("crashed", "the app crashed: App terminated due to signal 11.", 1),
         ("unplugged", "the device was lost while it was measured: ERROR: The connection to the device was lost.", 1),
         ("error", "The runner failed: out of memory.", 1),
@@ -170,6 +171,14 @@ def test_ctrl_c_keeps_what_finished(bench: Bench) -> None:
     assert [len(run["repeats"]) for run in bench.results()[0]["runs"]] == [1, 0]
 
 
+def test_a_device_is_chosen_by_its_udid(bench: Bench) -> None:
+    other = DEVICE | {"identifier": "other", "hardwareProperties": DEVICE["hardwareProperties"] | {"udid": "else"}}
+    bench.be(devices=[other, DEVICE])
+    code, _, errors = bench.run("--serial", UDID)
+    assert code == 0, errors
+    assert bench.results()[0]["device"]["serial"] == DEVICE["identifier"]
+
+
 def changed(**parts: dict[str, str]) -> dict[str, Any]:
     return DEVICE | {key: {**DEVICE[key], **value} for key, value in parts.items()}  # type: ignore[dict-item]
 
@@ -179,6 +188,12 @@ def changed(**parts: dict[str, str]) -> dict[str, Any]:
     [
         ({"devices": []}, (), "no iPhone or iPad is connected"),
         ({"devices": [DEVICE, DEVICE | {"identifier": "other"}]}, (), "2 devices are connected"),
+        (
+            {"devices": [DEVICE, DEVICE | {"identifier": "other"}]},
+            ("--serial", "Ann's iPhone"),
+            f"2 devices are called Ann's iPhone: choose with --serial {DEVICE['identifier']} or other",
+        ),
+        ({}, ("--serial", DEVICE["identifier"], UDID), "--serial names a device twice"),
         ({}, ("--serial", "Bob's"), "no device is called Bob's, this Mac knows: Ann's iPhone"),
         (
             {"devices": [changed(connectionProperties={"pairingState": "unpaired"})]},

@@ -71,7 +71,7 @@ def say(run: str, event: str, **rest: Any) -> None:
 
 def launch(given: dict[str, str]) -> None:
     """The app: follows its launch arguments as docs/ios_protocol.md says."""
-    from export.bench import result  # only now: it takes a second
+    from export.bench.results import result  # only now: it takes a second
 
     run = given["run"]
     if FAULT == "locked":
@@ -119,15 +119,23 @@ def launch(given: dict[str, str]) -> None:
     for at, (_, repeats) in enumerate(runs):
         for number in range(count):
             ms = 50.0 + number
+            measures = {
+                "load_ms": 812.5 if at == number == 0 else None,
+                "time_to_first_token_ms": 400.0,
+                "prefill_tokens_per_s": lengths[at] / 0.4,
+                "decode_tokens_per_s": 1000 / ms,
+            }
             repeats.append(
                 result.make_repeat(
-                    load_ms=812.5 if at == number == 0 else None, prompt_tokens=lengths[at], generated_tokens=new,
-                    new_tokens=new, time_to_first_token_ms=400.0, prefill_tokens_per_s=lengths[at] / 0.4,
-                    decode_tokens_per_s=1000 / ms, token_ms=[ms] * (new - 1),
+                    measures,
+                    prompt_tokens=lengths[at],
+                    generated_tokens=new,
+                    new_tokens=new,
+                    token_ms=[ms] * (new - 1),
                     memory={"samples": [{"at_ms": 1.0, "phase": "decode", "memory": memory}], "peak": memory},
                     thermal={"before": thermal, "after": hot if FAULT == "hot" else thermal},
                 )
-            )  # fmt: skip
+            )
             write("the run has not ended")
             say(run, "repeat", configuration=at, repeat=number, prefill_tokens_per_s=lengths[at] / 0.4,
                 decode_tokens_per_s=1000 / ms, time_to_first_token_ms=400.0, peak_footprint_bytes=2_900_000_000,

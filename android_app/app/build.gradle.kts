@@ -14,7 +14,7 @@ android {
 
     defaultConfig {
         applicationId = "org.pocketphi.bench"
-        minSdk = 23 // the AAR's
+        minSdk = 26 // Android 8, which the AAR's library is built for
         targetSdk = 34
         versionCode = 1
         versionName = "0.1.0"

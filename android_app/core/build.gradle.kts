@@ -15,6 +15,11 @@ kotlin {
     }
 }
 
+// What is measured, by which rules: the file that Python and the iOS app read too.
+tasks.processResources {
+    from(rootProject.file("../export/bench/contract/bundled")) { into("org/pocketphi/core") }
+}
+
 dependencies {
     testImplementation(libs.junit)
 }

@@ -7,48 +7,50 @@ than the baseline's by more than the tolerance; 130 for Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Unpack
 
+from export.bench.contract import OPTIONS, Option
 from export.bench.finish import Ending, Finished, tell
 from export.bench.outcome import Outcome, Watch
-from export.bench.plan import LOAD_MODES, Plan, make_plan, parse_lengths, parse_tolerance
+from export.bench.plan import Plan, PlanFlags, StrPath, flag_name, make_plan, parse_lengths, parse_tolerance
 from export.progress import quiet
 
 Measure = Callable[[Plan, Watch], list[Outcome]]
-StrPath = str | os.PathLike[str]
+HELP = {
+    "prompt_tokens": "prompt lengths, a run of each",
+    "new_tokens": "of each answer",
+    "repeats": "of each run",
+    "warmups": "before each run, not kept",
+    "cooldown_s": "rest between repeats in seconds",
+    "load_mode": "load for all, or for each repeat",
+    "timeout_s": "longest wait for a repeat in seconds",
+}
+
+
+class Flags(PlanFlags, total=False):
+    """The flags that every device has."""
+
+    baseline: StrPath | None  # an older result to compare with
+    tolerance: float | None  # a fraction; by default each metric's own
+    out: StrPath | None  # for result and page; nowhere if None
+    json: bool | None  # printed for programs, or for people; not at all if None
 
 
 def bench(
     measure: Measure,
     *,
-    pte: StrPath,
-    tokenizer: StrPath | None = None,
-    prompt_tokens: Sequence[int] = (64, 512),
-    new_tokens: int = 128,
-    repeats: int = 5,
-    warmups: int = 1,
-    cooldown: int = 30,
-    load_mode: str = "once",
-    timeout: float = 900.0,
     baseline: StrPath | None = None,
-    tolerance: float = 0.05,
+    tolerance: float | None = None,
     out: StrPath | None = None,
     json: bool | None = None,
+    **flags: Unpack[PlanFlags],
 ) -> Finished:
-    """Measure by `measure` and write the results into `out`, nowhere if None; seconds, tokens, tolerance a fraction.
-
-    With `json` not None it is printed, for people or for programs. BadInput where nothing could be measured.
-    """
+    """Measure by `measure`, write the results and compare them. BadInput where nothing could be measured."""
     quiet(verbose=False)
-    plan = make_plan(
-        Path(pte), None if tokenizer is None else Path(tokenizer), prompt_tokens=prompt_tokens, new_tokens=new_tokens,
-        repeats=repeats, warmups=warmups, cooldown=cooldown, load_mode=load_mode, timeout=timeout,
-    )  # fmt: skip
-    ending = Ending(
-        plan, None if out is None else Path(out), None if baseline is None else Path(baseline), tolerance
-    )  # fmt: skip
+    plan = make_plan(**flags)
+    ending = Ending(plan, path_of(out), path_of(baseline), tolerance)
     with Watch() as watch:
         outcomes = measure(plan, watch)
     finished = ending.finish(outcomes)
@@ -57,11 +59,15 @@ def bench(
     return finished
 
 
-def bench_desktop(**flags: object) -> Finished:
-    """Measure on this machine, with the wheel's runner; the flags of `bench`."""
-    from export.bench import desktop
+def path_of(given: StrPath | None) -> Path | None:
+    return None if given is None else Path(given)
 
-    return bench(lambda plan, watch: [desktop.measure(plan, watch)], **flags)  # type: ignore[arg-type]
+
+def bench_desktop(**flags: Unpack[Flags]) -> Finished:
+    """Measure on this machine, with the wheel's runner."""
+    from export.bench.desktop import desktop
+
+    return bench(lambda plan, watch: [desktop.measure(plan, watch)], **flags)
 
 
 def bench_android(
@@ -72,64 +78,55 @@ def bench_android(
     native: StrPath | None = None,
     remove: bool = False,
     ignore_memory: bool = False,
-    **flags: object,
+    **flags: Unpack[Flags],
 ) -> Finished:
-    """Measure on Android devices over adb, all of `serial` or the only one there is; further the flags of `bench`.
+    """Measure on Android devices over adb, all of `serial` or the only one there is.
 
     By the app, installed from `apk` or built where it is missing or older; with `native` by that llama_main instead.
     """
-    from export.bench import android
+    from export.bench.android.android import Android, measure
 
-    options = android.Android(
-        tuple(serial), None if apk is None else Path(apk), build, None if native is None else Path(native), remove,
-        ignore_memory,
-    )  # fmt: skip
-    return bench(lambda plan, watch: android.measure(plan, options, watch), **flags)  # type: ignore[arg-type]
+    options = Android(tuple(serial), path_of(apk), path_of(native), build, remove, ignore_memory)
+    return bench(lambda plan, watch: measure(plan, options, watch), **flags)
 
 
-def bench_ios(*, serial: Sequence[str] = (), app: StrPath | None = None, **flags: object) -> Finished:
-    """Measure on iPhones and iPads through devicectl on a Mac, all of `serial` or the only one; the flags of `bench`.
+def bench_ios(*, serial: Sequence[str] = (), app: StrPath | None = None, **flags: Unpack[Flags]) -> Finished:
+    """Measure on iPhones and iPads through devicectl on a Mac, all of `serial` or the only one.
 
     By the app that is installed there, or by `app`, as Xcode built and signed it.
     """
-    from export.bench import ios
+    from export.bench.ios.ios import Ios, measure
 
-    options = ios.Ios(tuple(serial), None if app is None else Path(app))
-    return bench(lambda plan, watch: ios.measure(plan, options, watch), **flags)  # type: ignore[arg-type]
+    options = Ios(tuple(serial), path_of(app))
+    return bench(lambda plan, watch: measure(plan, options, watch), **flags)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """The flags that every device has."""
     parser.add_argument("--pte", type=Path, metavar="FILE", required=True, help="the model")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: the one beside the model")
-    parser.add_argument(
-        "--prompt-tokens",
-        metavar="N,N",
-        default="64,512",
-        help="prompt lengths, a run of each (default: %(default)s)",
-    )
-    parser.add_argument("--new-tokens", type=int, metavar="N", default=128, help="default: %(default)s")
-    parser.add_argument("--repeats", type=int, metavar="N", default=5, help="of each run (default: %(default)s)")
-    parser.add_argument(
-        "--warmups", type=int, metavar="N", default=1, help="before each run, not kept (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--cooldown", type=int, metavar="S", default=30, help="rest between repeats in seconds (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--load-mode", choices=LOAD_MODES, default="once", help="load for all, or for each repeat (default: once)"
-    )
-    parser.add_argument(
-        "--timeout", type=float, metavar="S", default=900.0, help="longest wait for a repeat (default: %(default)g)"
-    )
+    for name, option in OPTIONS.items():
+        _add_option(parser, name, option)
     parser.add_argument("--baseline", type=Path, metavar="JSON", help="an older result to compare with")
     parser.add_argument(
-        "--tolerance", metavar="P", default="5%", help="how much worse a median may be (default: 5%%)"
+        "--tolerance", metavar="P", help="how much worse a median may be (default: each metric's own)"
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=Path(), help="where result and page go (default: this folder)"
     )
     parser.add_argument("--json", action="store_true", help="print everything for a program")
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, option: Option) -> None:
+    flag = f"--{flag_name(name).replace('_', '-')}"
+    text = f"{HELP[name]} (default: %(default)s)"
+    if option.choices:
+        parser.add_argument(flag, choices=option.choices, default=option.default, help=text)
+    elif isinstance(option.default, list):
+        parser.add_argument(flag, metavar="N,N", default=",".join(map(str, option.default)), help=text)
+    else:
+        kind = float if name == "timeout_s" else int
+        parser.add_argument(flag, type=kind, metavar="N", default=option.default, help=text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,12 +145,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     android.add_argument("--ignore-memory", action="store_true", help="try even where the model may not fit")
     ios = kinds.add_parser("ios", help="iPhones and iPads, on a Mac with Xcode")
     add_common(ios)
-    ios.add_argument("--serial", nargs="+", metavar="S", default=[], help="devices' names or identifiers")
+    ios.add_argument("--serial", nargs="+", metavar="S", default=[], help="devices' names, identifiers or UDIDs")
     ios.add_argument("--app", type=Path, metavar="DIR", help="Pocketphi.app as Xcode built it, to be installed")
     flags = vars(parser.parse_args(argv))
     kind = flags.pop("kind")
     flags["prompt_tokens"] = parse_lengths(flags["prompt_tokens"])
-    flags["tolerance"] = parse_tolerance(flags["tolerance"])
+    if flags["tolerance"] is not None:
+        flags["tolerance"] = parse_tolerance(flags["tolerance"])
     benches: dict[str, Callable[..., Finished]] = {
         "desktop": bench_desktop,
         "android": bench_android,

@@ -14,11 +14,11 @@ from rich.console import Console
 
 from checkpoints.errors import BadInput
 from checkpoints.files import write_whole
-from export.bench import table
-from export.bench.baseline import Change, check_baseline, compare, differences
 from export.bench.outcome import Outcome, slug
 from export.bench.plan import Plan
-from export.bench.result import Document, read_result
+from export.bench.results import table
+from export.bench.results.baseline import Change, check_baseline, compare, differences
+from export.bench.results.result import Document, read_result
 
 REGRESSION = 3
 INTERRUPTED = 130
@@ -39,11 +39,10 @@ class Finished:
     """All devices at the end."""
 
     devices: tuple[Reported, ...]
-    tolerance: float
 
     @property
     def regressions(self) -> list[Change]:
-        return [change for device in self.devices for change in device.changes if change.beyond(self.tolerance)]
+        return [change for device in self.devices for change in device.changes if change.regression]
 
     @property
     def exit_code(self) -> int:
@@ -63,9 +62,7 @@ class Finished:
                     "problem": device.outcome.problem,
                     "json": device.json_path and str(device.json_path),
                     "html": device.html_path and str(device.html_path),
-                    "changes": [
-                        {**vars(change), "regression": change.beyond(self.tolerance)} for change in device.changes
-                    ],
+                    "changes": [change.as_json() for change in device.changes],
                     "result": device.outcome.document,
                 }
                 for device in self.devices
@@ -77,11 +74,11 @@ class Finished:
 class Ending:
     """Checked before anything is measured: a long run must not fail on its last step."""
 
-    def __init__(self, plan: Plan, out: Path | None, baseline: Path | None, tolerance: float) -> None:
+    def __init__(self, plan: Plan, out: Path | None, baseline: Path | None, tolerance: float | None) -> None:
         self.out, self.tolerance = out, tolerance
         self.baseline = None if baseline is None else read_result(baseline)
         if self.baseline is not None:
-            check_baseline(self.baseline, plan, baseline)
+            check_baseline(self.baseline, plan.lengths(), baseline)
         if out is not None:
             try:
                 out.mkdir(parents=True, exist_ok=True)
@@ -93,21 +90,21 @@ class Ending:
     def finish(self, outcomes: Sequence[Outcome]) -> Finished:
         """Write what there is, whole or not at all, and compare it."""
         named = len(outcomes) > 1
-        return Finished(tuple(self._report(outcome, named) for outcome in outcomes), self.tolerance)
+        return Finished(tuple(self._report(outcome, named) for outcome in outcomes))
 
     def _report(self, outcome: Outcome, named: bool) -> Reported:
         document = outcome.document
         if document is None:
             return Reported(outcome)
-        changes = tuple(compare(self.baseline, document)) if self.baseline else ()
+        changes = tuple(compare(self.baseline, document, self.tolerance)) if self.baseline else ()
         if self.out is None:
             return Reported(outcome, changes)
-        from export.bench.report import make_html  # takes a second
+        from export.bench.results.report import make_html  # takes a second
 
         stem = self.out / _stem(document, outcome.name if named else None)
         json_path, html_path = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".html")
         write_whole(json_path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
-        write_whole(html_path, make_html(document, self.baseline, changes, self.tolerance).encode())
+        write_whole(html_path, make_html(document, self.baseline, changes).encode())
         return Reported(outcome, changes, json_path, html_path)
 
     def notes(self, document: Document) -> list[str]:
@@ -130,13 +127,13 @@ def tell(finished: Finished, ending: Ending, as_json: bool) -> int:
         document = device.outcome.document
         if document is None or as_json:
             continue
-        table.show(document, list(device.changes), finished.tolerance, console)
+        table.show(document, device.changes, console)
         for note in ending.notes(document):
             console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         for path in filter(None, (device.json_path, device.html_path)):
             console.print(str(path), markup=False, highlight=False, soft_wrap=True)
     for change in finished.regressions:
-        print(f"regression: {change}, tolerated {finished.tolerance:.1%}", file=sys.stderr)
+        print(f"regression: {change}", file=sys.stderr)
     for device in finished.devices:
         if device.outcome.problem:
             print("error:", " ".join(device.outcome.problem.split()), file=sys.stderr)

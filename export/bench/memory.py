@@ -6,20 +6,22 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-KEYS: Final = (
-    "pss_bytes", "rss_bytes", "private_dirty_bytes", "native_heap_bytes", "footprint_bytes", "available_bytes"
-)  # fmt: skip
+from export.bench.contract import MEMORY_KEYS
+
 # Of smaps_rollup; of status, which kernels before 4.14 have instead; of meminfo.
 LINES: Final = {
-    "Pss": "pss_bytes", "Rss": "rss_bytes", "Private_Dirty": "private_dirty_bytes",
-    "VmRSS": "rss_bytes", "MemAvailable": "available_bytes",
-}  # fmt: skip
+    "Pss": "pss_bytes",
+    "Rss": "rss_bytes",
+    "Private_Dirty": "private_dirty_bytes",
+    "VmRSS": "rss_bytes",
+    "MemAvailable": "available_bytes",
+}
 LINE = re.compile(r"^(\w+):\s+(\d+) kB", re.MULTILINE)
 
 
 def nothing() -> dict[str, int | None]:
     """All that could be known, unknown."""
-    return dict.fromkeys(KEYS)
+    return dict.fromkeys(MEMORY_KEYS)
 
 
 def parse_memory(text: str) -> dict[str, int | None]:
@@ -44,7 +46,7 @@ def sample(at_ms: float, phase: str, memory: Mapping[str, int | None]) -> dict[s
 def with_peak(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The samples and the highest of each kind, of available memory the lowest."""
     peak = nothing()
-    for key in KEYS:
+    for key in MEMORY_KEYS:
         known = [value for entry in samples if (value := entry["memory"][key]) is not None]
         if known:
             peak[key] = min(known) if key == "available_bytes" else max(known)

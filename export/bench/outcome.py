@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from checkpoints.errors import BadInput
-from export.bench.result import Document
+from export.bench.results.result import Document
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,9 @@ class Watch:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._lock = threading.Lock()
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True,
-            disable=not self.console.is_terminal,
-        )  # fmt: skip
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn()]
+        left, terminal = [TextColumn("left"), TimeRemainingColumn()], self.console.is_terminal
+        self._progress = Progress(*columns, *left, console=self.console, transient=True, disable=not terminal)
 
     def __enter__(self) -> Watch:
         self._progress.start()
@@ -97,11 +95,6 @@ def wait_for(futures: Sequence[Future[Outcome]], stop: threading.Event) -> None:
             if stop.is_set():
                 raise
             stop.set()
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.{0 if count >= 1e7 else 1}f} MB"
 
 
 def slug(text: str) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 from checkpoints.errors import BadInput
-from export.bench.result import manifest_facts
+from export.bench import contract
+from export.bench.model import check_tokenizer, manifest_facts
 from export.ptefile.magic import read_head
 
-LOAD_MODES = ("once", "each")
+StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -31,61 +33,90 @@ class Plan:
 
     def configurations(self) -> list[dict[str, Any]]:
         """One for each prompt length, as the result holds them."""
-        rest = {
-            "new_tokens": self.new_tokens,
-            "repeats": self.repeats,
-            "warmups": self.warmups,
-            "cooldown_s": self.cooldown_s,
-            "load_mode": self.load_mode,
-        }
+        rest = {key: getattr(self, key) for key in ("new_tokens", "repeats", "warmups", "cooldown_s", "load_mode")}
         return [{"prompt_tokens": count, **rest} for count in self.prompt_tokens]
 
+    def lengths(self) -> set[tuple[int, int]]:
+        """Prompt and new tokens of each configuration."""
+        return {(length, self.new_tokens) for length in self.prompt_tokens}
 
-def make_plan(
-    pte: Path,
-    tokenizer: Path | None,
-    *,
-    prompt_tokens: Sequence[int],
-    new_tokens: int,
-    repeats: int,
-    warmups: int,
-    cooldown: int,
-    load_mode: str,
-    timeout: float,
-) -> Plan:
+    def repeat_line(self, configuration: int, repeat: int, measured: Mapping[str, Any]) -> str:
+        """One line on a repeat (both indices) for people; `measured` has its rates."""
+
+        def rate(metric: contract.Metric) -> str:
+            value = measured.get(metric.name)
+            return f"{metric.label} {value:,.1f}" if isinstance(value, int | float) else f"{metric.label} ?"
+
+        length = self.prompt_tokens[configuration] if configuration in range(len(self.prompt_tokens)) else "?"
+        rates = ", ".join(map(rate, contract.RATES))
+        return f"{length} tokens, repeat {repeat + 1} of {self.repeats}: {rates} tokens/s"
+
+
+class PlanFlags(TypedDict, total=False):
+    """The flags of a plan, by their names; those of contract.json have its defaults."""
+
+    pte: Required[StrPath]
+    tokenizer: StrPath | None  # by default the one beside the model
+    prompt_tokens: Sequence[int]
+    new_tokens: int
+    repeats: int
+    warmups: int
+    cooldown: int
+    load_mode: str
+    timeout: float
+
+
+def make_plan(**flags: Unpack[PlanFlags]) -> Plan:
     """Check everything that can be told without a device; BadInput names the flag or the file and the numbers."""
-    if not prompt_tokens:
-        raise BadInput("--prompt-tokens names no length")
-    least = {
-        "--prompt-tokens": (min(prompt_tokens), 1), "--new-tokens": (new_tokens, 1), "--repeats": (repeats, 1),
-        "--warmups": (warmups, 0), "--cooldown": (cooldown, 0), "--timeout": (timeout, 1),
-    }  # fmt: skip
-    for flag, (value, lowest) in least.items():
-        if not value >= lowest:
-            raise BadInput(f"{flag} {value} is not at least {lowest}")
-    if load_mode not in LOAD_MODES:
-        raise BadInput(f"--load-mode {load_mode} is neither of {', '.join(LOAD_MODES)}")
-    if len(set(prompt_tokens)) < len(prompt_tokens):
-        raise BadInput(f"--prompt-tokens {','.join(map(str, prompt_tokens))} names a length twice")
+    asked: Mapping[str, Any] = flags
+    values = {name: asked.get(flag_name(name), option.default) for name, option in contract.OPTIONS.items()}
+    for name, option in contract.OPTIONS.items():
+        _check(f"--{flag_name(name).replace('_', '-')}", values[name], option)
+    values["prompt_tokens"] = tuple(values["prompt_tokens"])
+    pte, given = Path(flags["pte"]), flags.get("tokenizer")
     read_head(pte)
-    if tokenizer is None:
-        from export.engine.tokenizer import find_tokenizer
-
-        try:
-            tokenizer = find_tokenizer(pte.resolve().parent)
-        except BadInput as problem:
-            raise BadInput(f"{problem}: give a tokenizer with --tokenizer") from None
-    elif not tokenizer.is_file():
-        raise BadInput(f"{tokenizer} does not exist or is not a file")
+    plan = Plan(pte, _tokenizer(pte) if given is None else Path(given), **values)
+    if not plan.tokenizer.is_file():
+        raise BadInput(f"{plan.tokenizer} does not exist or is not a file")
     facts = manifest_facts(pte)
     context = facts and facts["context_tokens"]
-    if context and (longest := max(prompt_tokens)) + new_tokens > context:
+    if context and (longest := max(plan.prompt_tokens)) + plan.new_tokens > context:
         raise BadInput(
-            f"{longest} prompt tokens and {new_tokens} new ones do not fit into the {context} tokens of {pte}"
+            f"{longest} prompt tokens and {plan.new_tokens} new ones do not fit into the {context} tokens of {pte}"
         )
-    return Plan(
-        pte, tokenizer, tuple(prompt_tokens), new_tokens, repeats, warmups, cooldown, load_mode, float(timeout)
-    )  # fmt: skip
+    return plan
+
+
+def flag_name(option: str) -> str:
+    """An option of contract.json as a flag: seconds go without saying."""
+    return option.removesuffix("_s")
+
+
+def _check(flag: str, value: Any, option: contract.Option) -> None:
+    if option.choices:
+        if value not in option.choices:
+            raise BadInput(f"{flag} {value} is neither of {', '.join(option.choices)}")
+        return
+    values = list(value) if isinstance(option.default, list) else [value]
+    if not values:
+        raise BadInput(f"{flag} names no length")
+    for one in values:
+        if not option.least <= one <= option.most:  # also a number that is none
+            raise BadInput(f"{flag} {one} is not from {option.least} to {option.most}")
+    if len(set(values)) < len(values):
+        raise BadInput(f"{flag} {','.join(map(str, values))} names a length twice")
+
+
+def _tokenizer(pte: Path) -> Path:
+    """The one beside the model; BadInput without one, and where the manifest knows another."""
+    from export.engine.tokenizer import find_tokenizer
+
+    try:
+        found = find_tokenizer(pte.resolve().parent)
+    except BadInput as problem:
+        raise BadInput(f"{problem}: give a tokenizer with --tokenizer") from None
+    check_tokenizer(pte, found)
+    return found
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:

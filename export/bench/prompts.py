@@ -32,3 +32,11 @@ def make_prompts(tokenizer: Path, lengths: tuple[int, ...]) -> list[str]:
         raise BadInput(f"{tokenizer} makes no text of {length} tokens")
 
     return [make(length) for length in lengths]
+
+
+def write_prompts(tokenizer: Path, lengths: tuple[int, ...], folder: Path) -> list[Path]:
+    """The same as files prompt-LENGTH.txt of a folder."""
+    paths = [folder / f"prompt-{length}.txt" for length in lengths]
+    for path, text in zip(paths, make_prompts(tokenizer, lengths), strict=True):
+        path.write_bytes(text.encode())
+    return paths

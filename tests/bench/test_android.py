@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from export.bench.result import read_result, statistics, summarise
+from export.bench.results.result import read_result, statistics, summarise
 from export.engine.tokenizer import load_tokenizer
 from tests.bench.conftest import Ran
 from tests.phone.bridge import serve
@@ -35,7 +35,7 @@ def test_a_run_leaves_a_result_a_page_and_nothing_on_the_phone(phone: Phone, ben
     assert [run["configuration"]["prompt_tokens"] for run in document["runs"]] == [16, 24]
     (page,) = (tmp_path / "out").glob("*.html")
     assert "Stand-in Phone" in page.read_text()
-    assert "decode/s" in ran.out and str(page) in ran.out.replace("\n", "")
+    assert "tokens/s" in ran.out and str(page) in ran.out.replace("\n", "")
     assert "16 tokens, repeat 2 of 2" in ran.err
     assert phone.left() == ["model.pte", "tokenizer.json"]  # for the next time
     assert "Waking up" in (phone.shared / "log.jsonl").read_text()
@@ -158,7 +158,7 @@ def test_build_makes_the_apk_that_is_installed(
         f"cp -r {made.parent} app/build/outputs/apk/release\n"
     )
     (project / "gradlew").chmod(0o755)
-    monkeypatch.setattr("export.bench.android.APP_FOLDER", project)
+    monkeypatch.setattr("export.bench.android.android.APP_FOLDER", project)
     ran = bench("--build")
     assert ran.code == 0 and "app-release.apk installed" in ran.err
     (project / "gradlew").write_text("#!/bin/sh\necho 'What went wrong:\nSDK location not found.' >&2; exit 1\n")
@@ -194,7 +194,7 @@ def test_json_is_for_programs(phone: Phone, bench: Bench) -> None:
 def test_a_hot_repeat_is_flagged(phone: Phone, bench: Bench, tmp_path: Path) -> None:
     phone.behave(hot=2)
     ran = bench()
-    assert ran.code == 0 and "hot (severe)" in ran.err and "the device was hot in repeat 2" in ran.out
+    assert ran.code == 0 and "hot (severe)" in ran.err and "The device was hot in repeat 2" in ran.out
     repeats = result(tmp_path / "out")["runs"][0]["repeats"]
     assert [repeat["throttled"] for repeat in repeats] == [False, True]
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from export.bench.command import bench_desktop
-from export.bench.result import read_result
+from export.bench.results.result import read_result
 from tests.bench.conftest import QUICK, Ran, start
 
 Bench = Callable[..., Ran]
@@ -90,6 +90,6 @@ def test_what_finished_is_kept(end: signal.Signals, tiny_pte: Path, tmp_path: Pa
 def test_a_runner_that_says_nothing_is_given_up(
     tiny_pte: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.bench.desktop.WORKER", ["-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr("export.bench.desktop.desktop.WORKER", ["-c", "import time; time.sleep(60)"])
     ran = bench("--timeout", "1", kind="desktop", file=tiny_pte)
     assert ran.code == 2 and "nothing happened for 1 s while starting: time-out" in ran.errors[0]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from export.bench.result import read_result
+from export.bench.results.result import read_result
 from tests.bench.conftest import QUICK, Ran, start
 from tests.phone.device import PACKAGE, PROPS, Phone, adb
 from tests.phone.unwilling import unwilling
@@ -27,8 +27,9 @@ Bench = Callable[..., Ran]
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The app is missed sooner than on a real phone."""
-    monkeypatch.setattr("export.bench.headless.QUIET_S", 1.0)
-    monkeypatch.setattr("export.bench.headless.LATE_S", 0.5)
+    for module in ("headless", "follow"):
+        monkeypatch.setattr(f"export.bench.android.{module}.QUIET_S", 1.0)
+    monkeypatch.setattr("export.bench.android.headless.LATE_S", 0.5)
 
 
 def kept(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -91,8 +92,8 @@ def test_another_abi(phone: Phone, bench: Bench) -> None:
 
 
 def test_an_old_android(phone: Phone, bench: Bench) -> None:
-    phone.set("props.json", PROPS | {"ro.build.version.sdk": "22"})
-    assert "has Android API level 22, the app needs 23" in sentence(bench())
+    phone.set("props.json", PROPS | {"ro.build.version.sdk": "25"})
+    assert "has Android API level 25, the app needs 26 (Android 8)" in sentence(bench())
 
 
 def test_not_enough_memory(new_phone: Callable[..., Phone], bench: Bench, tiny_pte: Path) -> None:
@@ -114,7 +115,7 @@ def test_space_that_ends_during_the_push(
     new_phone: Callable[..., Phone], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phone = new_phone(space="512k")
-    monkeypatch.setattr("export.bench.phone.Phone.check_space", lambda self, needed: None)
+    monkeypatch.setattr("export.bench.android.phone.Phone.check_space", lambda self, needed: None)
     assert "has no space left for model.pte (1.0 MB)" in sentence(bench())
     assert not phone.left()
 
@@ -128,11 +129,11 @@ def test_the_app_is_missing(phone: Phone, bench: Bench) -> None:
     ("arguments", "said"),
     [
         (["--prompt-tokens", "64,x"], "--prompt-tokens '64,x' is no list of whole numbers"),
-        (["--prompt-tokens", "0"], "--prompt-tokens 0 is not at least 1"),
+        (["--prompt-tokens", "0"], "--prompt-tokens 0 is not from 1 to 131072"),
         (["--prompt-tokens", "8,8"], "names a length twice"),
         (["--tolerance", "much"], "--tolerance 'much' is no percentage"),
-        (["--repeats", "0"], "--repeats 0 is not at least 1"),
-        (["--timeout", "nan"], "--timeout nan is not at least 1"),
+        (["--repeats", "0"], "--repeats 0 is not from 1 to 1000"),
+        (["--timeout", "nan"], "--timeout nan is not from 1 to 86400"),
         (["--tokenizer", "nowhere.json"], "nowhere.json does not exist"),
         (["--baseline", "nowhere.json"], "nowhere.json cannot be read"),
         (["--baseline", __file__], "is no result"),
@@ -249,7 +250,7 @@ def test_unplugged_during_the_run(phone: Phone, bench: Bench, tmp_path: Path) ->
 FAULTS = {
     "killed": "the system killed the app to free memory, last seen: 900 MB of the app, 2.00 GB free",
     "brought_back": "The system ended the app during the run. (the system killed the app to free memory, last seen",
-    "vanish": "the app's process vanished without a word, as when the system frees memory: last seen: 900 MB",
+    "vanish": "the app's process is gone, and the system does not say why; last seen: 900 MB",
     "crash": "the app crashed: java.lang.IllegalStateException: the engine was closed at org.pocketphi",
     "native_crash": "the app crashed: Fatal signal 11 (SIGSEGV)",
     "error": "The model could not be run: the memory is not enough (code 0x21).",

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from checkpoints.errors import BadInput
-from export.bench.native import check_binary, parse_statistics
-from export.bench.result import read_result
+from export.bench.android.native import check_binary, parse_statistics
+from export.bench.results.result import read_result
 from tests.bench.conftest import QUICK, Ran, start
 from tests.bench.test_faults import kept, sentence, wait_for
 from tests.phone.device import PROPS, Phone
@@ -65,7 +65,7 @@ def test_a_run(phone: Phone, bench: Bench, binary: Path, pte: Path, tmp_path: Pa
 
 
 FAULTS = {
-    "killed": "llama_main was killed, as when the system frees memory: last seen with 6",
+    "killed": "llama_main was killed by signal 9, last seen with 6",
     "crash": "llama_main crashed with signal 11",
     "silent": "llama_main printed no line PyTorchObserver",
     "refuse": "llama_main ended with exit code 1: E executorch: Failed to load method forward: 0x20",
@@ -116,7 +116,7 @@ def test_unplugged(phone: Phone, bench: Bench, binary: Path, tmp_path: Path) -> 
 
 def test_a_hot_phone_is_flagged(phone: Phone, bench: Bench, binary: Path) -> None:
     phone.set("battery.json", {"thermal": 3, "temperature": 441})
-    assert "the device was hot in repeat 1, 2" in bench("--native", binary).out
+    assert "The device was hot in repeat 1, 2" in bench("--native", binary).out
 
 
 def test_a_program_for_another_processor(phone: Phone, bench: Bench, binary: Path, tmp_path: Path) -> None:

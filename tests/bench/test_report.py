@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from export.bench.baseline import compare
-from export.bench.report import CSS, make_html
-from export.bench.result import summarise
+from export.bench.results.baseline import compare
+from export.bench.results.report import CSS, make_html
+from export.bench.results.result import summarise
 from tests.bench.test_result import make
 from tests.tools import need
 
@@ -113,7 +113,7 @@ def test_what_a_device_does_not_tell_is_left_out_and_said() -> None:
 
 def test_regressions_are_marked() -> None:
     before, now = make(20.0), make(10.0)
-    page = make_html(now, before, compare(before, now), 0.05)
+    page = make_html(now, before, compare(before, now))
     assert '<span class="worse">50.0% worse</span>' in page and "repeat (dashed: baseline)" in page
     assert "Against the baseline" not in make_html(now)
 

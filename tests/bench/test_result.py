@@ -11,26 +11,37 @@ from typing import Any
 import pytest
 
 from checkpoints.errors import BadInput
-from export.bench import result
-from export.bench.app import crash_cause, killed_for_memory, read_apk
-from export.bench.baseline import compare, differences
+from export.bench.android.app import read_apk
+from export.bench.android.post_mortem import crash_cause, killed_for_memory
 from export.bench.memory import kib_of, nothing, parse_memory, sample, with_peak
 from export.bench.prompts import make_prompts
+from export.bench.results import result
+from export.bench.results.baseline import Change, compare, differences
 from export.engine.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
-VECTORS = json.loads((ROOT / "tests/vectors/shared.json").read_text())["statistics"]
+VECTORS = json.loads((ROOT / "export/bench/contract/vectors.json").read_text())["statistics"]
 COOL = {"status": "none", "battery_celsius": 30.0, "battery_percent": 80.0, "low_power_mode": False}
 
 
 def make(decode: float, *, repeats: int = 3, pss: int = 1000, **thermal: Any) -> result.Document:
     """A document of one run whose repeats all have these numbers."""
     memory = with_peak([sample(5, "decode", nothing() | {"pss_bytes": pss, "available_bytes": 7})])
+    measures = {
+        "load_ms": 5,
+        "time_to_first_token_ms": 100,
+        "prefill_tokens_per_s": 160,
+        "decode_tokens_per_s": decode,
+    }
     repeat = result.make_repeat(
-        load_ms=5, prompt_tokens=16, generated_tokens=4, new_tokens=4, time_to_first_token_ms=100,
-        prefill_tokens_per_s=160, decode_tokens_per_s=decode, token_ms=[10, 11, 12], memory=memory,
+        measures,
+        prompt_tokens=16,
+        generated_tokens=4,
+        new_tokens=4,
+        token_ms=[10, 11, 12],
+        memory=memory,
         thermal={"before": COOL, "after": COOL | thermal},
-    )  # fmt: skip
+    )
     configuration = {
         "prompt_tokens": 16, "new_tokens": 4, "repeats": repeats, "warmups": 0, "cooldown_s": 0, "load_mode": "once"
     }  # fmt: skip
@@ -101,13 +112,38 @@ def test_rubbish_is_refused_with_a_sentence(text: str | bytes) -> None:
 
 
 def test_a_change_for_the_worse_is_positive_whatever_is_better() -> None:
-    changes = {change.name: change for change in compare(make(20.0, pss=1000), make(18.0, pss=1200))}
-    assert changes["decode_tokens_per_s"].worse == pytest.approx(0.1)
-    assert changes["peak_pss_bytes"].worse == pytest.approx(0.2)
-    assert changes["time_to_first_token_ms"].words == "the same"
-    assert changes["decode_tokens_per_s"].beyond(0.05) and not changes["decode_tokens_per_s"].beyond(0.1000001)
-    assert not any(change.beyond(0) for change in compare(make(18.0, pss=1200), make(20.0, pss=1000)))
-    assert "peak_rss_bytes" not in changes and "peak_footprint_bytes" not in changes
+    before, now = make(20.0, pss=1000), make(18.0, pss=1200)
+
+    def changes(tolerance: float | None = None) -> dict[str, Change]:
+        return {change.metric.name: change for change in compare(before, now, tolerance)}
+
+    assert changes()["decode_tokens_per_s"].worse == pytest.approx(0.1)
+    assert changes()["peak_pss_bytes"].worse == pytest.approx(0.2)
+    assert changes()["time_to_first_token_ms"].words == "the same"
+    assert changes()["decode_tokens_per_s"].regression
+    assert changes(0.0999999)["decode_tokens_per_s"].regression
+    assert not changes(0.1000001)["decode_tokens_per_s"].regression
+    assert not any(change.regression for change in compare(now, before, 0.0))
+    assert "peak_footprint_bytes" not in changes()
+
+
+def test_resident_memory_is_shown_and_not_judged() -> None:
+    before, now = make(20.0), make(20.0)
+    for document, rss in ((before, 1000), (now, 3000)):
+        (run,) = document["runs"]
+        for repeat in run["repeats"]:
+            repeat["memory"]["peak"]["rss_bytes"] = rss
+        run["summary"] = result.summarise(run["repeats"])
+    (change,) = [change for change in compare(before, now, 0.01) if change.metric.name == "peak_rss_bytes"]
+    assert change.worse == 2.0 and not change.regression and not change.improvement
+
+
+def test_an_older_result_knows_fewer_metrics() -> None:
+    older = make(20.0)
+    del older["runs"][0]["summary"]["decode_tokens_per_s"]
+    older["runs"][0]["summary"]["invented_by_a_newer_program"] = None
+    assert result.parse(json.dumps(older), "older.json") == older
+    assert "decode_tokens_per_s" not in {change.metric.name for change in compare(older, make(20.0))}
 
 
 def test_another_phone_is_noted() -> None:

@@ -4,7 +4,8 @@ It measures nothing: its numbers are made from its own clock, and prompts are co
 /phone/behaviour.json it asks the tests' process on the host, which runs the pushed files with the wheel's runner, and
 passes those numbers on. Further keys there make it go wrong, at the repeat of that number over all configurations:
 crash, native_crash, killed (for memory), brought_back (after that), vanish (listed: for this reason, in the system's
-list of exits), stall, error, hot. And rubbish (what kind), slow (seconds a repeat), beat_s.
+list of exits), stall, error, hot. And rubbish (what kind), slow (seconds a repeat), beat_s, old (without the file of
+its lines).
 """
 
 import json
@@ -49,14 +50,19 @@ class App:
     def __init__(self, extras: dict) -> None:
         self.extras, self.behaviour = extras, system.state("behaviour.json")
         self.run, self.count, self.phase = extras["run"], 0, "idle"
-        self.file = RESULTS / f"{self.run}.json"
+        self.file, self.lines = RESULTS / f"{self.run}.json", RESULTS / f"{self.run}.progress.jsonl"
         self.lengths = [int(part) for part in extras["prompt_tokens"].split(",")]
         self.repeats: list[list] = [[] for _ in self.lengths]
         self.memory = dict.fromkeys(KEYS) | {"pss_bytes": 900_000_000, "rss_bytes": 1_000_000_000}
         self.memory |= {"private_dirty_bytes": 800_000_000, "available_bytes": 2_000_000_000}
 
     def tell(self, event: str, **more: object) -> None:
-        system.log("I", TAG, json.dumps({"run": self.run, "event": event, **more}))
+        line = json.dumps({"run": self.run, "event": event, **more})
+        system.log("I", TAG, line)
+        if not self.behaviour.get("old"):
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            with self.lines.open("a") as file:
+                file.write(line + "\n")
 
     def beat(self) -> None:
         while True:
@@ -174,17 +180,21 @@ class App:
         if "stall" in due:
             time.sleep(3600)
         if "error" in due:
-            self.tell("error", message="The model could not be run: the memory is not enough (code 0x21).")
+            problem = "The model could not be run: the memory is not enough (code 0x21)."
+            self.write("incomplete", problem)
+            self.tell("error", message=problem)
             sys.exit(1)
         if "low_memory" in due:
             self.tell("low_memory", level="running_critical")
 
-    def write(self, status: str) -> None:
+    def write(self, status: str, problem: str | None = None) -> None:
         facts, wanted = self.extras, ("new_tokens", "repeats", "warmups", "cooldown_s", "load_mode")
         model = Path(facts["model"])
+        done, count = sum(map(len, self.repeats)), facts["repeats"] * len(self.lengths)
+        going_on = f"The run goes on: {done} of {count} repeats are done."
         document = {
             "schema": "pocketphi-result/1", "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "status": status, "problem": None if status == "complete" else "not all repeats are done yet",
+            "status": status, "problem": None if status == "complete" else problem or going_on,
             "device": {
                 "kind": "android", "model": "Stand-in Phone", "soc": None, "ram_bytes": 8_000_000_000,
                 "os": "Android", "os_version": "15", "abi": "x86_64", "cores": 8, "serial": None,
@@ -208,7 +218,7 @@ class App:
             document["runs"][0]["repeats"].pop()
         RESULTS.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_name(self.file.name + ".partial")
-        partial.write_text(json.dumps(document))
+        partial.write_text("{" if self.behaviour.get("rubbish") == "always" else json.dumps(document))
         partial.rename(self.file)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from export.bench import desktop
+from export.bench.desktop import desktop
 from export.bench.outcome import Watch
 from export.bench.plan import Plan
 from tests.phone.device import Phone

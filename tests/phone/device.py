@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ START = """
 mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$UPPER,workdir=$WORK" "$ROOT" &&
 mount -t proc proc "$ROOT/proc" && mount --rbind /dev "$ROOT/dev" &&
 mount --bind "$SHARED" "$ROOT/phone" && mount --bind "$SHARED/meminfo" "$ROOT/proc/meminfo" &&
+mount --bind "$SHARED/boot_id" "$ROOT/proc/sys/kernel/random/boot_id" &&
 mount -t tmpfs -o "size=$SPACE" tmpfs "$ROOT/data/local/tmp" &&
 exec chroot "$ROOT" /bin/sh -c "$ADBD & while :; do sleep 1; done"
 """
@@ -57,10 +59,12 @@ class Phone:
         for name in ("upper", "work", "root", "shared"):
             (folder / name).mkdir(parents=True)
         self._fill()
-        self.set("props.json", PROPS)
         self.shared.joinpath("meminfo").write_text(MEMINFO.format(total=memory_kb[0], free=memory_kb[1]))
+        self.shared.joinpath("boot_id").write_text(f"{uuid.uuid4()}\n")
         self.index = self._network()
+        self.set("props.json", PROPS | {"ro.serialno": f"PHONE{self.index}"})
         self.serial = f"10.213.{self.index}.2:5555"
+        self.other_serial = f"10.214.{self.index}.2:5555"  # of the same phone, on another line
         environment = {
             "PATH": PATH, "LOWER": str(FOLDER), "UPPER": str(folder / "upper"), "WORK": str(folder / "work"),
             "SPACE": space, "ROOT": str(folder / "root"), "SHARED": str(self.shared), "ADBD": ADBD,
@@ -100,6 +104,8 @@ class Phone:
             f"ip addr add 10.213.{index}.1/30 dev {here}",
             f"ip link set {here} up",
             f"ip -n {self.network} addr add 10.213.{index}.2/30 dev {there}",
+            f"ip addr add 10.214.{index}.1/30 dev {here}",
+            f"ip -n {self.network} addr add 10.214.{index}.2/30 dev {there}",
             f"ip -n {self.network} link set {there} up",
             f"ip -n {self.network} link set lo up",
         ):
@@ -175,6 +181,7 @@ class Phone:
 
     def close(self) -> None:
         adb("disconnect", self.serial)
+        adb("disconnect", self.other_serial)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._outer.pid, signal.SIGKILL)
         self._outer.wait()

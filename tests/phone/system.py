@@ -76,8 +76,11 @@ def dumpsys(arguments: list[str]) -> int:
     match arguments:
         case ["package", name]:
             if info := state("packages.json").get(name):
-                print(f"Packages:\n  Package [{name}] (52af8c1):\n    versionCode={info['version_code']} minSdk=23")
+                print(f"Packages:\n  Package [{name}] (52af8c1):\n    versionCode={info['version_code']} minSdk=26")
                 print(f"    versionName={info['version_name']}")
+                for user in (0, 10):
+                    has = str(user in info.get("users", (0, 10))).lower()
+                    print(f"    User {user}: ceDataInode=0 installed={has} hidden=false suspended=false")
             else:
                 print(f"Unable to find package: {name}")
         case ["battery"]:
@@ -101,6 +104,9 @@ def am(arguments: list[str]) -> int:
         for pid in subprocess.run(["pidof", arguments[1]], capture_output=True, text=True).stdout.split():
             os.kill(int(pid), signal.SIGKILL)
         return 0
+    if arguments == ["get-current-user"]:
+        print("0")
+        return 0
     if arguments[:3] != ["start", "-W", "-n"]:
         return refuse(arguments)
     component, rest, extras = arguments[3], arguments[4:], {}
@@ -111,7 +117,7 @@ def am(arguments: list[str]) -> int:
             return refuse(arguments)
         extras[key] = int(value) if kind == "--ei" else value
     print(f"Starting: Intent {{ cmp={component} }}")
-    if package not in state("packages.json"):
+    if 0 not in state("packages.json").get(package, {"users": ()}).get("users", (0, 10)):
         print(f"Error type 3\nError: Activity class {{{component}}} does not exist.")
         return 1
     # The app outlives the shell that asked for it, and its process is called by its package.
@@ -125,7 +131,14 @@ def am(arguments: list[str]) -> int:
 
 
 def logcat(arguments: list[str]) -> int:
-    """-d, -v raw or brief, -T "MM-DD HH:MM:SS.mmm", -s TAG:LEVEL; follows without -d."""
+    """-d, -v raw or brief, -T "MM-DD HH:MM:SS.mmm", -s TAG:LEVEL; follows without -d.
+
+    As /phone/behaviour.json wants it, "ends" at once or is "off".
+    """
+    kind = state("behaviour.json").get("logcat")
+    if kind == "ends":
+        print("logcat: Unable to open log device", file=sys.stderr)
+        return 1
     dump, form, since, wanted = False, "threadtime", 0.0, None
     rest = list(arguments)
     while rest:
@@ -153,6 +166,8 @@ def logcat(arguments: list[str]) -> int:
                 if os.getppid() == 1:  # adbd is gone
                     return 0
                 time.sleep(0.02)
+                continue
+            if kind == "off":
                 continue
             entry = json.loads(line)
             level = LETTERS.index(entry["level"])

@@ -13,14 +13,8 @@ final class SystemEvents {
     func observe(_ name: Notification.Name, _ body: @escaping @Sendable () -> Void) {
       observers.append(center.addObserver(forName: name, object: nil, queue: nil) { _ in body() })
     }
-    observe(UIApplication.didEnterBackgroundNotification) {
-      run.note("The app went to the background, where the system may slow or stop it.")
-    }
+    observe(UIApplication.didEnterBackgroundNotification) { run.note(Contract.current.note("background")) }
     observe(UIApplication.didReceiveMemoryWarningNotification) { run.lowMemory() }
-    observe(ProcessInfo.thermalStateDidChangeNotification) {
-      let status = DeviceProbes.thermalStatus
-      if status.throttles { run.note("The device became hot: \(status.rawValue).") }
-    }
   }
 
   /// The run has ended.

@@ -20,12 +20,12 @@ final class BenchmarkState {
 
   var model: LibraryModel?
   var tokenizer: URL?
-  var promptTokens = "64,512"
-  var newTokens = 128
-  var repeats = 5
-  var warmups = 1
-  var cooldownS = 10.0
-  var loadMode = LoadMode.once
+  var promptTokens = Contract.current.option("prompt_tokens").text
+  var newTokens = Contract.current.option("new_tokens").number
+  var repeats = Contract.current.option("repeats").number
+  var warmups = Contract.current.option("warmups").number
+  var cooldownS = Double(Contract.current.option("cooldown_s").number)
+  var loadMode = LoadMode(rawValue: Contract.current.option("load_mode").text) ?? .once
 
   private(set) var live: Live?
   private(set) var latest: SavedResult?

@@ -23,7 +23,6 @@ final class ChatState {
   private(set) var modelName = ""
   var problem: String?
 
-  private static let newTokens = 1024
   private var worker: ChatWorker?
   private var closing: Task<Void, Never>?
 
@@ -51,7 +50,7 @@ final class ChatState {
     bubbles.append(Bubble(id: bubbles.count, role: .user, text: text))
     bubbles.append(Bubble(id: bubbles.count, role: .assistant, text: ""))
     stage = .answering
-    follow(worker.ask(text, newTokens: Self.newTokens), of: worker) { [self] in stage = .ready }
+    follow(worker.ask(text, newTokens: Contract.current.chat.newTokens), of: worker) { [self] in stage = .ready }
   }
 
   func stop() {

@@ -62,11 +62,11 @@ private struct SetupSections: View {
           .keyboardType(.numbersAndPunctuation)
           .accessibilityLabel("Prompt tokens, lengths with commas between")
       }
-      Stepper("New tokens: \(benchmark.newTokens)", value: $benchmark.newTokens, in: 8...4096, step: 8)
-      Stepper("Repeats: \(benchmark.repeats)", value: $benchmark.repeats, in: 1...50)
-      Stepper("Warm-ups: \(benchmark.warmups)", value: $benchmark.warmups, in: 0...10)
+      Stepper("New tokens: \(benchmark.newTokens)", value: $benchmark.newTokens, in: range("new_tokens"), step: 8)
+      Stepper("Repeats: \(benchmark.repeats)", value: $benchmark.repeats, in: range("repeats"))
+      Stepper("Warm-ups: \(benchmark.warmups)", value: $benchmark.warmups, in: range("warmups"))
       Stepper(
-        "Cool-down: \(Format.fixed(benchmark.cooldownS, 0)) s", value: $benchmark.cooldownS, in: 0...600, step: 5)
+        "Cool-down: \(Format.fixed(benchmark.cooldownS, 0)) s", value: $benchmark.cooldownS, in: rests, step: 5)
       Picker("Load", selection: $benchmark.loadMode) {
         Text("Once").tag(LoadMode.once)
         Text("For every repeat").tag(LoadMode.each)
@@ -77,6 +77,12 @@ private struct SetupSections: View {
       Text("Each length of prompt is measured by itself. Charge the device, let it cool, close other apps.")
     }
   }
+}
+
+private func range(_ option: String) -> ClosedRange<Int> { Contract.current.option(option).range }
+
+private var rests: ClosedRange<Double> {
+  Double(range("cooldown_s").lowerBound)...Double(range("cooldown_s").upperBound)
 }
 
 /// The rate and the memory of the run under way.

@@ -7,14 +7,19 @@ struct CompareView: View {
 
   @State private var before: SavedResult.ID?
   @State private var after: SavedResult.ID?
-  @State private var tolerance = Comparison.usualTolerance
+  /// In place of the metrics' own.
+  @State private var tolerance: Double?
 
   var body: some View {
     List {
       Section {
         picker("Before", $before)
         picker("After", $after)
-        Stepper("Tolerance: \(Format.fixed(tolerance * 100, 0)) %", value: $tolerance, in: 0...0.5, step: 0.01)
+        Stepper("Tolerance: \(toleranceText)") {
+          widen(0.01)
+        } onDecrement: {
+          widen(-0.01)
+        }
       }
       if let comparison {
         ForEach(comparison.differences, id: \.self) { sentence in
@@ -44,6 +49,13 @@ struct CompareView: View {
     return Comparison(before: one.document, after: two.document, tolerance: tolerance)
   }
 
+  private var toleranceText: String { tolerance.map { "\(Format.fixed($0 * 100, 0)) %" } ?? "each metric's own" }
+
+  private func widen(_ step: Double) {
+    let usual = Contract.current.metrics.compactMap(\.tolerance).max() ?? 0
+    tolerance = min(max((tolerance ?? usual) + step, 0), 0.5)
+  }
+
   private func picker(_ title: String, _ selection: Binding<SavedResult.ID?>) -> some View {
     Picker(title, selection: selection) {
       ForEach(results) { Text($0.name).tag(Optional($0.id)) }
@@ -67,10 +79,10 @@ private struct ComparedRow: View {
           }
         }
       } label: {
-        Text(compared.metric.rawValue)
+        Text(compared.metric.title)
       }
       .accessibilityElement(children: .ignore)
-      .accessibilityLabel(compared.metric.rawValue)
+      .accessibilityLabel(compared.metric.title)
       .accessibilityValue("\(text(compared.before)), then \(text(compared.after)), \(word)")
     }
   }

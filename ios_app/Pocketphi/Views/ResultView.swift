@@ -14,13 +14,14 @@ struct ResultView: View {
       }
       ForEach(Array(document.runs.enumerated()), id: \.offset) { _, run in
         Section("\(run.configuration.promptTokens) prompt and \(run.configuration.newTokens) new tokens") {
-          ForEach(Metric.allCases) { metric in
-            if let statistics = metric.statistics(of: run.summary) {
+          ForEach(Contract.current.metrics) { metric in
+            if let statistics = run.summary[metric.name] {
               MetricRow(metric: metric, statistics: statistics)
             }
           }
           RateChart(repeats: run.repeats)
           MemoryChart(repeats: run.repeats)
+          ForEach(run.remarks, id: \.self) { Text($0).font(.footnote).foregroundStyle(.orange) }
           NotesRows(repeats: run.repeats)
         }
       }
@@ -54,10 +55,10 @@ private struct MetricRow: View {
           .monospacedDigit()
       }
     } label: {
-      Text(metric.rawValue)
+      Text(metric.title)
     }
     .accessibilityElement(children: .ignore)
-    .accessibilityLabel(metric.rawValue)
+    .accessibilityLabel(metric.title)
     .accessibilityValue(
       "median \(metric.text(statistics.median)), from \(metric.text(statistics.min)) to \(metric.text(statistics.max))"
     )

@@ -65,7 +65,6 @@ public final class BenchmarkRun: Sendable {
   /// The system asked for memory.
   public func lowMemory() {
     outside.with { $0.lowMemoryEvents += 1 }
-    note("The system warned of low memory.")
     onEvent(.lowMemory)
   }
 
@@ -145,8 +144,9 @@ public final class BenchmarkRun: Sendable {
         onEvent(.repeating(configuration: index, repeat: number))
         let (record, failure) = try measureOne(configuration, prompt, &progress)
         progress.runs[index].append(record)
-        let missing = request.repeats - progress.done
-        let unfinished = missing > 0 ? "\(missing) of \(request.repeats) repeats are missing." : nil
+        let unfinished =
+          progress.done < request.repeats
+          ? Contract.current.goesOn(done: progress.done, all: request.repeats) : nil
         let soFar = document(progress, progress.files!, failure?.localizedDescription ?? unfinished)
         try around.store.write(soFar, run: request.name)
         onEvent(.repeated(configuration: index, repeat: number, record: record, soFar: soFar))
@@ -187,30 +187,27 @@ public final class BenchmarkRun: Sendable {
     }
     let after = around.probes.thermal()
     if configuration.loadMode == .each { unload() }
+    let contract = Contract.current
     let promptTokens = timed?.generated.promptTokens ?? prompt.tokens
     if promptTokens != configuration.promptTokens {
-      note("The prompt had \(promptTokens) tokens, \(configuration.promptTokens) were asked for.")
+      note(contract.note("prompt_length", ["found": promptTokens, "wanted": configuration.promptTokens]))
     }
-    noteConditions(before, after)
+    if let made = timed?.generated, made.stopReason == .newTokens, made.generatedTokens < configuration.newTokens {
+      note(contract.note("context_full", ["found": made.generatedTokens, "wanted": configuration.newTokens]))
+    }
+    if before.lowPowerMode == true || after.lowPowerMode == true { note(contract.note("low_power")) }
     if let failure { note(failure.localizedDescription) }
     let happened = outside.current
+    var measures = timed?.times.measures(promptTokens: promptTokens) ?? [:]
+    measures["load_ms"] = load?.ms
     let record = RepeatRecord(
-      loadMs: load?.ms, promptTokens: promptTokens, generatedTokens: timed?.generated.generatedTokens ?? 0,
-      timeToFirstTokenMs: timed?.times.firstMs,
-      prefillTokensPerS: timed?.times.prefillRate(promptTokens: promptTokens),
-      decodeTokensPerS: timed?.times.decodeRate, tokenMs: timed?.times.tokenMs ?? [],
+      measures: measures, promptTokens: promptTokens, generatedTokens: timed?.generated.generatedTokens ?? 0,
+      tokenMs: timed?.times.tokenMs ?? [],
       memory: .init(samples: seen.samples, peak: seen.peak), thermal: .init(before: before, after: after),
       throttled: before.status.throttles || after.status.throttles, lowMemoryEvents: happened.lowMemoryEvents,
       stopReason: failure == nil ? timed!.generated.stopReason : .error,
       notes: progress.files!.notes + happened.notes)
     return (record, failure)
-  }
-
-  private func noteConditions(_ before: Thermal, _ after: Thermal) {
-    if before.status.throttles || after.status.throttles {
-      note("The device was hot (\(before.status.rawValue) before, \(after.status.rawValue) after) and slowed down.")
-    }
-    if before.lowPowerMode == true || after.lowPowerMode == true { note("The device was in low-power mode.") }
   }
 
   private func generate(_ prompt: CountedPrompt, _ newTokens: Int) throws -> (times: TokenTimes, generated: Generated)

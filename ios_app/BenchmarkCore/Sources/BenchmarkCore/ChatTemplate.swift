@@ -13,11 +13,11 @@ public struct Message: Codable, Equatable, Sendable {
   }
 }
 
-/// Phi-4-mini's chat format.
+/// The chat format of the contract.
 public enum ChatTemplate {
-  public static let end = "<|end|>"
+  public static var end: String { Contract.current.chat.end }
   /// Texts of the tokens that end an answer.
-  public static let stops = [end, "<|endoftext|>"]
+  public static var stops: [String] { Contract.current.chat.stops }
 
   /// The prompt that lets the model answer `messages`.
   public static func render(_ messages: [Message]) -> String {
@@ -26,5 +26,7 @@ public enum ChatTemplate {
 
   static func turn(_ message: Message) -> String { open(message.role) + message.content + end }
 
-  static func open(_ role: Role) -> String { "<|\(role.rawValue)|>" }
+  static func open(_ role: Role) -> String {
+    Contract.current.chat.turn.replacing("{role}", with: role.rawValue)
+  }
 }

@@ -1,36 +1,3 @@
-/// What is compared of two results: medians of summaries.
-public enum Metric: String, CaseIterable, Identifiable, Sendable {
-  case decode = "Decode"
-  case prefill = "Prefill"
-  case firstToken = "First token"
-  case token = "Token"
-  case load = "Load"
-  case footprint = "Peak footprint"
-
-  public var id: String { rawValue }
-  public var moreIsBetter: Bool { self == .decode || self == .prefill }
-
-  public func statistics(of summary: Summary) -> Statistics? {
-    switch self {
-    case .decode: summary.decodeTokensPerS
-    case .prefill: summary.prefillTokensPerS
-    case .firstToken: summary.timeToFirstTokenMs
-    case .token: summary.tokenMs
-    case .load: summary.loadMs
-    case .footprint: summary.peakFootprintBytes
-    }
-  }
-
-  /// With its unit.
-  public func text(_ value: Double) -> String {
-    switch self {
-    case .decode, .prefill: Format.rate(value)
-    case .firstToken, .token, .load: Format.milliseconds(value)
-    case .footprint: Format.bytes(Int64(value))
-    }
-  }
-}
-
 /// One metric of two results, medians in the metric's unit; nil where one lacks.
 public struct ComparedMetric: Equatable, Sendable {
   public enum Verdict: Equatable, Sendable {
@@ -40,7 +7,8 @@ public struct ComparedMetric: Equatable, Sendable {
   public let metric: Metric
   public let before: Double?
   public let after: Double?
-  public let tolerance: Double
+  /// Nil where the metric is not judged.
+  public let tolerance: Double?
 
   /// How much more `after` is, as a fraction of `before`.
   public var change: Double? {
@@ -50,9 +18,9 @@ public struct ComparedMetric: Equatable, Sendable {
 
   /// The same where the change is within the tolerance.
   public var verdict: Verdict {
-    guard let change else { return .unknown }
+    guard let change, let tolerance else { return .unknown }
     if abs(change) <= tolerance { return .same }
-    return (change > 0) == metric.moreIsBetter ? .better : .worse
+    return (change > 0) == (metric.better == .higher) ? .better : .worse
   }
 }
 
@@ -63,23 +31,21 @@ public struct Comparison: Equatable, Sendable {
     public let metrics: [ComparedMetric]
   }
 
-  public static let usualTolerance = 0.03
-
   /// One for each configuration that both results have, by their lengths.
   public let pairs: [Pair]
   /// Sentences on what makes the two less comparable.
   public let differences: [String]
 
-  /// `tolerance` is a fraction: 0.03 lets medians differ by 3 %.
-  public init(before: ResultDocument, after: ResultDocument, tolerance: Double = usualTolerance) {
+  /// `tolerance` is a fraction and stands in for the metrics' own, but for those that have none.
+  public init(before: ResultDocument, after: ResultDocument, tolerance: Double? = nil) {
     pairs = after.runs.compactMap { run in
       guard let other = before.runs.first(where: { $0.configuration.sameLengths(as: run.configuration) }) else {
         return nil
       }
-      let metrics = Metric.allCases.map {
+      let metrics = Contract.current.metrics.map {
         ComparedMetric(
-          metric: $0, before: $0.statistics(of: other.summary)?.median, after: $0.statistics(of: run.summary)?.median,
-          tolerance: tolerance)
+          metric: $0, before: other.summary[$0.name]?.median, after: run.summary[$0.name]?.median,
+          tolerance: $0.tolerance == nil ? nil : tolerance ?? $0.tolerance)
       }
       return Pair(configuration: run.configuration, metrics: metrics)
     }

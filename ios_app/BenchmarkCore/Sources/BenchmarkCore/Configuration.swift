@@ -14,21 +14,17 @@ public struct Configuration: Codable, Equatable, Hashable, Sendable {
   public let cooldownS: Double
   public let loadMode: LoadMode
 
-  public static let tokens = 1...131_072
-  public static let repeatCounts = 1...1000
-  public static let warmupCounts = 0...100
-  public static let cooldowns = 0.0...3600.0
-
   /// Throws `BadInput` that names the value and what it may be.
   public init(
     promptTokens: Int, newTokens: Int, repeats: Int, warmups: Int, cooldownS: Double, loadMode: LoadMode
   ) throws {
-    try Self.check(promptTokens, "Prompt tokens", in: Self.tokens)
-    try Self.check(newTokens, "New tokens", in: Self.tokens)
-    try Self.check(repeats, "Repeats", in: Self.repeatCounts)
-    try Self.check(warmups, "Warm-ups", in: Self.warmupCounts)
-    guard Self.cooldowns.contains(cooldownS) else {
-      throw BadInput("Cool-down is \(cooldownS) s; it wants 0 to 3600 seconds.")
+    try Self.check(promptTokens, "Prompt tokens", "prompt_tokens")
+    try Self.check(newTokens, "New tokens", "new_tokens")
+    try Self.check(repeats, "Repeats", "repeats")
+    try Self.check(warmups, "Warm-ups", "warmups")
+    let rest = Contract.current.option("cooldown_s").range
+    guard Double(rest.lowerBound)...Double(rest.upperBound) ~= cooldownS else {
+      throw BadInput("Cool-down is \(cooldownS) s; it wants \(rest.lowerBound) to \(rest.upperBound) seconds.")
     }
     self.promptTokens = promptTokens
     self.newTokens = newTokens
@@ -38,7 +34,8 @@ public struct Configuration: Codable, Equatable, Hashable, Sendable {
     self.loadMode = loadMode
   }
 
-  private static func check(_ value: Int, _ name: String, in range: ClosedRange<Int>) throws {
+  private static func check(_ value: Int, _ name: String, _ option: String) throws {
+    let range = Contract.current.option(option).range
     guard range.contains(value) else {
       throw BadInput("\(name) is \(value); it wants a whole number from \(range.lowerBound) to \(range.upperBound).")
     }

@@ -48,16 +48,17 @@ public struct LaunchArguments: Sendable {
 
   /// The run they ask for, with paths relative to `documents`.
   public func request(documents: URL) throws -> RunRequest {
-    let newTokens = try integer("new-tokens", 128)
-    let repeats = try integer("repeats", 5)
-    let warmups = try integer("warmups", 1)
-    let cooldown = values["cooldown"] ?? "10"
+    let contract = Contract.current
+    let newTokens = try integer("new-tokens", "new_tokens")
+    let repeats = try integer("repeats", "repeats")
+    let warmups = try integer("warmups", "warmups")
+    let cooldown = values["cooldown"] ?? contract.option("cooldown_s").text
     guard let cooldownS = Double(cooldown) else { throw BadInput("--cooldown is \"\(cooldown)\"; it wants seconds.") }
-    let mode = values["load-mode"] ?? LoadMode.once.rawValue
+    let mode = values["load-mode"] ?? contract.option("load_mode").text
     guard let loadMode = LoadMode(rawValue: mode) else {
       throw BadInput("--load-mode is \"\(mode)\", but only \"once\" and \"each\" exist.")
     }
-    let configurations = try Self.lengths(values["prompt-tokens"] ?? "64,512").map {
+    let configurations = try Self.lengths(values["prompt-tokens"] ?? contract.option("prompt_tokens").text).map {
       try Configuration(
         promptTokens: $0, newTokens: newTokens, repeats: repeats, warmups: warmups, cooldownS: cooldownS,
         loadMode: loadMode)
@@ -75,11 +76,12 @@ public struct LaunchArguments: Sendable {
 
   /// "64,512" as numbers.
   public static func lengths(_ text: String) throws -> [Int] {
-    try text.split(separator: ",", omittingEmptySubsequences: false).map { part in
-      guard let length = Int(part.trimmingCharacters(in: .whitespaces)), Configuration.tokens.contains(length) else {
+    let range = Contract.current.option("prompt_tokens").range
+    return try text.split(separator: ",", omittingEmptySubsequences: false).map { part in
+      guard let length = Int(part.trimmingCharacters(in: .whitespaces)), range.contains(length) else {
         throw BadInput(
-          "The prompt's tokens are \"\(text)\"; they want whole numbers from 1 to 131072 with commas between, as 64,512."
-        )
+          "The prompt's tokens are \"\(text)\"; they want whole numbers from \(range.lowerBound) to "
+            + "\(range.upperBound) with commas between, as 64,512.")
       }
       return length
     }
@@ -90,8 +92,8 @@ public struct LaunchArguments: Sendable {
     return value
   }
 
-  private func integer(_ name: String, _ fallback: Int) throws -> Int {
-    guard let text = values[name] else { return fallback }
+  private func integer(_ name: String, _ option: String) throws -> Int {
+    guard let text = values[name] else { return Contract.current.option(option).number }
     guard let number = Int(text) else { throw BadInput("--\(name) is \"\(text)\"; it wants a whole number.") }
     return number
   }

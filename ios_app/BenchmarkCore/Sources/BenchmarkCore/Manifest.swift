@@ -4,7 +4,10 @@ import Foundation
 public struct Manifest: Hashable, Sendable {
   public let fileBytes: Int64?
   public let checkpoint: String?
+  /// For people.
   public let recipe: String?
+  /// Of an int8 or int4 embedding; nil where it is not quantized or nothing is known of it.
+  let embeddingBits: Int64?
   public let contextTokens: Int?
   public let prefillChunkTokens: Int?
   public let kvCache: String?
@@ -22,10 +25,8 @@ public struct Manifest: Hashable, Sendable {
 
   /// Of the embedding's table, which stays in the file: its pages are not the process's own. Nil where not known.
   var embeddingBytes: Int64? {
-    guard let vocabularySize, let hiddenSize, let recipe,
-      let bits = recipe.firstMatch(of: /embedding int(\d+)/).flatMap({ Int64($0.1) })
-    else { return nil }
-    return Int64(vocabularySize) * Int64(hiddenSize) * bits / 8
+    guard let vocabularySize, let hiddenSize, let embeddingBits else { return nil }
+    return Int64(vocabularySize) * Int64(hiddenSize) * embeddingBits / 8
   }
 
   public var record: ManifestRecord {
@@ -41,7 +42,23 @@ public struct Manifest: Hashable, Sendable {
       let context: Int?
       let prefillChunk: Int?
       let kvCache: String?
-      let recipe: String?
+      let recipe: Recipe?
+    }
+    struct Recipe: Decodable {
+      struct Numbers: Decodable {
+        let quantized: Bool
+        let embeddingBits: Int64?
+      }
+
+      /// In older manifests, which have no numbers.
+      let text: String?
+      let numbers: Numbers?
+
+      init(from decoder: any Decoder) throws {
+        let container = try decoder.singleValueContainer()
+        text = try? container.decode(String.self)
+        numbers = text == nil ? try container.decode(Numbers.self) : nil
+      }
     }
     struct Planned: Decodable {
       let kvCacheBytes: Int64?
@@ -55,6 +72,7 @@ public struct Manifest: Hashable, Sendable {
 
     let file: File?
     let checkpoint: Checkpoint?
+    let recipe: String?
     let options: Options
     let planned: Planned?
     let config: Config?
@@ -70,7 +88,8 @@ public struct Manifest: Hashable, Sendable {
     }
     fileBytes = document.file?.bytes
     checkpoint = document.checkpoint?.name
-    recipe = document.options.recipe
+    recipe = document.recipe ?? document.options.recipe?.text
+    embeddingBits = document.options.recipe?.numbers.flatMap { $0.quantized ? $0.embeddingBits : nil }
     contextTokens = document.options.context.flatMap { $0 > 0 ? $0 : nil }
     prefillChunkTokens = document.options.prefillChunk.flatMap { $0 > 0 ? $0 : nil }
     kvCache = document.options.kvCache

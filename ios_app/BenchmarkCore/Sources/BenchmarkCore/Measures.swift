@@ -47,8 +47,8 @@ public struct Sample: Codable, Equatable, Sendable {
 public enum ThermalStatus: String, Codable, CaseIterable, Sendable {
   case none, light, moderate, severe, critical, emergency, shutdown, unknown
 
-  /// Moderate or worse: the system slows the device down.
-  public var throttles: Bool { self != .none && self != .light && self != .unknown }
+  /// The device slows itself down.
+  public var throttles: Bool { Contract.current.hot.contains(rawValue) }
 }
 
 /// How warm and how powered the device is. Degrees Celsius and percent; nil where the system does not tell.

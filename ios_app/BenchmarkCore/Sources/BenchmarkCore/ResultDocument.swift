@@ -1,9 +1,7 @@
 import Foundation
 
-/// The result of a run, key for key as export/result.schema.json says.
+/// The result of a run, key for key as export/bench/contract/result.schema.json says.
 public struct ResultDocument: Codable, Equatable, Sendable {
-  public static let schema = "pocketphi-result/1"
-
   public enum Status: String, Codable, Sendable {
     case complete, incomplete
   }
@@ -21,7 +19,7 @@ public struct ResultDocument: Codable, Equatable, Sendable {
   public init(
     created: Date, problem: String?, device: DeviceFacts, build: BuildFacts, model: ModelRecord, runs: [RunRecord]
   ) {
-    schema = Self.schema
+    schema = Contract.current.format
     self.created = created.formatted(.iso8601)
     status = problem == nil ? .complete : .incomplete
     self.problem = problem
@@ -50,8 +48,9 @@ public struct ResultDocument: Codable, Equatable, Sendable {
     } catch {
       throw BadInput("This is no benchmark result: \(Self.reason(error)).")
     }
-    guard schema == Self.schema else {
-      throw BadInput("This result has the format \"\(schema)\", this app reads \"\(Self.schema)\".")
+    let read = Contract.current.format
+    guard schema == read else {
+      throw BadInput("This result has the format \"\(schema)\", this app reads \"\(read)\".")
     }
   }
 
@@ -145,7 +144,7 @@ public struct RunRecord: Codable, Equatable, Sendable {
 }
 
 /// One repeat. Milliseconds, tokens a second; nil where there is no such number.
-public struct RepeatRecord: Codable, Equatable, Sendable {
+public struct RepeatRecord: Equatable, Sendable {
   public struct MemoryRecord: Codable, Equatable, Sendable {
     public var samples: [Sample]
     public var peak: Memory
@@ -156,12 +155,10 @@ public struct RepeatRecord: Codable, Equatable, Sendable {
     public let after: Thermal
   }
 
-  @Explicit public var loadMs: Double?
+  /// By the names of the contract's metrics; those that are not known lack.
+  public let measures: [String: Double]
   public let promptTokens: Int
   public let generatedTokens: Int
-  @Explicit public var timeToFirstTokenMs: Double?
-  @Explicit public var prefillTokensPerS: Double?
-  @Explicit public var decodeTokensPerS: Double?
   public let tokenMs: [Double]
   public let memory: MemoryRecord
   public let thermal: ThermalRecord
@@ -169,32 +166,120 @@ public struct RepeatRecord: Codable, Equatable, Sendable {
   public let lowMemoryEvents: Int
   public let stopReason: StopReason
   public let notes: [String]
+
+  public var loadMs: Double? { measures["load_ms"] }
+  public var timeToFirstTokenMs: Double? { measures["time_to_first_token_ms"] }
+  public var prefillTokensPerS: Double? { measures["prefill_tokens_per_s"] }
+  public var decodeTokensPerS: Double? { measures["decode_tokens_per_s"] }
 }
 
-/// Over the repeats that did not end in an error; nil where none has the number.
+extension RepeatRecord: Codable {
+  private enum Keys: String, CodingKey {
+    case promptTokens, generatedTokens, tokenMs, memory, thermal, throttled, lowMemoryEvents, stopReason, notes
+  }
+
+  private struct Name: CodingKey {
+    let stringValue: String
+    var intValue: Int? { nil }
+
+    init(stringValue: String) { self.stringValue = stringValue }
+    init?(intValue: Int) { nil }
+  }
+
+  /// Whatever stands under a key, as far as it is a number.
+  private struct Loose: Decodable {
+    let number: Double?
+    let other: Bool
+
+    init(from decoder: any Decoder) throws {
+      let container = try decoder.singleValueContainer()
+      number = try? container.decode(Double.self)
+      other = number == nil && !container.decodeNil()
+    }
+  }
+
+  private static var measured: [String] { Contract.current.metrics.filter(\.measured).map(\.name) }
+
+  public init(from decoder: any Decoder) throws {
+    let all = try decoder.singleValueContainer().decode([String: Loose].self)
+    var measures: [String: Double] = [:]
+    for name in Self.measured {
+      if all[name]?.other == true {
+        let path = decoder.codingPath + [Name(stringValue: name)]
+        throw DecodingError.typeMismatch(Double.self, .init(codingPath: path, debugDescription: "no number"))
+      }
+      measures[name] = all[name]?.number
+    }
+    self.measures = measures
+    let values = try decoder.container(keyedBy: Keys.self)
+    promptTokens = try values.decode(Int.self, forKey: .promptTokens)
+    generatedTokens = try values.decode(Int.self, forKey: .generatedTokens)
+    tokenMs = try values.decode([Double].self, forKey: .tokenMs)
+    memory = try values.decode(MemoryRecord.self, forKey: .memory)
+    thermal = try values.decode(ThermalRecord.self, forKey: .thermal)
+    throttled = try values.decode(Bool.self, forKey: .throttled)
+    lowMemoryEvents = try values.decode(Int.self, forKey: .lowMemoryEvents)
+    stopReason = try values.decode(StopReason.self, forKey: .stopReason)
+    notes = try values.decode([String].self, forKey: .notes)
+  }
+
+  public func encode(to encoder: any Encoder) throws {
+    var named = encoder.container(keyedBy: Name.self)
+    for name in Self.measured { try named.encode(measures[name], forKey: Name(stringValue: name)) }
+    var values = encoder.container(keyedBy: Keys.self)
+    try values.encode(promptTokens, forKey: .promptTokens)
+    try values.encode(generatedTokens, forKey: .generatedTokens)
+    try values.encode(tokenMs, forKey: .tokenMs)
+    try values.encode(memory, forKey: .memory)
+    try values.encode(thermal, forKey: .thermal)
+    try values.encode(throttled, forKey: .throttled)
+    try values.encode(lowMemoryEvents, forKey: .lowMemoryEvents)
+    try values.encode(stopReason, forKey: .stopReason)
+    try values.encode(notes, forKey: .notes)
+  }
+
+  /// As the result's JSON has it; empty where a number is none.
+  fileprivate var json: [String: Any] {
+    let encoder = JSONEncoder()
+    encoder.keyEncodingStrategy = .convertToSnakeCase
+    let object = (try? encoder.encode(self)).flatMap { try? JSONSerialization.jsonObject(with: $0) }
+    return object as? [String: Any] ?? [:]
+  }
+}
+
+/// The statistics of the contract's metrics, by their names, over the repeats that did not end in an error.
 public struct Summary: Codable, Equatable, Sendable {
-  @Explicit public var loadMs: Statistics?
-  @Explicit public var timeToFirstTokenMs: Statistics?
-  @Explicit public var prefillTokensPerS: Statistics?
-  @Explicit public var decodeTokensPerS: Statistics?
-  @Explicit public var tokenMs: Statistics?
-  @Explicit public var peakPssBytes: Statistics?
-  @Explicit public var peakRssBytes: Statistics?
-  @Explicit public var peakPrivateDirtyBytes: Statistics?
-  @Explicit public var peakFootprintBytes: Statistics?
+  private let statistics: [String: Statistics?]
 
   public init(of repeats: [RepeatRecord]) {
-    let good = repeats.filter { $0.stopReason != .error }
-    func over(_ value: (RepeatRecord) -> Double?) -> Statistics? { Statistics(of: good.compactMap(value)) }
-    func peak(_ value: (Memory) -> Int64?) -> Statistics? { over { value($0.memory.peak).map(Double.init) } }
-    loadMs = over(\.loadMs)
-    timeToFirstTokenMs = over(\.timeToFirstTokenMs)
-    prefillTokensPerS = over(\.prefillTokensPerS)
-    decodeTokensPerS = over(\.decodeTokensPerS)
-    tokenMs = Statistics(of: good.flatMap(\.tokenMs))
-    peakPssBytes = peak(\.pssBytes)
-    peakRssBytes = peak(\.rssBytes)
-    peakPrivateDirtyBytes = peak(\.privateDirtyBytes)
-    peakFootprintBytes = peak(\.footprintBytes)
+    let good = repeats.filter { $0.stopReason != .error }.map(\.json)
+    let found = Contract.current.metrics.map { metric in
+      (metric.name, Statistics(of: good.flatMap(metric.values)))
+    }
+    statistics = Dictionary(uniqueKeysWithValues: found)
+  }
+
+  public init(from decoder: any Decoder) throws {
+    statistics = try decoder.singleValueContainer().decode([String: Statistics?].self)
+  }
+
+  public func encode(to encoder: any Encoder) throws {
+    var container = encoder.singleValueContainer()
+    try container.encode(statistics)
+  }
+
+  /// Nil where no repeat has the number.
+  public subscript(name: String) -> Statistics? { statistics[name] ?? nil }
+}
+
+extension RunRecord {
+  /// What a reader of the numbers must know, in sentences.
+  public var remarks: [String] {
+    let hot = repeats.indices.filter { repeats[$0].throttled }.map { "\($0 + 1)" }
+    let warnings = repeats.reduce(0) { $0 + $1.lowMemoryEvents }
+    return [
+      hot.isEmpty ? nil : Contract.current.remark("hot", ["repeats": hot.joined(separator: ", ")]),
+      warnings == 0 ? nil : Contract.current.remark("low_memory", ["count": warnings]),
+    ].compactMap { $0 }
   }
 }

@@ -9,8 +9,9 @@ func record(
 ) -> RepeatRecord {
   let memory = Memory(footprintBytes: footprint, rssBytes: nil, availableBytes: nil)
   return RepeatRecord(
-    loadMs: nil, promptTokens: 64, generatedTokens: 3, timeToFirstTokenMs: 700, prefillTokensPerS: 91.5,
-    decodeTokensPerS: decode, tokenMs: tokens,
+    measures: ["time_to_first_token_ms": 700, "prefill_tokens_per_s": 91.5, "decode_tokens_per_s": decode]
+      .compactMapValues { $0 },
+    promptTokens: 64, generatedTokens: 3, tokenMs: tokens,
     memory: .init(samples: [Sample(atMs: 0, phase: .decode, memory: memory)], peak: memory),
     thermal: .init(before: .unknown, after: .unknown), throttled: throttled, lowMemoryEvents: 0,
     stopReason: stopReason,
@@ -35,29 +36,30 @@ func document(
 @Suite struct ResultTests {
   /// The keys that the schema requires, read from it: none is left out, null or not.
   @Test func everyKeyOfTheSchemaIsWritten() throws {
-    var root = URL(filePath: #filePath)
-    for _ in 0..<5 { root.deleteLastPathComponent() }
     let schema = try #require(
-      try JSONSerialization.jsonObject(with: Data(contentsOf: root.appending(path: "export/result.schema.json")))
+      try JSONSerialization.jsonObject(with: Repository.contract("result.schema.json"))
         as? [String: Any])
     let json = try #require(
       try JSONSerialization.jsonObject(with: document([record(decode: nil)]).json()) as? [String: Any])
     let defs = try #require(schema["$defs"] as? [String: [String: Any]])
-    func check(_ value: Any?, _ definition: [String: Any]?) throws {
+    func check(_ value: Any?, _ definition: [String: Any]?, more: [String] = []) throws {
       let object = try #require(value as? [String: Any])
-      #expect(try Set(object.keys) == Set(#require(definition?["required"] as? [String])))
+      let required = try #require(definition?["required"] as? [String])
+      #expect(Set(object.keys) == Set(required + more))
     }
     try check(json, schema)
     for name in ["device", "build", "model"] { try check(json[name], defs[name]) }
     let run = try #require((json["runs"] as? [[String: Any]])?.first)
-    for name in ["configuration", "summary"] { try check(run[name], defs[name]) }
+    try check(run["configuration"], defs["configuration"])
+    let summary = try #require(run["summary"] as? [String: Any])
+    #expect(Set(summary.keys) == Set(Contract.current.metrics.map(\.name)))
     let first = try #require((run["repeats"] as? [[String: Any]])?.first)
-    try check(first, defs["repeat"])
+    try check(first, defs["repeat"], more: Contract.current.metrics.filter(\.measured).map(\.name))
     let memory = try #require(first["memory"] as? [String: Any])
     try check(memory["peak"], defs["memory"])
     try check((memory["samples"] as? [Any])?.first, defs["sample"])
     try check((first["thermal"] as? [String: Any])?["before"], defs["thermal"])
-    try check((run["summary"] as? [String: Any])?["time_to_first_token_ms"], defs["statistics"])
+    try check(summary["time_to_first_token_ms"], defs["statistics"])
   }
 
   @Test func nullsAreWrittenAndKeysSorted() throws {
@@ -89,11 +91,11 @@ func document(
     let summary = Summary(of: [
       record(decode: 10), record(decode: 20, tokens: [40]), record(decode: 1, stopReason: .error),
     ])
-    #expect(summary.decodeTokensPerS?.median == 15)
-    #expect(summary.tokenMs == Statistics(of: [50, 60, 40]))
-    #expect(summary.peakFootprintBytes?.max == 3_000_000_000)
-    #expect(summary.peakRssBytes == nil)
-    #expect(summary.loadMs == nil)
+    #expect(summary["decode_tokens_per_s"]?.median == 15)
+    #expect(summary["token_ms"] == Statistics(of: [50, 60, 40]))
+    #expect(summary["peak_footprint_bytes"]?.max == 3_000_000_000)
+    #expect(summary["peak_rss_bytes"] == nil)
+    #expect(summary["load_ms"] == nil)
   }
 
   @Test func aResultIsWrittenWholeOrNotAtAll() throws {
@@ -120,12 +122,12 @@ func document(
     let before = try document([record(decode: 20, tokens: [50])])
     let after = try document([record(decode: 18, tokens: [50], footprint: 2_000_000_000)])
     let metrics = Comparison(before: before, after: after).pairs[0].metrics
-    func one(_ metric: Metric) -> ComparedMetric { metrics.first { $0.metric == metric }! }
-    #expect(abs(one(.decode).change! + 0.1) < 1e-9)
-    #expect(one(.decode).verdict == .worse)
-    #expect(one(.footprint).verdict == .better)
-    #expect(one(.token).verdict == .same)
-    #expect(one(.load).verdict == .unknown)
+    func one(_ name: String) -> ComparedMetric { metrics.first { $0.metric.name == name }! }
+    #expect(abs(one("decode_tokens_per_s").change! + 0.1) < 1e-9)
+    #expect(one("decode_tokens_per_s").verdict == .worse)
+    #expect(one("peak_footprint_bytes").verdict == .better)
+    #expect(one("token_ms").verdict == .same)
+    #expect(one("load_ms").verdict == .unknown)
     #expect(Comparison(before: before, after: after).regressed)
     #expect(!Comparison(before: before, after: after, tolerance: 0.11).regressed)
   }

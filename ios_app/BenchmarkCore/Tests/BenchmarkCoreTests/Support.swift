@@ -24,6 +24,15 @@ final class Folder {
   var names: [String] { ((try? FileManager.default.contentsOfDirectory(atPath: url.path)) ?? []).sorted() }
 }
 
+enum Repository {
+  /// A file of export/bench/contract.
+  static func contract(_ name: String) throws -> Data {
+    var folder = URL(filePath: #filePath)
+    for _ in 0..<5 { folder.deleteLastPathComponent() }
+    return try Data(contentsOf: folder.appending(path: "export/bench/contract/\(name)"))
+  }
+}
+
 /// The message of the `BadInput` that `body` must throw.
 func badInput(_ body: () throws -> Void) -> String {
   do {
@@ -71,13 +80,15 @@ enum Made {
 
   static func manifest(
     bytes: Int = 1000, vocabulary: Int = 100, planned: Int = 500, executorch: String = "1.5.1",
-    recipe: String = "8da4w g32"
+    embeddingBits: Int? = nil
   ) -> Data {
-    Data(
+    let numbers = embeddingBits.map { "{\"quantized\": true, \"embedding_bits\": \($0)}" } ?? "{\"quantized\": false}"
+    return Data(
       """
       {"file": {"name": "m.pte", "bytes": \(bytes), "sha256": "00"}, "checkpoint": {"name": "phi4-tiny", "revision": null},
        "config": {"vocab_size": \(vocabulary), "hidden_size": 4}, "packages": {"executorch": "\(executorch)"},
-       "options": {"context": 4096, "prefill_chunk": 256, "kv_cache": "bf16", "recipe": "\(recipe)", "bos_id": 1},
+       "recipe": "8da4w g32",
+       "options": {"context": 4096, "prefill_chunk": 256, "kv_cache": "bf16", "recipe": \(numbers), "bos_id": 1},
        "planned": {"kv_cache_bytes": \(planned - 100), "activation_bytes": 100}}
       """.utf8)
   }

@@ -5,6 +5,7 @@ import android.app.Application
 import android.os.Bundle
 import android.os.Process
 import org.pocketphi.core.Build
+import org.pocketphi.core.Contract
 import org.pocketphi.core.EngineFactory
 import org.pocketphi.core.Probes
 import org.pocketphi.core.ResultFiles
@@ -60,7 +61,7 @@ class BenchApp : Application() {
 
         override fun onActivityStopped(activity: Activity) {
             started--
-            if (started == 0 && !activity.isChangingConfigurations) runs.note(getString(R.string.note_background))
+            if (started == 0 && !activity.isChangingConfigurations) runs.note(Contract.current.note("background"))
         }
 
         override fun onActivityCreated(activity: Activity, state: Bundle?) = Unit

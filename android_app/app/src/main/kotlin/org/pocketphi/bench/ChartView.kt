@@ -27,7 +27,7 @@ class ChartView(context: Context) : View(context) {
     fun showRates(run: Run) {
         val rates = run.repeats.map { it.decodeTokensPerS }
         val hot = run.repeats.indices.filter { run.repeats[it].throttled }.toSet()
-        content = Content.Bars(rates, hot, run.summary.decodeTokensPerS?.median)
+        content = Content.Bars(rates, hot, run.summary["decode_tokens_per_s"]?.median)
         val spoken = rates.joinToString { it?.let(Format::number) ?: context.getString(R.string.unknown) }
         contentDescription = context.getString(R.string.chart_rates_described, spoken)
         invalidate()

@@ -4,6 +4,7 @@ import android.os.Handler
 import android.os.Looper
 import org.pocketphi.core.ChatFormat
 import org.pocketphi.core.ChatSession
+import org.pocketphi.core.Contract
 import org.pocketphi.core.EngineError
 import org.pocketphi.core.LlmEngine
 import org.pocketphi.core.Message
@@ -96,7 +97,7 @@ class ChatHolder(private val app: BenchApp) {
             var first = 0L
             val answer = StringBuilder()
             var tokens = 0
-            val done = session!!.ask(text, NEW_TOKENS) { piece ->
+            val done = session!!.ask(text, Contract.current.chatTokens) { piece ->
                 if (tokens++ == 0) first = System.nanoTime()
                 answer.append(piece)
                 val shown = ChatFormat.visible(answer.toString())
@@ -131,9 +132,5 @@ class ChatHolder(private val app: BenchApp) {
     private fun tell(next: ChatState) {
         state = next
         listeners.toList().forEach { it(next) }
-    }
-
-    private companion object {
-        const val NEW_TOKENS = 1024
     }
 }

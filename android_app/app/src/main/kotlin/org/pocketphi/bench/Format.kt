@@ -25,7 +25,7 @@ object Format {
     }
 
     fun metric(metric: Metric, value: Double): String =
-        number(if (metric == Metric.PEAK_PSS || metric == Metric.PEAK_RSS) value / MB else value)
+        number(if (metric.unit == "bytes") value / MB else value)
 
     fun lengths(context: Context, configuration: Configuration): String =
         context.getString(R.string.lengths, configuration.promptTokens, configuration.newTokens)
@@ -39,12 +39,5 @@ object Format {
     }
 }
 
-val Metric.label: Int get() = when (this) {
-    Metric.DECODE -> R.string.row_decode
-    Metric.PREFILL -> R.string.row_prefill
-    Metric.FIRST_TOKEN -> R.string.row_first
-    Metric.TOKEN -> R.string.row_token
-    Metric.LOAD -> R.string.row_load
-    Metric.PEAK_PSS -> R.string.row_pss
-    Metric.PEAK_RSS -> R.string.row_rss
-}
+/** With its unit: "Decode, tokens/s". */
+val Metric.title: String get() = label.replaceFirstChar { it.uppercaseChar() } + ", " + if (unit == "bytes") "MB" else unit

@@ -7,6 +7,7 @@ import android.util.Log
 import org.pocketphi.core.BadInput
 import org.pocketphi.core.Event
 import org.pocketphi.core.LineSink
+import org.pocketphi.core.ProgressFile
 import org.pocketphi.core.ProgressLines
 import org.pocketphi.core.RunRequest
 
@@ -43,11 +44,11 @@ class HeadlessActivity : Activity() {
     }
 
     private fun begin(intent: Intent) {
-        val name = intent.getStringExtra("run")
         try {
-            app.runs.start(RunRequest.parse(extras(intent)), Logcat)
+            val request = RunRequest.parse(extras(intent))
+            app.runs.start(request, sink(request.name, anew = request.name != app.runs.state.request?.name))
         } catch (problem: BadInput) {
-            ended(name.orEmpty(), problem.message)
+            ended(intent.getStringExtra("run").orEmpty(), problem.message)
         }
     }
 
@@ -58,8 +59,18 @@ class HeadlessActivity : Activity() {
     }
 
     private fun ended(run: String, problem: String) {
-        ProgressLines(run, Logcat).on(Event.Failed(problem))
+        ProgressLines(run, if (RunRequest.isName(run)) sink(run, anew = false) else Logcat).on(Event.Failed(problem))
         if (!app.runs.state.active) finish()
+    }
+
+    /** Lines go to the system's log and, for phones that keep none, into a file beside the result. */
+    private fun sink(run: String, anew: Boolean): LineSink {
+        val file = ProgressFile(app.results.folder, run)
+        if (anew) file.clear()
+        return LineSink { text ->
+            Logcat.line(text)
+            file.line(text)
+        }
     }
 
     private fun extras(intent: Intent): Map<String, Any?> = buildMap {

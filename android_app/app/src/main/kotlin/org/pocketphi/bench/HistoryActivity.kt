@@ -30,9 +30,9 @@ class HistoryActivity : Activity() {
     }
 
     private fun line(saved: SavedResult): String {
-        val runs = saved.result.runs.filter { it.summary.decodeTokensPerS != null }.map {
-            val rate = Format.number(it.summary.decodeTokensPerS!!.median)
-            getString(R.string.history_line, rate, Format.lengths(this, it.configuration))
+        val runs = saved.result.runs.mapNotNull { run ->
+            val rate = run.summary["decode_tokens_per_s"]?.median?.let(Format::number) ?: return@mapNotNull null
+            getString(R.string.history_line, rate, Format.lengths(this, run.configuration))
         }
         return (runs + listOfNotNull(if (saved.result.complete) null else getString(R.string.incomplete))).joinToString("\n")
     }

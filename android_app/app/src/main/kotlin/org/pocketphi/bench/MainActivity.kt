@@ -13,6 +13,7 @@ import android.widget.ProgressBar
 import android.widget.ScrollView
 import android.widget.TextView
 import org.pocketphi.core.BadInput
+import org.pocketphi.core.Contract
 import org.pocketphi.core.LoadMode
 import org.pocketphi.core.ModelFiles
 import org.pocketphi.core.RunRequest
@@ -71,12 +72,13 @@ class MainActivity : Activity() {
 
     private fun fillIn() {
         mapOf(
-            R.id.prompt_tokens to RunRequest.DEFAULT_PROMPT_TOKENS,
-            R.id.new_tokens to RunRequest.DEFAULT_NEW_TOKENS,
-            R.id.repeats to RunRequest.DEFAULT_REPEATS,
-            R.id.warmups to RunRequest.DEFAULT_WARMUPS,
-            R.id.cooldown to RunRequest.DEFAULT_COOLDOWN_S,
-        ).forEach { (id, value) -> findViewById<TextView>(id).text = value.toString() }
+            R.id.prompt_tokens to "prompt_tokens",
+            R.id.new_tokens to "new_tokens",
+            R.id.repeats to "repeats",
+            R.id.warmups to "warmups",
+            R.id.cooldown to "cooldown_s",
+        ).forEach { (id, option) -> findViewById<TextView>(id).text = Contract.current.option(option).text }
+        findViewById<CheckBox>(R.id.load_each).isChecked = Contract.current.option("load_mode").text == LoadMode.EACH.json
     }
 
     private fun lookAgain() {

@@ -7,6 +7,7 @@ import android.view.ViewGroup
 import android.widget.LinearLayout
 import android.widget.TextView
 import org.pocketphi.core.Comparison
+import org.pocketphi.core.Contract
 import org.pocketphi.core.Metric
 import org.pocketphi.core.Result
 import org.pocketphi.core.Run
@@ -50,10 +51,10 @@ class ResultCards(private val into: LinearLayout) {
             for (compared in pair.rows.filter { it.before != null || it.after != null }) {
                 val change = compared.change?.let { change(it) }
                 val cells = row(
-                    card, context.getString(compared.metric.label),
+                    card, compared.metric.title,
                     listOf(compared.before, compared.after).map { number(compared.metric, it) } + (change ?: unknown), R.style.Text,
                 )
-                val better = compared.better()
+                val better = compared.better
                 if (better != null) cells.last().setTextColor(context.getColor(if (better) R.color.good else R.color.bad))
             }
         }
@@ -70,19 +71,20 @@ class ResultCards(private val into: LinearLayout) {
         text(card, Format.lengths(context, run.configuration), R.style.Text_Heading)
         val summary = run.summary
         row(card, "", listOf(R.string.column_median, R.string.column_range).map { context.getString(it) }, R.style.Text_Faint, WIDE_LAST)
-        for (metric in Metric.entries) {
-            val values = metric.of(summary) ?: continue
+        for (metric in Contract.current.metrics) {
+            val values = summary[metric.name] ?: continue
             val range = number(metric, values.min) + " – " + number(metric, values.max)
-            row(card, context.getString(metric.label), listOf(number(metric, values.median), range), R.style.Text, WIDE_LAST)
+            row(card, metric.title, listOf(number(metric, values.median), range), R.style.Text, WIDE_LAST)
         }
         chart(card, R.string.chart_rates) { it.showRates(run) }
         if (run.repeats.any { repeat -> repeat.samples.any { it.memory.pss != null } }) {
             chart(card, R.string.chart_memory) { it.showMemory(run) }
         }
         thermal(run)?.let { text(card, it, R.style.Text_Faint) }
-        if (run.repeats.any { it.throttled }) warning(card, context.getString(R.string.throttled))
+        val hot = run.repeats.indices.filter { run.repeats[it].throttled }.joinToString { "${it + 1}" }
+        if (hot.isNotEmpty()) warning(card, Contract.current.remark("hot", "repeats" to hot))
         val warnings = run.repeats.sumOf { it.lowMemoryEvents }
-        if (warnings > 0) warning(card, context.resources.getQuantityString(R.plurals.low_memory_count, warnings, warnings))
+        if (warnings > 0) warning(card, Contract.current.remark("low_memory", "count" to warnings))
         run.repeats.flatMap { it.notes }.distinct().forEach { text(card, it, R.style.Text_Faint) }
     }
 

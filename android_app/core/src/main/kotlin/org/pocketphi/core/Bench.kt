@@ -114,7 +114,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
                 repeats[index].add(measured)
                 val missing = request.repeats - done()
                 val failed = measured.stopReason == StopReason.ERROR
-                val problem = if (failed) measured.notes.last() else "The run goes on: ${done()} of ${request.repeats} repeats are done."
+                val problem = if (failed) measured.notes.last() else Contract.current.goesOn(done(), request.repeats)
                 val soFar = result(if (missing == 0 && !failed) null else problem)
                 around.files.write(request.name, soFar)
                 onEvent(Event.Repeated(index, repeat, measured, soFar))
@@ -148,27 +148,25 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         val seen = sampler.end(origin)
         val after = around.probes.thermal()
         if (each) unload()
-        if (after.lowPowerMode == true) note("The phone was in power save mode.")
+        val contract = Contract.current
+        if (before.lowPowerMode == true || after.lowPowerMode == true) note(contract.note("low_power"))
         val generated = timed.generated
         val promptTokens = generated?.promptTokens ?: prompt.tokens
         if (promptTokens != configuration.promptTokens) {
-            note("The prompt had $promptTokens tokens, ${configuration.promptTokens} were asked for.")
+            note(contract.note("prompt_length", "found" to promptTokens, "wanted" to configuration.promptTokens))
         }
         val asked = configuration.newTokens
         if (generated != null && generated.stopReason == StopReason.NEW_TOKENS && generated.generatedTokens < asked) {
-            note("The context had room for ${generated.generatedTokens} new tokens only, $asked were asked for.")
+            note(contract.note("context_full", "found" to generated.generatedTokens, "wanted" to asked))
         }
         if (generated != null && !timed.everyToken) {
-            note("Characters were spread over several tokens, so the times of single tokens are not known.")
+            note(contract.note("no_token_times"))
         }
         problem?.let { notes.add(it) }
         return Repeat(
-            loadMs = load?.ms,
+            measures = timed.measures(promptTokens) + known("load_ms" to load?.ms),
             promptTokens = promptTokens,
             generatedTokens = generated?.generatedTokens ?: 0,
-            timeToFirstTokenMs = timed.firstMs,
-            prefillTokensPerS = timed.prefillRate(promptTokens),
-            decodeTokensPerS = timed.decodeRate,
             tokenMs = timed.tokenMs,
             samples = load?.seen?.samples.orEmpty() + seen.samples,
             peak = (load?.seen?.peak ?: Memory.UNKNOWN).worst(seen.peak),

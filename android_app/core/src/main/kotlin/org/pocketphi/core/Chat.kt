@@ -4,23 +4,30 @@ enum class Role(val tag: String) { SYSTEM("system"), USER("user"), ASSISTANT("as
 
 data class Message(val role: Role, val content: String)
 
-/** Phi-4-mini's chat format. */
+/** The chat format of the contract. */
 object ChatFormat {
-    const val END = "<|end|>"
-    private val ENDS = listOf(END, "<|endoftext|>")
+    val end: String get() = Contract.current.turnEnd
 
     /** The prompt that lets the model answer [messages]. */
     fun render(messages: List<Message>): String = messages.joinToString("") { turn(it) } + open(Role.ASSISTANT)
 
-    fun turn(message: Message): String = open(message.role) + message.content + END
+    fun turn(message: Message): String = open(message.role) + message.content + end
 
-    fun open(role: Role): String = "<|${role.tag}|>"
+    fun open(role: Role): String = Contract.current.turn.replace("{role}", role.tag)
 
-    /** What a person should see of an answer: without the token that ended it. */
+    /** What a person should see of an answer so far: up to a text that ends it, and nothing that may become one. */
     fun visible(answer: String): String {
-        val end = ENDS.firstOrNull { answer.endsWith(it) } ?: return answer
-        return answer.dropLast(end.length)
+        val stops = Contract.current.stops
+        stops.map { answer.indexOf(it) }.filter { it >= 0 }.minOrNull()?.let { return answer.take(it) }
+        val begun = answer.indices.firstOrNull { from -> stops.any { it.startsWith(answer.substring(from)) } }
+        return answer.take(begun ?: answer.length)
     }
+
+    /** The same of an answer that has ended: what only looked like a stop is text. */
+    fun whole(answer: String): String = visible(answer).let { if (stopped(answer)) it else answer }
+
+    /** Whether [answer] holds a text that ends it. */
+    fun stopped(answer: String): Boolean = Contract.current.stops.any { it in answer }
 }
 
 /**
@@ -49,10 +56,9 @@ class ChatSession(private val engine: LlmEngine, system: String?) {
             answer.append(piece)
             onPiece(piece)
         }
-        val visible = ChatFormat.visible(answer.toString())
-        history.add(Message(Role.ASSISTANT, visible))
-        val ended = generated.stopReason == StopReason.END_OF_TURN || visible.length < answer.length
-        unread = (if (ended) "" else last) + ChatFormat.END
+        history.add(Message(Role.ASSISTANT, ChatFormat.whole(answer.toString())))
+        val ended = generated.stopReason == StopReason.END_OF_TURN || ChatFormat.stopped(answer.toString())
+        unread = (if (ended) "" else last) + ChatFormat.end
         return generated
     }
 }

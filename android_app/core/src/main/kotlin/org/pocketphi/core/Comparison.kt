@@ -5,22 +5,12 @@ data class Compared(val metric: Metric, val before: Double?, val after: Double?)
     /** How much more [after] is, of [before]; null where one is missing or nothing. */
     val change: Double? get() = if (before == null || after == null || before == 0.0) null else after / before - 1
 
-    /** Null where the change is within [tolerance], a fraction. */
-    fun better(tolerance: Double = 0.03): Boolean? {
+    /** Null where the change is within the metric's tolerance, or the metric is not judged. */
+    val better: Boolean? get() {
         val change = change ?: return null
-        if (Math.abs(change) <= tolerance) return null
+        if (Math.abs(change) <= (metric.tolerance ?: return null)) return null
         return (change > 0) == metric.moreIsBetter
     }
-}
-
-enum class Metric(val moreIsBetter: Boolean, val of: (Summary) -> Statistics?) {
-    DECODE(true, { it.decodeTokensPerS }),
-    PREFILL(true, { it.prefillTokensPerS }),
-    FIRST_TOKEN(false, { it.timeToFirstTokenMs }),
-    TOKEN(false, { it.tokenMs }),
-    LOAD(false, { it.loadMs }),
-    PEAK_PSS(false, { it.peakPss }),
-    PEAK_RSS(false, { it.peakRss }),
 }
 
 /** Two results beside each other. */
@@ -32,7 +22,7 @@ object Comparison {
         val other = before.runs.firstOrNull { it.configuration.sameLengths(run.configuration) } ?: return@mapNotNull null
         val old = other.summary
         val new = run.summary
-        Pair(run.configuration, Metric.entries.map { Compared(it, it.of(old)?.median, it.of(new)?.median) })
+        Pair(run.configuration, Contract.current.metrics.map { Compared(it, old[it.name]?.median, new[it.name]?.median) })
     }
 
     /** Sentences on what makes the two less comparable. */

@@ -32,12 +32,6 @@ data class RunRequest(
     val repeats: Int get() = configurations.sumOf { it.repeats }
 
     companion object {
-        const val DEFAULT_PROMPT_TOKENS = "64,512"
-        const val DEFAULT_NEW_TOKENS = 128
-        const val DEFAULT_REPEATS = 5
-        const val DEFAULT_WARMUPS = 1
-        const val DEFAULT_COOLDOWN_S = 10
-
         private val NAME = Regex("[a-z0-9-]{1,64}")
         private val SHA256 = Regex("[0-9a-f]{64}")
 
@@ -46,13 +40,14 @@ data class RunRequest(
          * Values are String or Int; throws [BadInput] that names the extra and its value.
          */
         fun parse(extras: Map<String, Any?>): RunRequest {
-            val newTokens = int(extras, "new_tokens", DEFAULT_NEW_TOKENS, 1..131072)
-            val repeats = int(extras, "repeats", DEFAULT_REPEATS, 1..1000)
-            val warmups = int(extras, "warmups", DEFAULT_WARMUPS, 0..100)
-            val cooldown = int(extras, "cooldown_s", DEFAULT_COOLDOWN_S, 0..3600)
-            val mode = LoadMode.entries.firstOrNull { it.json == (extras["load_mode"] ?: LoadMode.ONCE.json) }
-                ?: throw BadInput("load_mode is \"${extras["load_mode"]}\", but only \"once\" and \"each\" exist.")
-            val lengths = lengths((extras["prompt_tokens"] ?: DEFAULT_PROMPT_TOKENS).toString())
+            val newTokens = int(extras, "new_tokens")
+            val repeats = int(extras, "repeats")
+            val warmups = int(extras, "warmups")
+            val cooldown = int(extras, "cooldown_s")
+            val word = extras["load_mode"] ?: Contract.current.option("load_mode").text
+            val mode = LoadMode.entries.firstOrNull { it.json == word }
+                ?: throw BadInput("load_mode is \"$word\", but only \"once\" and \"each\" exist.")
+            val lengths = lengths((extras["prompt_tokens"] ?: Contract.current.option("prompt_tokens").text).toString())
             val files = (extras["prompt_files"] as String?).orEmpty().split(',').map { it.trim() }.filter { it.isNotEmpty() }
             if (files.isNotEmpty() && files.size != lengths.size) {
                 throw BadInput("prompt_files names ${files.size} files, but prompt_tokens has ${lengths.size} lengths.")
@@ -70,11 +65,13 @@ data class RunRequest(
         /** A run's name is a file's name too, so it is checked before anything is written under it. */
         fun name(name: String?): String {
             if (name == null) throw BadInput("The extra \"run\" is missing: every run needs a name.")
-            if (!NAME.matches(name)) {
+            if (!isName(name)) {
                 throw BadInput("The run's name is \"$name\"; 1 to 64 of a-z, 0-9 and - are allowed.")
             }
             return name
         }
+
+        fun isName(name: String) = NAME.matches(name)
 
         private fun path(extras: Map<String, Any?>, key: String): String {
             val path = extras[key] as String?
@@ -83,14 +80,19 @@ data class RunRequest(
             return path
         }
 
-        private fun lengths(text: String): List<Int> = text.split(',').map { part ->
-            part.trim().toIntOrNull()?.takeIf { it in 1..131072 } ?: throw BadInput(
-                "prompt_tokens is \"$text\"; it wants whole numbers from 1 to 131072 with commas between them, such as 64,512.",
-            )
+        private fun lengths(text: String): List<Int> {
+            val range = Contract.current.option("prompt_tokens").range
+            return text.split(',').map { part ->
+                part.trim().toIntOrNull()?.takeIf { it in range } ?: throw BadInput(
+                    "prompt_tokens is \"$text\"; it wants whole numbers from ${range.first} to ${range.last} with commas " +
+                        "between them, such as 64,512.",
+                )
+            }
         }
 
-        private fun int(extras: Map<String, Any?>, key: String, default: Int, range: IntRange): Int {
-            val given = extras[key] ?: return default
+        private fun int(extras: Map<String, Any?>, key: String): Int {
+            val range = Contract.current.option(key).range
+            val given = extras[key] ?: return Contract.current.option(key).number
             val number = given as? Int ?: given.toString().trim().toIntOrNull()
             if (number == null || number !in range) {
                 throw BadInput("$key is \"$given\"; it wants a whole number from ${range.first} to ${range.last}.")

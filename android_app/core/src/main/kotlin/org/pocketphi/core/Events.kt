@@ -1,5 +1,8 @@
 package org.pocketphi.core
 
+import java.io.File
+import java.io.IOException
+
 /** What happens in a run, in its order. */
 sealed interface Event {
     data class Started(val appVersion: String, val pid: Int) : Event
@@ -20,6 +23,24 @@ sealed interface Event {
 /** Where progress lines go. */
 fun interface LineSink {
     fun line(text: String)
+}
+
+/** Lines of one run in `RUN.progress.jsonl` of [folder], for programs that do not get the system's log. */
+class ProgressFile(folder: File, run: String) : LineSink {
+    private val file = File(folder, "$run.progress.jsonl")
+
+    fun clear() {
+        file.delete()
+    }
+
+    /** A full disk loses lines here; the result's own file says so. */
+    override fun line(text: String) = synchronized(this) {
+        try {
+            file.parentFile.mkdirs()
+            file.appendText(text + "\n")
+        } catch (_: IOException) {
+        }
+    }
 }
 
 /** The lines of docs/app_protocol.md for a run's events; events that it does not name give none. */

@@ -38,7 +38,8 @@ enum class ThermalStatus(val json: String) {
     NONE("none"), LIGHT("light"), MODERATE("moderate"), SEVERE("severe"),
     CRITICAL("critical"), EMERGENCY("emergency"), SHUTDOWN("shutdown"), UNKNOWN("unknown");
 
-    val throttles: Boolean get() = this != UNKNOWN && this >= MODERATE
+    /** The device slows itself down. */
+    val throttles: Boolean get() = json in Contract.current.hot
 }
 
 data class Thermal(

@@ -5,7 +5,7 @@ import java.util.Date
 import java.util.Locale
 import java.util.TimeZone
 
-/** The result document of export/result.schema.json, as far as an Android app fills it. */
+/** The result document of export/bench/contract/result.schema.json, as far as an Android app fills it. */
 data class Result(
     val created: String,
     /** Null when complete, else a sentence. */
@@ -18,7 +18,7 @@ data class Result(
     val complete: Boolean get() = problem == null
 
     fun toJson(): Map<String, Any?> = linkedMapOf(
-        "schema" to SCHEMA,
+        "schema" to Contract.current.format,
         "created" to created,
         "status" to if (complete) "complete" else "incomplete",
         "problem" to problem,
@@ -29,8 +29,6 @@ data class Result(
     )
 
     companion object {
-        const val SCHEMA = "pocketphi-result/1"
-
         /** [millis] since 1970 as the schema writes it. */
         fun utc(millis: Long): String = SimpleDateFormat("yyyy-MM-dd'T'HH:mm:ss'Z'", Locale.ROOT)
             .apply { timeZone = TimeZone.getTimeZone("UTC") }
@@ -85,7 +83,8 @@ data class Manifest(
             val parts = listOf("kv_cache_bytes", "activation_bytes").map { (planned?.get(it) as? Number)?.toLong() }
             return Manifest(
                 (json["checkpoint"] as? Map<*, *>)?.get("name") as? String,
-                options["recipe"] as? String,
+                // In older manifests the text stands where newer ones have the recipe's numbers.
+                json["recipe"] as? String ?: options["recipe"] as? String,
                 (options["context"] as? Number)?.toInt()?.takeIf { it > 0 },
                 (options["prefill_chunk"] as? Number)?.toInt()?.takeIf { it > 0 },
                 options["kv_cache"] as? String,
@@ -96,22 +95,32 @@ data class Manifest(
 }
 
 data class Run(val configuration: Configuration, val repeats: List<Repeat>) {
-    val summary: Summary get() = Summary.of(repeats)
+    val summary: Map<String, Statistics?> get() = summary(repeats)
 
     fun toJson(): Map<String, Any?> = linkedMapOf(
         "configuration" to configuration.toJson(),
         "repeats" to repeats.map { it.toJson() },
-        "summary" to summary.toJson(),
+        "summary" to summary.mapValues { it.value?.toJson() },
     )
+
+    companion object {
+        /** By the names of the contract's metrics, over the repeats that did not end in an error. */
+        fun summary(repeats: List<Repeat>): Map<String, Statistics?> {
+            val good = repeats.filter { it.stopReason != StopReason.ERROR }.map { it.toJson() }
+            return Contract.current.metrics.associate { metric -> metric.name to Statistics.of(good.flatMap { metric.of(it) }) }
+        }
+    }
 }
 
+/** Of numbers by their names, those that are known. */
+fun known(vararg numbers: Pair<String, Double?>): Map<String, Double> =
+    numbers.mapNotNull { (name, number) -> number?.let { name to it } }.toMap()
+
 data class Repeat(
-    val loadMs: Double?,
+    /** By the names of the contract's metrics; those that lack are not known. */
+    val measures: Map<String, Double>,
     val promptTokens: Int,
     val generatedTokens: Int,
-    val timeToFirstTokenMs: Double?,
-    val prefillTokensPerS: Double?,
-    val decodeTokensPerS: Double?,
     val tokenMs: List<Double>,
     val samples: List<Sample>,
     val peak: Memory,
@@ -123,13 +132,14 @@ data class Repeat(
 ) {
     val throttled: Boolean get() = before.status.throttles || after.status.throttles
 
-    fun toJson(): Map<String, Any?> = linkedMapOf(
-        "load_ms" to loadMs,
+    val loadMs: Double? get() = measures["load_ms"]
+    val timeToFirstTokenMs: Double? get() = measures["time_to_first_token_ms"]
+    val prefillTokensPerS: Double? get() = measures["prefill_tokens_per_s"]
+    val decodeTokensPerS: Double? get() = measures["decode_tokens_per_s"]
+
+    fun toJson(): Map<String, Any?> = Contract.current.metrics.filter { it.measured }.associate { it.name to measures[it.name] } + linkedMapOf(
         "prompt_tokens" to promptTokens,
         "generated_tokens" to generatedTokens,
-        "time_to_first_token_ms" to timeToFirstTokenMs,
-        "prefill_tokens_per_s" to prefillTokensPerS,
-        "decode_tokens_per_s" to decodeTokensPerS,
         "token_ms" to tokenMs,
         "memory" to linkedMapOf("samples" to samples.map { it.toJson() }, "peak" to peak.toJson()),
         "thermal" to linkedMapOf("before" to before.toJson(), "after" to after.toJson()),
@@ -138,45 +148,4 @@ data class Repeat(
         "stop_reason" to stopReason.json,
         "notes" to notes,
     )
-}
-
-/** Over the repeats that did not end in an error. */
-data class Summary(
-    val loadMs: Statistics?,
-    val timeToFirstTokenMs: Statistics?,
-    val prefillTokensPerS: Statistics?,
-    val decodeTokensPerS: Statistics?,
-    val tokenMs: Statistics?,
-    val peakPss: Statistics?,
-    val peakRss: Statistics?,
-    val peakPrivateDirty: Statistics?,
-) {
-    fun toJson(): Map<String, Any?> = linkedMapOf(
-        "load_ms" to loadMs?.toJson(),
-        "time_to_first_token_ms" to timeToFirstTokenMs?.toJson(),
-        "prefill_tokens_per_s" to prefillTokensPerS?.toJson(),
-        "decode_tokens_per_s" to decodeTokensPerS?.toJson(),
-        "token_ms" to tokenMs?.toJson(),
-        "peak_pss_bytes" to peakPss?.toJson(),
-        "peak_rss_bytes" to peakRss?.toJson(),
-        "peak_private_dirty_bytes" to peakPrivateDirty?.toJson(),
-        "peak_footprint_bytes" to null,
-    )
-
-    companion object {
-        fun of(repeats: List<Repeat>): Summary {
-            val good = repeats.filter { it.stopReason != StopReason.ERROR }
-            fun over(value: (Repeat) -> Number?) = Statistics.of(good.mapNotNull { value(it)?.toDouble() })
-            return Summary(
-                over { it.loadMs },
-                over { it.timeToFirstTokenMs },
-                over { it.prefillTokensPerS },
-                over { it.decodeTokensPerS },
-                Statistics.of(good.flatMap { it.tokenMs }),
-                over { it.peak.pss },
-                over { it.peak.rss },
-                over { it.peak.privateDirty },
-            )
-        }
-    }
 }

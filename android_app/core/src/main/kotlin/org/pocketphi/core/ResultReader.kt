@@ -6,9 +6,8 @@ object ResultReader {
     fun read(text: String): Result {
         try {
             val json = Json.read(text) as? Map<*, *> ?: throw BadInput("this is not a result but another kind of JSON.")
-            if (json["schema"] != Result.SCHEMA) {
-                throw BadInput("its schema is ${json["schema"]}, but this app reads ${Result.SCHEMA}.")
-            }
+            val format = Contract.current.format
+            if (json["schema"] != format) throw BadInput("its schema is ${json["schema"]}, but this app reads $format.")
             return result(At(json))
         } catch (problem: JsonError) {
             throw BadInput("${problem.message}.")
@@ -39,8 +38,8 @@ object ResultReader {
     )
 
     private fun repeat(json: At) = Repeat(
-        json.double("load_ms"), json.int("prompt_tokens"), json.int("generated_tokens"),
-        json.double("time_to_first_token_ms"), json.double("prefill_tokens_per_s"), json.double("decode_tokens_per_s"),
+        known(*Contract.current.metrics.filter { it.measured }.map { it.name to json.double(it.name) }.toTypedArray()),
+        json.int("prompt_tokens"), json.int("generated_tokens"),
         json.numbers("token_ms"),
         json.at("memory").list("samples").map { sample ->
             Sample(

@@ -16,11 +16,15 @@ class Timed(private val begin: Long, private val times: List<Long>, val generate
 
     val tokenMs: List<Double> get() = if (everyToken) times.zipWithNext { one, next -> (next - one) / 1e6 } else emptyList()
 
-    /** Tokens a second. */
-    fun prefillRate(promptTokens: Int): Double? = firstMs?.takeIf { it > 0 }?.let { promptTokens / it * 1000 }
+    /** By the names of the contract's metrics; those that are not known lack. */
+    fun measures(promptTokens: Int): Map<String, Double> = known(
+        "time_to_first_token_ms" to firstMs,
+        "prefill_tokens_per_s" to firstMs?.takeIf { it > 0 }?.let { promptTokens / it * 1000 },
+        "decode_tokens_per_s" to decodeRate,
+    )
 
-    /** Tokens a second, over all but the first. */
-    val decodeRate: Double? get() {
+    // Over all but the first.
+    private val decodeRate: Double? get() {
         if (generated == null || generated.generatedTokens < 2) return null
         val ms = if (everyToken) (times.last() - times.first()) / 1e6 else generated.decodeMs
         return ms?.takeIf { it > 0 }?.let { (generated.generatedTokens - 1) / it * 1000 }

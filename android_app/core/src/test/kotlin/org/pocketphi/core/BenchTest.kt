@@ -66,7 +66,7 @@ class BenchTest {
         assertNull(result.runs[0].repeats[1].loadMs)
         assertNull(result.runs[1].repeats[0].loadMs)
         assertEquals(StopReason.NEW_TOKENS, repeat.stopReason)
-        assertEquals(320.0, result.runs[1].summary.timeToFirstTokenMs!!.median, 1e-6)
+        assertEquals(320.0, result.runs[1].summary["time_to_first_token_ms"]!!.median, 1e-6)
         // Two guesses at each length, whose number nobody knows yet, then a warm-up and three repeats.
         assertEquals(listOf(null, null, 16, 16, 16, 16, null, null, 32, 32, 32, 32), engine.promptTokens)
         assertEquals(1, engine.calls.count { it == "load" })
@@ -175,7 +175,7 @@ class BenchTest {
         val repeats = result.runs[0].repeats
         assertEquals(StopReason.ERROR, repeats.last().stopReason)
         assertNull(repeats.last().decodeTokensPerS)
-        assertEquals(20.0, result.runs[0].summary.decodeTokensPerS!!.max, 1e-6)
+        assertEquals(20.0, result.runs[0].summary["decode_tokens_per_s"]!!.max, 1e-6)
         assertEquals(result.problem, (events.last() as Event.Failed).message)
         assertEquals("close", engine.calls.last())
     }
@@ -244,7 +244,7 @@ class BenchTest {
         bench("repeats" to 1).run()
         val repeat = saved().runs[0].repeats[0]
         assertTrue(repeat.throttled)
-        assertEquals(listOf("The phone was in power save mode."), repeat.notes)
+        assertEquals(listOf("The device was in low-power mode."), repeat.notes)
         assertFalse(ThermalStatus.UNKNOWN.throttles)
         assertFalse(ThermalStatus.LIGHT.throttles)
     }

@@ -93,13 +93,13 @@ class FakeProbes : Probes {
 }
 
 object Repository {
-    /** The folder that holds tests/vectors, which Gradle's and Maven's tests both find. */
+    /** The repository's folder, which Gradle's and Maven's tests both find. */
     val root: File = System.getProperty("pocketphi.root")?.let { File(it) }
-        ?: generateSequence(File("").absoluteFile) { it.parentFile }.first { File(it, "tests/vectors").isDirectory }
+        ?: generateSequence(File("").absoluteFile) { it.parentFile }.first { File(it, "export/bench/contract").isDirectory }
 
     @Suppress("UNCHECKED_CAST")
     fun vectors(key: String): List<Map<String, Any?>> {
-        val all = Json.read(File(root, "tests/vectors/shared.json").readText()) as Map<String, Any?>
+        val all = Json.read(File(root, "export/bench/contract/vectors.json").readText()) as Map<String, Any?>
         return (all[key] as List<Map<String, Any?>>).also { check(it.isNotEmpty()) }
     }
 }

@@ -13,7 +13,8 @@ class ResultTest {
     @get:Rule val folder = TemporaryFolder()
 
     private fun repeat(rate: Double?, peak: Long = 5, reason: StopReason = StopReason.NEW_TOKENS) = Repeat(
-        12.5, 64, 128, 100.0, 640.0, rate, listOf(1.0, 2.0), listOf(Sample(0.5, Phase.DECODE, Memory.UNKNOWN.copy(pss = 3))),
+        known("load_ms" to 12.5, "time_to_first_token_ms" to 100.0, "prefill_tokens_per_s" to 640.0, "decode_tokens_per_s" to rate),
+        64, 128, listOf(1.0, 2.0), listOf(Sample(0.5, Phase.DECODE, Memory.UNKNOWN.copy(pss = 3))),
         Memory.UNKNOWN.copy(pss = peak), Thermal.UNKNOWN, Thermal(ThermalStatus.SEVERE, 40.5, 12.0, null), 1, reason, listOf("note"),
     )
 
@@ -68,23 +69,26 @@ class ResultTest {
 
     @Test
     fun summariesLeaveErrorsOut() {
-        val summary = Summary.of(listOf(repeat(10.0, peak = 7), repeat(20.0, peak = 9), repeat(null, peak = 99, reason = StopReason.ERROR)))
-        assertEquals(15.0, summary.decodeTokensPerS!!.median, 0.0)
-        assertEquals(9.0, summary.peakPss!!.max, 0.0)
-        assertEquals(1.5, summary.tokenMs!!.median, 0.0)
-        assertNull(Summary.of(emptyList()).loadMs)
-        assertNull(summary.peakRss)
+        val summary = Run.summary(listOf(repeat(10.0, peak = 7), repeat(20.0, peak = 9), repeat(null, peak = 99, reason = StopReason.ERROR)))
+        assertEquals(15.0, summary["decode_tokens_per_s"]!!.median, 0.0)
+        assertEquals(9.0, summary["peak_pss_bytes"]!!.max, 0.0)
+        assertEquals(1.5, summary["token_ms"]!!.median, 0.0)
+        assertEquals(Contract.current.metrics.map { it.name }.toSet(), Run.summary(emptyList()).keys)
+        assertNull(Run.summary(emptyList())["load_ms"])
+        assertNull(summary["peak_rss_bytes"])
     }
 
     @Test
     fun comparison() {
         val before = result(10.0, 12.0)
         val after = result(22.0, model = "b.pte", problem = "Stopped.")
-        val decode = Comparison.of(before, after).single().rows.first { it.metric == Metric.DECODE }
+        val rows = Comparison.of(before, after).single().rows.associateBy { it.metric.name }
+        val decode = rows.getValue("decode_tokens_per_s")
         assertEquals(1.0, decode.change!!, 1e-9)
-        assertEquals(true, decode.better())
-        assertEquals(false, decode.copy(metric = Metric.TOKEN).better())
-        assertNull(decode.copy(after = 11.2).better())
+        assertEquals(true, decode.better)
+        assertEquals(false, decode.copy(metric = rows.getValue("token_ms").metric).better)
+        assertNull(decode.copy(metric = rows.getValue("peak_rss_bytes").metric).better)
+        assertNull(decode.copy(after = 11.2).better)
         assertNull(decode.copy(before = null).change)
         val notes = Comparison.differences(before, after)
         assertEquals(listOf("Other models: a.pte and b.pte.", "Some repeats ran on a hot, throttled device.", "A run is incomplete."), notes)
@@ -97,6 +101,9 @@ class ResultTest {
         val text = "{\"checkpoint\":{\"name\":\"phi\"},\"options\":{\"context\":4096,\"prefill_chunk\":256,\"kv_cache\":\"bf16\"," +
             "\"recipe\":\"8da4w g32\"},\"planned\":{\"kv_cache_bytes\":100,\"activation_bytes\":20}}"
         assertEquals(Manifest("phi", "8da4w g32", 4096, 256, "bf16", 120), Manifest.parse(text))
+        val newer = text.replace("\"recipe\":\"8da4w g32\"", "\"recipe\":{\"quantized\":true,\"group_size\":32}")
+            .replaceFirst("{", "{\"recipe\":\"8da4w g32, embedding int8\",")
+        assertEquals(Manifest("phi", "8da4w g32, embedding int8", 4096, 256, "bf16", 120), Manifest.parse(newer))
         assertEquals(Manifest(null, null, null, null, null, null), Manifest.parse("{\"options\":{}}"))
         assertNull(Manifest.parse("{\"a\":1}"))
         assertNull(Manifest.parse("no"))

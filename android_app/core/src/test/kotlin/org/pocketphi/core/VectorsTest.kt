@@ -4,7 +4,7 @@ import org.junit.Assert.assertEquals
 import org.junit.Assert.assertNull
 import org.junit.Test
 
-/** What tests/vectors/shared.json says, and Python's and Swift's tests check too. */
+/** What export/bench/contract/vectors.json says, and Python's and Swift's tests check too. */
 class VectorsTest {
     @Test
     fun statistics() {
@@ -24,6 +24,18 @@ class VectorsTest {
                 Message(Role.entries.first { it.tag == message["role"] }, message["content"] as String)
             }
             assertEquals(vector["text"], ChatFormat.render(messages))
+        }
+    }
+
+    @Test
+    fun answers() {
+        for (vector in Repository.vectors("answers")) {
+            val pieces = vector["pieces"] as List<*>
+            val shown = pieces.indices.map { ChatFormat.visible(pieces.take(it + 1).joinToString("")) }
+            assertEquals(vector["shown"], shown)
+            val answer = pieces.joinToString("")
+            assertEquals(vector["stopped"], ChatFormat.stopped(answer))
+            assertEquals(vector["whole"] ?: shown.last(), ChatFormat.whole(answer))
         }
     }
 }

@@ -11,6 +11,7 @@ import org.junit.Test
 import org.junit.runner.RunWith
 import org.pocketphi.core.EngineErrors
 import org.pocketphi.core.EngineFactory
+import org.pocketphi.core.Json
 import org.pocketphi.core.StopReason
 import org.robolectric.Robolectric
 import org.robolectric.RobolectricTestRunner
@@ -67,7 +68,9 @@ class HeadlessActivityTest {
         val file = File(lines.last()["file"] as String)
         assertEquals("run-7.json", file.name)
         assertEquals("results", file.parentFile!!.name)
-        assertEquals(listOf("run-7.json"), file.parentFile!!.list()!!.toList())
+        assertEquals(setOf("run-7.json", "run-7.progress.jsonl"), file.parentFile!!.list()!!.toSet())
+        // For phones that keep no log: the same lines.
+        assertEquals(lines, File(file.parentFile, "run-7.progress.jsonl").readLines().map { Json.read(it) })
         val result = app.results.read(file)
         assertTrue(result.complete)
         assertEquals(listOf(16, 40), result.runs.map { it.configuration.promptTokens })
@@ -180,6 +183,7 @@ class HeadlessActivityTest {
         val state = android.os.Bundle()
         Robolectric.buildActivity(HeadlessActivity::class.java, intent("killed")).create(state)
         assertEquals("killed", lines().last()["run"])
-        assertTrue((lines().last()["message"] as String).contains("most likely for its memory"))
+        assertEquals("The system ended the app while the run was under way; finished repeats are kept.", lines().last()["message"])
+        assertEquals(lines(), File(app.results.folder, "killed.progress.jsonl").readLines().map { Json.read(it) })
     }
 }

@@ -178,7 +178,7 @@ class MainActivityTest {
             idle()
             val (first, second) = app.results.list().single().result.runs.single().repeats
             assertEquals(2, first.lowMemoryEvents)
-            assertEquals(listOf("The app went to the background."), first.notes)
+            assertEquals(listOf("The app went to the background, where the system may slow or stop it."), first.notes)
             assertEquals(0, second.lowMemoryEvents)
             assertEquals(listOf("running_critical", "low_memory"), lines().filter { it["event"] == "low_memory" }.map { it["level"] })
             assertTrue(screen.findViewById<android.widget.LinearLayout>(R.id.results).childCount >= 2)

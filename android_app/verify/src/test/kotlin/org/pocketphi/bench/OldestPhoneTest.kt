@@ -13,9 +13,9 @@ import org.robolectric.RobolectricTestRunner
 import org.robolectric.annotation.Config
 import java.io.File
 
-/** The classes of Android 6 lack what later ones have: a call to any of it ends these tests. */
+/** The classes of Android 8 lack what later ones have: a call to any of it ends these tests. */
 @RunWith(RobolectricTestRunner::class)
-@Config(sdk = [23])
+@Config(sdk = [26])
 class OldestPhoneTest {
     @get:Rule val noRunLeft = NoRunLeft()
     private val engine = ScriptedEngine()
@@ -34,7 +34,7 @@ class OldestPhoneTest {
         }
         val saved = app.results.list().single()
         assertEquals(ThermalStatus.UNKNOWN, saved.result.runs.single().repeats[0].after.status)
-        assertEquals("6.0.1", saved.result.device.osVersion)
+        assertEquals("8.0.0", saved.result.device.osVersion)
         Robolectric.buildActivity(HistoryActivity::class.java).use { it.setup() }
         Robolectric.buildActivity(ResultActivity::class.java, Intent().putExtra(ResultActivity.FILE, saved.file.path)).use { controller ->
             controller.setup().get().click(R.id.action_two)

@@ -24,6 +24,7 @@ import org.pocketphi.core.Sample
 import org.pocketphi.core.StopReason
 import org.pocketphi.core.Thermal
 import org.pocketphi.core.ThermalStatus
+import org.pocketphi.core.known
 import org.robolectric.ParameterizedRobolectricTestRunner
 import org.robolectric.Robolectric
 import org.robolectric.RuntimeEnvironment
@@ -205,8 +206,11 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
                 }
                 val thermal = Thermal(if (index == hot) ThermalStatus.MODERATE else ThermalStatus.NONE, 31.2 + index * 1.6, 76.0, false)
                 Repeat(
-                    if (index == 0) 9_730.0 else null, promptTokens, 128, firstMs, 117.0, decode,
-                    List(127) { 1000 / decode + it % 5 }, samples, samples.fold(Memory.UNKNOWN) { worst, one -> worst.worst(one.memory) }
+                    known(
+                        "load_ms" to if (index == 0) 9_730.0 else null, "time_to_first_token_ms" to firstMs,
+                        "prefill_tokens_per_s" to 117.0, "decode_tokens_per_s" to decode,
+                    ),
+                    promptTokens, 128, List(127) { 1000 / decode + it % 5 }, samples, samples.fold(Memory.UNKNOWN) { worst, one -> worst.worst(one.memory) }
                         .copy(rss = 2_911_000_000), thermal, thermal, if (index == 3) 1 else 0, StopReason.NEW_TOKENS, emptyList(),
                 )
             }

@@ -80,7 +80,8 @@ fun pushModel(name: String = "phi4-mini-8da4w"): File {
     File(app.models, "tokenizer.json").writeText("{}")
     File(app.models, "$name.json").writeText(
         "{\"checkpoint\":{\"name\":\"microsoft/Phi-4-mini-instruct\"},\"options\":{\"context\":4096,\"prefill_chunk\":256," +
-            "\"kv_cache\":\"bf16\",\"recipe\":\"8da4w g32, embedding int8, lm_head int4\"}," +
+            "\"kv_cache\":\"bf16\",\"recipe\":{\"quantized\":true,\"group_size\":32,\"embedding_bits\":8,\"head_bits\":4}}," +
+            "\"recipe\":\"8da4w g32, embedding int8, lm_head int4\"," +
             "\"planned\":{\"kv_cache_bytes\":536870912,\"activation_bytes\":18104320}}",
     )
     return File(app.models, "$name.pte").apply { writeBytes(ByteArray(4_801_440)) }

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench.adb import Device
+from export.bench.android.adb import Device
+from export.bench.contract import THERMAL
 from export.bench.files import Local, local_file
 from export.bench.memory import kib_of
-from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged, Watch, size
+from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged, Watch
+from export.bench.results.numbers import size
 
 FOLDER = "/data/local/tmp/pocketphi"  # apps may read there
 PARTIAL = ".partial"
-MIN_SDK = 23  # of the ExecuTorch library
+MIN_SDK = 26  # Android 8: what ExecuTorch's library is built for
 SLOWEST_BYTES_PER_S = 1e6  # below that a push is given up
-THERMAL = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
+HASHERS = ("sha256sum", "toybox sha256sum", "busybox sha256sum")
 
 
 class Phone:
@@ -80,7 +82,7 @@ class Phone:
         level, scale = _number(battery, r"level: (\d+)"), _number(battery, r"scale: (\d+)") or 100
         tenths = _number(battery, r"temperature: (-?\d+)")
         status = _number(service, r"Thermal Status: (\d+)")
-        known = status is not None and status < len(THERMAL)
+        known = status is not None and status < len(THERMAL) - 1  # the last is unknown
         return {
             "status": THERMAL[int(status)] if known and status is not None else "unknown",
             "battery_celsius": None if tenths is None else tenths / 10,
@@ -95,7 +97,7 @@ class Phone:
         if not self.abis:
             raise BadInput(f"{self.serial} is not an Android device: it names no ABI")
         if self.sdk < MIN_SDK:
-            raise BadInput(f"{self.serial} has Android API level {self.sdk}, {what} needs {MIN_SDK} (Android 6)")
+            raise BadInput(f"{self.serial} has Android API level {self.sdk}, {what} needs {MIN_SDK} (Android 8)")
         if not set(abis) & set(self.abis):
             raise BadInput(f"{self.serial} runs {', '.join(self.abis)} programs, {what} is for {' or '.join(abis)}")
 
@@ -150,9 +152,13 @@ class Phone:
             return False
         return self._hash(path, file.size_bytes) == file.sha256
 
-    def _hash(self, path: str, size_bytes: int) -> str | None:
-        done = self.device.shell(f"sha256sum {path}", timeout_s=60 + size_bytes / 2e7)
-        return None if done.code else done.out.split()[0].lstrip("\\")
+    def _hash(self, path: str, size_bytes: int) -> str:
+        """sha256 of a file there; `path` is quoted. Where no program of the phone's makes one it is read back."""
+        attempts = " || ".join(f"{program} {path} 2>/dev/null" for program in HASHERS)
+        done = self.device.shell(attempts, timeout_s=60 + size_bytes / 2e7)
+        if found := re.search(r"^\\?([0-9a-f]{64})\b", done.out, re.MULTILINE):
+            return found[1]
+        return self.device.hash(path, 60 + size_bytes / SLOWEST_BYTES_PER_S)
 
     def _push(self, file: Local) -> None:
         aside = shlex.quote(partial := f"{FOLDER}/{file.name}{PARTIAL}")
@@ -165,7 +171,7 @@ class Phone:
                 if again.sha256 != file.sha256:
                     raise BadInput(f"{file.path} changed while it was pushed to {self.serial}")
                 raise BadInput(
-                    f"{self.serial}: {file.name} arrived with sha256 {str(found)[:12]}…, it has {file.sha256[:12]}…"
+                    f"{self.serial}: {file.name} arrived with sha256 {found[:12]}…, it has {file.sha256[:12]}…"
                 )
             target = shlex.quote(f"{FOLDER}/{file.name}")
             self._run(f"chmod 644 {aside} && mv -f {aside} {target}")

@@ -20,6 +20,7 @@ from typing import Any
 
 from checkpoints.errors import BadInput
 from export.bench.outcome import Interrupted, TimedOut, Unplugged
+from export.bench.process import start
 
 SHORT_S = 60.0  # for commands that only ask
 GONE = re.compile(
@@ -41,6 +42,7 @@ class Apple:
     """A device that devicectl knows."""
 
     identifier: str
+    udid: str  # as Xcode and Finder show it
     name: str
     model: str  # iPhone16,1
     platform: str  # iOS
@@ -60,11 +62,8 @@ class Devicectl:
         self.cleaning = False  # then `stop` is not heeded
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """devicectl with these arguments, its output to be read as it comes; deaf to Ctrl-C, which is for us."""
-        return subprocess.Popen(
-            [self.path, "devicectl", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
+        """devicectl with these arguments, its output to be read as it comes."""
+        return start([self.path, "devicectl", *arguments], stderr=subprocess.STDOUT)
 
     def call(self, *arguments: str, timeout_s: float = SHORT_S) -> Done:
         """devicectl with these arguments to its end."""
@@ -106,7 +105,7 @@ class Devicectl:
         return [_apple(item) for item in done.result.get("devices", []) if isinstance(item, dict)]
 
     def choose(self, wanted: Sequence[str]) -> list[Apple]:
-        """The devices called `wanted` (identifier or name), else the only one that is connected."""
+        """The devices called `wanted` (identifier, UDID or name), else the only one that is connected."""
         found = self.devices()
         if not wanted:
             ready = [device for device in found if device.connected and device.platform == "iOS"]
@@ -117,13 +116,7 @@ class Devicectl:
                 raise BadInput("no iPhone or iPad is connected: plug one in, unlock it and trust this Mac")
             chosen = ready
         else:
-            chosen = []
-            for name in wanted:
-                device = next((device for device in found if name in (device.identifier, device.name)), None)
-                if device is None:
-                    known = ", ".join(device.name for device in found) or "none"
-                    raise BadInput(f"no device is called {name}, this Mac knows: {known}")
-                chosen.append(device)
+            chosen = [_called(name, found) for name in wanted]
         for device in chosen:
             if device.platform != "iOS":
                 raise BadInput(f"{device.name} runs {device.platform}, the app is for iOS")
@@ -136,6 +129,19 @@ class Devicectl:
         return chosen
 
 
+def _called(name: str, found: Sequence[Apple]) -> Apple:
+    """The device of that identifier, UDID or name; BadInput where it is none's, or that of several."""
+    called = [device for device in found if name in (device.identifier, device.udid)]
+    called = called or [device for device in found if name == device.name]
+    if not called:
+        known = ", ".join(device.name for device in found) or "none"
+        raise BadInput(f"no device is called {name}, this Mac knows: {known}")
+    if len(called) > 1:
+        identifiers = " or ".join(device.identifier for device in called)
+        raise BadInput(f"{len(called)} devices are called {name}: choose with --serial {identifiers}")
+    return called[0]
+
+
 def _apple(item: dict[str, Any]) -> Apple:
     hardware, properties, connection = (
         item.get(key) or {} for key in ("hardwareProperties", "deviceProperties", "connectionProperties")
@@ -143,6 +149,7 @@ def _apple(item: dict[str, Any]) -> Apple:
     identifier = str(item.get("identifier", ""))
     return Apple(
         identifier=identifier,
+        udid=str(hardware.get("udid") or identifier),
         name=str(properties.get("name") or identifier),
         model=str(hardware.get("productType") or hardware.get("marketingName") or "unknown"),
         platform=str(hardware.get("platform") or "unknown"),

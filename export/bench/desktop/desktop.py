@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import queue
 import subprocess
 import sys
 import tempfile
@@ -23,17 +22,20 @@ from typing import Any
 import psutil
 
 from checkpoints.errors import BadInput
-from export.bench import result
 from export.bench.files import local_file
 from export.bench.memory import nothing, parse_memory, sample, with_peak
-from export.bench.outcome import Outcome, Watch, size
+from export.bench.model import make_model
+from export.bench.outcome import Outcome, Watch
 from export.bench.plan import Plan
+from export.bench.process import lines
+from export.bench.results import result
+from export.bench.results.numbers import size
 from export.subprocess_call import last_line
 
 INTERVAL_S = 0.02
 MOST = 0.05  # of the time may go into asking: a large process's tables take long to walk
-ROOT = Path(__file__).resolve().parents[2]
-WORKER = ["-m", "export.bench.worker"]
+ROOT = Path(__file__).resolve().parents[3]
+WORKER = ["-m", "export.bench.desktop.worker"]
 Keep = Callable[[int, dict[str, Any]], object]  # gets a configuration's index and a repeat of it
 
 
@@ -104,9 +106,12 @@ class Run:
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             worker = subprocess.Popen(
                 [sys.executable, *WORKER, json.dumps(spec)],
-                stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
                 start_new_session=True,  # Ctrl-C is for us
-            )  # fmt: skip
+            )
             sampler = Sampler(worker.pid)
             try:
                 problem = self._events(worker, sampler)
@@ -123,31 +128,23 @@ class Run:
 
     def _events(self, worker: subprocess.Popen[str], sampler: Sampler) -> str | None:
         """None at the end, a sentence, or "" where the worker fell silent because it is gone."""
-        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-        def read() -> None:
-            assert worker.stdout is not None
-            for line in worker.stdout:
-                lines.put(line)
-            lines.put(None)
-
-        threading.Thread(target=read, daemon=True).start()
-        while True:
+        heard = time.monotonic()
+        for line in lines(worker):
             rest = self.plan.cooldown_s if self._phases and self._phases[-1][1] == "idle" else 0
-            try:
-                line = lines.get(timeout=self.plan.timeout_s + rest)
-            except queue.Empty:
-                waited = f"nothing happened for {self.plan.timeout_s:g} s while {self._doing}"
-                return f"{self.plan.pte.name}: {waited}: time-out"
             if line is None:
-                worker.wait()
-                return ""
+                if time.monotonic() - heard > self.plan.timeout_s + rest:
+                    waited = f"nothing happened for {self.plan.timeout_s:g} s while {self._doing}"
+                    return f"{self.plan.pte.name}: {waited}: time-out"
+                continue
+            heard = time.monotonic()
             event = json.loads(line)
             if event["event"] == "refused":
                 raise BadInput(event["message"])
             if event["event"] == "done":
                 return None
             self._take(event, sampler)
+        worker.wait()
+        return ""
 
     def _take(self, event: dict[str, Any], sampler: Sampler) -> None:
         match event["event"]:
@@ -167,7 +164,7 @@ class Run:
 
     def _keep(self, event: dict[str, Any], sampler: Sampler) -> None:
         begun, end, index = event["begun"], event["at"], event["configuration"]
-        samples = self._loading(begun, sampler) if event["measured"]["load_ms"] is not None else []
+        samples = self._loading(begun, sampler) if event["measures"]["load_ms"] is not None else []
         after = samples[-1]["at_ms"] if samples else 0.0
         samples += [
             sample(after + 1e3 * (at - begun), self._phase(at), memory) for at, memory in sampler.between(begun, end)
@@ -175,12 +172,15 @@ class Run:
         if not samples and sampler.taken:  # shorter than the time between two samples
             samples = [sample(1e3 * (end - begun), "decode", sampler.taken[-1][1])]
         repeat = result.make_repeat(
-            **event["measured"], new_tokens=self.plan.new_tokens, memory=with_peak(samples),
+            event["measures"],
+            **event["counted"],
+            new_tokens=self.plan.new_tokens,
+            memory=with_peak(samples),
             thermal={"before": self._before, "after": thermal()},
-        )  # fmt: skip
+        )
         self.repeats[index].append(repeat)
         self.on_repeat(index, repeat)
-        self.watch.say("desktop", describe(self.plan, index, event["repeat"], repeat))
+        self.watch.say("desktop", self.plan.repeat_line(index, event["repeat"], repeat))
 
     def _loading(self, begun: float, sampler: Sampler) -> list[dict[str, Any]]:
         """The samples of a load that ended before the repeat that carries it began."""
@@ -192,18 +192,6 @@ class Run:
 
     def _phase(self, at: float) -> str:
         return next((phase for begun, phase in reversed(self._phases) if begun < at), "idle")
-
-
-def describe(plan: Plan, configuration: int, repeat: int, measured: dict[str, Any]) -> str:
-    """One line on a repeat; `measured` has its rates."""
-
-    def rate(value: float | None) -> str:
-        return "?" if value is None else f"{value:,.1f}"
-
-    return (
-        f"{plan.prompt_tokens[configuration]} tokens, repeat {repeat + 1} of {plan.repeats}: "
-        f"prefill {rate(measured['prefill_tokens_per_s'])}, decode {rate(measured['decode_tokens_per_s'])} tokens/s"
-    )
 
 
 def thermal() -> dict[str, Any]:
@@ -257,7 +245,7 @@ def measure(plan: Plan, watch: Watch) -> Outcome:
             "engine": "TextLLMRunner",
             "executorch": version("executorch"),
         },
-        model=result.make_model(plan.pte, plan.tokenizer, local_file(plan.pte).sha256),
+        model=make_model(plan.pte, plan.tokenizer, local_file(plan.pte).sha256),
         runs=list(zip(plan.configurations(), run.repeats, strict=True)),
         problem=problem,
     )

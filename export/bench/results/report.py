@@ -7,26 +7,19 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from export.bench import charts
-from export.bench.baseline import Change, differences
-from export.bench.outcome import size
-from export.bench.result import Document
-from export.bench.table import notes_of
+from export.bench.contract import METRICS, Metric
+from export.bench.results import charts
+from export.bench.results.baseline import Change, differences
+from export.bench.results.numbers import number, shown, size, titled
+from export.bench.results.result import STATISTICS, Document
+from export.bench.results.table import HEADLINES, notes_of, peak
 
 CSS = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-ROWS = {
-    "decode_tokens_per_s": "decode, tokens/s", "prefill_tokens_per_s": "prefill, tokens/s",
-    "time_to_first_token_ms": "time to first token, ms", "token_ms": "between tokens, ms", "load_ms": "load, ms",
-    "peak_pss_bytes": "peak PSS", "peak_rss_bytes": "peak RSS", "peak_private_dirty_bytes": "peak private dirty",
-    "peak_footprint_bytes": "peak footprint",
-}  # fmt: skip
 CHARTS = {"rates": "Rates per repeat", "latency": "Token latency", "memory": "Memory", "temperature": "Temperature"}
 
 
-def make_html(
-    document: Document, baseline: Document | None = None, changes: Sequence[Change] = (), tolerance: float = 0.05
-) -> str:
-    """The page; `changes` beyond `tolerance` (a fraction) are marked."""
+def make_html(document: Document, baseline: Document | None = None, changes: Sequence[Change] = ()) -> str:
+    """The page; of the `changes` regressions and improvements are marked."""
     device, model = document["device"], document["model"]
     title = f"{model['file']} on {device['model']}"
     drawn = {
@@ -44,7 +37,7 @@ def make_html(
         *(_tiles(run) for run in document["runs"] if run["repeats"]),
         f'<div class="grid">{"".join(cards)}</div>' if cards else "",
         _notes(document, baseline, left_out),
-        _changes(changes, tolerance),
+        _changes(changes),
         _statistics(document),
         _repeats(document),
         f'<div class="grid">{_facts("Device", _device(device))}{_facts("Model", _model(model))}'
@@ -79,39 +72,20 @@ def _problem(document: Document) -> str:
 
 def _tiles(run: dict[str, Any]) -> str:
     summary, wanted = run["summary"], run["configuration"]
-    peak = next((key for key in ("footprint_bytes", "pss_bytes", "private_dirty_bytes", "rss_bytes")
-                 if summary[f"peak_{key}"]), None)  # fmt: skip
-    tiles = [
-        _tile("decode", summary["decode_tokens_per_s"], "tokens/s"),
-        _tile("prefill", summary["prefill_tokens_per_s"], "tokens/s"),
-        _tile("first token", summary["time_to_first_token_ms"], "ms"),
-    ]
-    if peak:
-        middle = summary[f"peak_{peak}"]
-        name = peak.removesuffix("_bytes").replace("_", " ").replace("pss", "PSS").replace("rss", "RSS")
-        tiles.append(
-            f'<div class="tile"><span>peak memory</span><b>{size(middle["median"])}</b><small>{name}, at most '
-            f"{size(middle['max'])}</small></div>"
-        )
-    count = f"{len(run['repeats'])} of {wanted['repeats']} repeats" if len(run["repeats"]) < wanted["repeats"] else (
-        f"{wanted['repeats']} repeats")  # fmt: skip
-    head = f"{wanted['prompt_tokens']} prompt tokens, {wanted['new_tokens']} new, {count}"
-    return f'<section class="card"><h2>{head}</h2><div class="tiles">{"".join(filter(None, tiles))}</div></section>'
+    tiles = [_tile(metric, summary[metric.name]) for metric in HEADLINES if summary.get(metric.name)]
+    if memory := peak(summary):
+        tiles.append(_tile(memory, summary[memory.name]))
+    done = len(run["repeats"])
+    count = f"{done} of {wanted['repeats']}" if done < wanted["repeats"] else done
+    head = f"{wanted['prompt_tokens']} prompt tokens, {wanted['new_tokens']} new, {count} repeats"
+    return f'<section class="card"><h2>{head}</h2><div class="tiles">{"".join(tiles)}</div></section>'
 
 
-def _tile(name: str, statistics: dict[str, float] | None, unit: str) -> str:
-    if statistics is None:
-        return ""
-    low, middle, high = (number(statistics[key]) for key in ("p25", "median", "p75"))
-    between = f"{unit}, {low} to {high}" if low != high else unit
-    return f'<div class="tile"><span>{name}</span><b>{middle}</b><small>{between}</small></div>'
-
-
-def number(value: float | None) -> str:
-    """Three digits that say something."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+def _tile(metric: Metric, statistics: dict[str, float]) -> str:
+    low, middle, high = (shown(metric, statistics[key]) for key in ("p25", "median", "p75"))
+    between = f"{low} to {high}" if low != high else ""
+    under = ", ".join(filter(None, ["" if metric.unit == "bytes" else metric.unit, between]))
+    return f'<div class="tile"><span>{metric.label}</span><b>{middle}</b><small>{under}</small></div>'
 
 
 def _notes(document: Document, baseline: Document | None, left_out: list[str]) -> str:
@@ -125,33 +99,34 @@ def _notes(document: Document, baseline: Document | None, left_out: list[str]) -
     return f'<section class="card"><h2>Notes</h2><ul class="notes">{items}</ul></section>'
 
 
-def _changes(changes: Sequence[Change], tolerance: float) -> str:
+def _changes(changes: Sequence[Change]) -> str:
     if not changes:
         return ""
     rows = []
     for change in changes:
-        kind = "worse" if change.beyond(tolerance) else "better" if change.worse < -tolerance else ""
-        values = [size(v) if change.name.endswith("_bytes") else number(v) for v in (change.before, change.now)]
-        rows.append([
-            f"{change.prompt_tokens} + {change.new_tokens}: {ROWS[change.name]}", *values,
-            f'<span class="{kind}">{change.words}</span>',
-        ])  # fmt: skip
-    table = _table(["median", "baseline", "now", f"change (tolerated {tolerance:.1%})"], rows)
+        kind = "worse" if change.regression else "better" if change.improvement else ""
+        tolerated = "" if change.tolerance is None else f"{change.tolerance:.1%}"
+        rows.append(
+            [
+                f"{change.prompt_tokens} + {change.new_tokens}: {titled(change.metric)}",
+                *(shown(change.metric, value) for value in (change.before, change.now)),
+                f'<span class="{kind}">{change.words}</span>',
+                tolerated,
+            ]
+        )
+    table = _table(["median", "baseline", "now", "change", "tolerated"], rows)
     return f'<section class="card"><h2>Against the baseline</h2>{table}</section>'
 
 
 def _statistics(document: Document) -> str:
     rows = []
     for run in document["runs"]:
-        for key, name in ROWS.items():
-            if (found := run["summary"][key]) is None:
-                continue
-            show = size if key.startswith("peak_") else number
-            values = [show(found[k]) for k in ("min", "p25", "median", "p75", "max")]
-            rows.append(
-                [f"{run['configuration']['prompt_tokens']} + {run['configuration']['new_tokens']}: {name}", *values]
-            )
-    table = _table(["prompt + new tokens", "min", "p25", "median", "p75", "max"], rows)
+        wanted = run["configuration"]
+        for metric in METRICS:
+            if found := run["summary"].get(metric.name):
+                values = [shown(metric, found[key]) for key in STATISTICS]
+                rows.append([f"{wanted['prompt_tokens']} + {wanted['new_tokens']}: {titled(metric)}", *values])
+    table = _table(["prompt + new tokens", *STATISTICS], rows)
     return f'<section class="card"><h2>Summary</h2>{table}</section>' if rows else ""
 
 
@@ -162,13 +137,16 @@ def _repeats(document: Document) -> str:
             state = repeat["thermal"]["after"]
             hot = '<span class="worse">hot</span> ' if repeat["throttled"] else ""
             heat = "–" if state["battery_celsius"] is None else f"{state['battery_celsius']:.1f} °C"
-            rows.append([
-                f"{run['configuration']['prompt_tokens']} tokens, {index}", number(repeat["prefill_tokens_per_s"]),
-                number(repeat["decode_tokens_per_s"]), number(repeat["time_to_first_token_ms"]),
-                str(repeat["generated_tokens"]), repeat["stop_reason"].replace("_", " "),
-                f"{hot}{escape(state['status'])}, {heat}",
-            ])  # fmt: skip
-    head = ["repeat", "prefill tok/s", "decode tok/s", "first token ms", "new tokens", "ended by", "afterwards"]
+            rows.append(
+                [
+                    f"{run['configuration']['prompt_tokens']} tokens, {index}",
+                    *(number(repeat.get(metric.name)) for metric in HEADLINES),
+                    str(repeat["generated_tokens"]),
+                    repeat["stop_reason"].replace("_", " "),
+                    f"{hot}{escape(state['status'])}, {heat}",
+                ]
+            )
+    head = ["repeat", *map(titled, HEADLINES), "new tokens", "ended by", "afterwards"]
     return f'<details class="card"><summary>Every repeat</summary>{_table(head, rows)}</details>' if rows else ""
 
 
@@ -188,35 +166,42 @@ def _facts(title: str, facts: dict[str, Any]) -> str:
 def _device(device: dict[str, Any]) -> dict[str, Any]:
     ram = device["ram_bytes"]
     return {
-        "model": device["model"], "SoC": device["soc"], "RAM": ram and size(ram),
-        "system": f"{device['os']} {device['os_version']}", "ABI": device["abi"], "cores": device["cores"],
+        "model": device["model"],
+        "SoC": device["soc"],
+        "RAM": ram and size(ram),
+        "system": f"{device['os']} {device['os_version']}",
+        "ABI": device["abi"],
+        "cores": device["cores"],
         "serial": device["serial"],
-    }  # fmt: skip
+    }
 
 
 def _model(model: dict[str, Any]) -> dict[str, Any]:
     facts = model["manifest"] or {}
     planned = facts.get("planned_memory_bytes")
     return {
-        "file": model["file"], "size": size(model["size_bytes"]), "sha256": model["sha256"],
-        "tokenizer": model["tokenizer"], "checkpoint": facts.get("checkpoint"), "recipe": facts.get("recipe"),
+        "file": model["file"],
+        "size": size(model["size_bytes"]),
+        "sha256": model["sha256"],
+        "tokenizer": model["tokenizer"],
+        "checkpoint": facts.get("checkpoint"),
+        "recipe": facts.get("recipe"),
         "context": facts.get("context_tokens") and f"{facts['context_tokens']:,} tokens",
         "prefill chunk": facts.get("prefill_chunk_tokens") and f"{facts['prefill_chunk_tokens']:,} tokens",
-        "KV cache": facts.get("kv_cache"), "planned memory": planned and size(planned),
-    }  # fmt: skip
+        "KV cache": facts.get("kv_cache"),
+        "planned memory": planned and size(planned),
+    }
 
 
 def _build(document: Document) -> dict[str, Any]:
-    build = document["build"]
+    build, wanted = document["build"], document["runs"][0]["configuration"] if document["runs"] else None
     facts = {
         "app": f"{build['app']} {build['app_version']}",
         "engine": build["engine"],
         "ExecuTorch": build["executorch"],
     }
-    if document["runs"]:
-        wanted = document["runs"][0]["configuration"]
-        facts |= {
-            "warm-ups": wanted["warmups"], "rest": f"{wanted['cooldown_s']:g} s before each repeat but the first",
-            "loaded": {"once": "once, before the first repeat", "each": "for every repeat"}[wanted["load_mode"]],
-        }  # fmt: skip
+    if wanted:
+        facts["warm-ups"] = wanted["warmups"]
+        facts["rest"] = f"{wanted['cooldown_s']:g} s before each repeat but the first"
+        facts["loaded"] = {"once": "once, before the first repeat", "each": "for every repeat"}[wanted["load_mode"]]
     return facts

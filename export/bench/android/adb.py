@@ -5,6 +5,8 @@ Knows nothing of models and results. Every wait ends: at its time-out, when `sto
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shlex
 import shutil
@@ -17,9 +19,11 @@ from pathlib import Path
 
 from checkpoints.errors import BadInput
 from export.bench.outcome import Interrupted, TimedOut, Unplugged
+from export.bench.process import start
 
 LOST = "not found|no devices|offline|unauthorized|authorizing|closed|disconnected|reset|protocol fault"
 GONE = re.compile(rf"^(adb: )?error: .*({LOST})", re.MULTILINE)  # adb's own lines, not those of a command over there
+NO_NUMBERS = ("", "unknown", "0123456789ABCDEF")  # what phones without a serial number call it
 SHORT_S = 60.0  # for commands that only ask
 STATES = {
     "unauthorized": "does not trust this computer yet: unlock it and allow USB debugging",
@@ -55,18 +59,25 @@ class Adb:
             raise BadInput(f"adb devices does not answer within {SHORT_S:g} s") from None
         if done.returncode:
             raise BadInput(f"adb devices failed: {_last(done.stderr or done.stdout)}")
-        lines = [line.split("\t", 1) for line in done.stdout.splitlines()]
+        # A tab stands between serial and state; some builds of adb write blanks. Neither is in a serial.
+        lines = [line.split(None, 1) for line in done.stdout.splitlines() if not line.startswith(("List of ", "*"))]
         return {line[0]: line[1].strip() for line in lines if len(line) == 2}
 
     def choose(self, wanted: Sequence[str]) -> list[str]:
-        """The serials to use: `wanted`, else the only device there is; BadInput says why there is none."""
+        """The serials to use: `wanted`, else ANDROID_SERIAL as for adb, else the only device there is.
+
+        BadInput says why there is none. A phone that is listed twice, by cable and by network, is one device.
+        """
         found = self.devices()
+        if not wanted and (named := os.environ.get("ANDROID_SERIAL")):
+            wanted = [named]
         if not wanted:
-            ready = [serial for serial, state in found.items() if state == "device"]
-            if len(ready) > 1:
-                raise BadInput(f"{len(ready)} devices are connected ({', '.join(ready)}): choose with --serial")
-            if ready:
-                return ready
+            phones = self._phones([serial for serial, state in found.items() if state == "device"])
+            if len(phones) > 1:
+                names = ", ".join(" or ".join(serials) for serials in phones)
+                raise BadInput(f"{len(phones)} devices are connected ({names}): choose with --serial")
+            if phones:
+                return phones[0][:1]
             if not found:
                 raise BadInput("no device is connected: plug a phone in and switch USB debugging on")
             wanted = list(found)[:1]
@@ -78,9 +89,28 @@ class Adb:
             if state != "device":
                 said = next((text for key, text in STATES.items() if state.startswith(key)), "is not ready: {state}")
                 raise BadInput(f"{serial} {said.format(state=state)}")
-        if len(set(wanted)) < len(wanted):
+        if len(set(wanted)) < len(wanted) or (len(wanted) > 1 and len(self._phones(wanted)) < len(wanted)):
             raise BadInput(f"--serial names a device twice: {', '.join(wanted)}")
         return list(wanted)
+
+    def _phones(self, serials: Sequence[str]) -> list[list[str]]:
+        """The names of each phone, that of its cable first: names of which the same is said are one phone's."""
+        if len(serials) < 2:
+            return [[serial] for serial in serials]
+        phones = dict[str, list[str]]()
+        for serial in sorted(serials, key=lambda serial: ":" in serial or "._adb" in serial):
+            phones.setdefault(self._identity(serial), []).append(serial)
+        return list(phones.values())
+
+    def _identity(self, serial: str) -> str:
+        """What only this phone says; its name where it says nothing."""
+        device = Device(self, serial, threading.Event())
+        try:
+            number, boot = device.getprop("ro.serialno"), device.ask("cat /proc/sys/kernel/random/boot_id")
+        except (Unplugged, TimedOut):
+            return serial
+        # Emulators and cheap phones share their serial number, but no two of them one start.
+        return f"{number} {boot}" if boot or number not in NO_NUMBERS else serial
 
 
 class Device:
@@ -101,11 +131,8 @@ class Device:
         return done.stdout.strip() == "device"
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """adb with these arguments, its output to be read as it comes; in a session of its own for Ctrl-C is ours."""
-        return subprocess.Popen(
-            [self.adb.path, "-s", self.serial, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
+        """adb with these arguments, its output to be read as it comes."""
+        return start([self.adb.path, "-s", self.serial, *arguments])
 
     def call(self, *arguments: str, timeout_s: float, tick: Callable[[], object] = lambda: None) -> Done:
         """adb with these arguments to its end; `tick` is called a few times a second meanwhile."""
@@ -118,7 +145,7 @@ class Device:
                     break
                 except subprocess.TimeoutExpired:
                     pass
-                if self.stop.is_set() and not self.cleaning:
+                if self._stopped():
                     raise Interrupted
                 if time.monotonic() > deadline:
                     raise TimedOut(f"adb {' '.join(arguments)[:120]}") if self.connected() else Unplugged(self.serial)
@@ -131,6 +158,35 @@ class Device:
         if done.code and (GONE.search(err) or not self.connected()):
             raise Unplugged(self.serial)
         return done
+
+    def hash(self, path: str, timeout_s: float) -> str:
+        """sha256 of a file of the device, read over the line; `path` is quoted for its shell."""
+        digest, deadline = hashlib.sha256(), time.monotonic() + timeout_s
+        with subprocess.Popen(
+            [self.adb.path, "-s", self.serial, "exec-out", f"cat {path}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+
+            def watch() -> None:
+                while process.poll() is None and time.monotonic() < deadline and not self._stopped():
+                    time.sleep(0.25)
+                process.kill()
+
+            threading.Thread(target=watch, daemon=True).start()
+            assert process.stdout is not None
+            while piece := process.stdout.read(1 << 20):
+                digest.update(piece)
+        if self._stopped():
+            raise Interrupted
+        if process.returncode:
+            raise TimedOut(f"adb exec-out cat {path}") if self.connected() else Unplugged(self.serial)
+        return digest.hexdigest()
+
+    def _stopped(self) -> bool:
+        return self.stop.is_set() and not self.cleaning
 
     def shell(self, command: str, timeout_s: float = SHORT_S) -> Done:
         """A command line for the device's shell; its exit code is the result's."""

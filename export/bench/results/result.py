@@ -1,4 +1,4 @@
-"""The document of a measurement (export/result.schema.json): built, summarised, validated and read.
+"""The document of a measurement (contract/result.schema.json): built, summarised, validated and read.
 
 Knows no device and no way to measure. Bytes, milliseconds, tokens per second, degrees Celsius.
 """
@@ -15,16 +15,12 @@ import jsonschema
 import numpy as np
 
 from checkpoints.errors import BadInput
-from export.manifest import read_manifest
+from export.bench import contract
 
-Document = dict[str, Any]
+Document = dict[str, Any]  # as contract/result.schema.json says
+Repeat = dict[str, Any]  # its $defs/repeat
 
-FORMAT: Final = "pocketphi-result/1"
-SCHEMA: Final = json.loads(Path(__file__).parents[1].joinpath("result.schema.json").read_text(encoding="utf-8"))
 STATISTICS: Final = {"min": 0, "p25": 25, "median": 50, "p75": 75, "max": 100}
-MEASURES: Final = ("load_ms", "time_to_first_token_ms", "prefill_tokens_per_s", "decode_tokens_per_s")
-PEAKS: Final = ("pss_bytes", "rss_bytes", "private_dirty_bytes", "footprint_bytes")
-HOT: Final = ("moderate", "severe", "critical", "emergency", "shutdown")
 
 
 def statistics(values: Iterable[float | None]) -> dict[str, float] | None:
@@ -37,43 +33,40 @@ def statistics(values: Iterable[float | None]) -> dict[str, float] | None:
     )
 
 
-def summarise(repeats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(repeats: Sequence[Repeat]) -> dict[str, dict[str, float] | None]:
     """A run's summary, over the repeats that did not end in an error."""
     good = [repeat for repeat in repeats if repeat["stop_reason"] != "error"]
-    summary = {name: statistics(repeat[name] for repeat in good) for name in MEASURES}
-    summary["token_ms"] = statistics(ms for repeat in good for ms in repeat["token_ms"])
-    return summary | {f"peak_{name}": statistics(repeat["memory"]["peak"][name] for repeat in good) for name in PEAKS}
+    return {
+        metric.name: statistics(value for repeat in good for value in metric.of(repeat))
+        for metric in contract.METRICS
+    }
 
 
 def make_repeat(
+    measures: Mapping[str, float | None],
     *,
-    load_ms: float | None,
     prompt_tokens: int,
     generated_tokens: int,
     new_tokens: int,
-    time_to_first_token_ms: float | None,
-    prefill_tokens_per_s: float | None,
-    decode_tokens_per_s: float | None,
     token_ms: Sequence[float],
     memory: Mapping[str, Any],
     thermal: Mapping[str, Mapping[str, Any]],
-    notes: Sequence[str] = (),
-) -> dict[str, Any]:
-    """One repeat that ended by itself; throttled and stop_reason follow from what is given."""
+) -> Repeat:
+    """One repeat that ended by itself. `measures` by the contract's names; those that lack are not known."""
+    if unknown := measures.keys() - set(contract.MEASURED):
+        raise KeyError(f"contract.json has no metric {', '.join(sorted(unknown))}")
     return {
-        "load_ms": load_ms,
+        **dict.fromkeys(contract.MEASURED),
+        **measures,
         "prompt_tokens": prompt_tokens,
         "generated_tokens": generated_tokens,
-        "time_to_first_token_ms": time_to_first_token_ms,
-        "prefill_tokens_per_s": prefill_tokens_per_s,
-        "decode_tokens_per_s": decode_tokens_per_s,
         "token_ms": list(token_ms),
         "memory": dict(memory),
         "thermal": dict(thermal),
-        "throttled": any(state["status"] in HOT for state in thermal.values()),
+        "throttled": any(state["status"] in contract.HOT for state in thermal.values()),
         "low_memory_events": 0,
         "stop_reason": "new_tokens" if generated_tokens >= new_tokens else "end_of_turn",
-        "notes": list(notes),
+        "notes": [],
     }
 
 
@@ -82,12 +75,12 @@ def make_document(
     device: Mapping[str, Any],
     build: Mapping[str, Any],
     model: Mapping[str, Any],
-    runs: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+    runs: Sequence[tuple[Mapping[str, Any], Sequence[Repeat]]],
     problem: str | None,
 ) -> Document:
     """The document of configurations and their repeats; incomplete where there is a problem."""
     return {
-        "schema": FORMAT,
+        "schema": contract.FORMAT,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "status": "complete" if problem is None else "incomplete",
         "problem": problem,
@@ -111,37 +104,6 @@ def count_repeats(document: Document) -> int:
     return sum(len(run["repeats"]) for run in document["runs"])
 
 
-def make_model(pte: Path, tokenizer: Path, sha256: str | None) -> dict[str, Any]:
-    """What a document says of a model, with the facts of the manifest beside the file where there is one."""
-    return {
-        "file": pte.name,
-        "size_bytes": pte.stat().st_size,
-        "sha256": sha256,
-        "tokenizer": tokenizer.name,
-        "manifest": manifest_facts(pte),
-    }
-
-
-def manifest_facts(pte: Path) -> dict[str, Any] | None:
-    """The facts of the manifest beside a `.pte`; None without one. BadInput for another file of its name."""
-    path = pte.with_suffix(".json")
-    try:
-        manifest = read_manifest(pte)
-        if manifest is None:
-            return None
-        options, planned = manifest["options"], manifest["planned"]
-        return {
-            "checkpoint": manifest["checkpoint"]["name"],
-            "recipe": options["recipe"],
-            "context_tokens": options["context"],
-            "prefill_chunk_tokens": options["prefill_chunk"],
-            "kv_cache": options["kv_cache"],
-            "planned_memory_bytes": planned["kv_cache_bytes"] + planned["activation_bytes"],
-        }
-    except (ValueError, KeyError, TypeError) as problem:
-        raise BadInput(f"{path} is no manifest of {pte.name}: {type(problem).__name__} {problem}") from None
-
-
 def parse(text: str | bytes, name: object) -> Document:
     """A document from JSON; BadInput naming `name` and what is wrong unless it keeps to the schema."""
 
@@ -157,10 +119,10 @@ def parse(text: str | bytes, name: object) -> Document:
 
 def validate(document: Any, name: object) -> Document:
     """The document itself; BadInput naming `name`, the place and the value unless it keeps to the schema."""
-    problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(SCHEMA).iter_errors(document))
+    problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(contract.SCHEMA).iter_errors(document))
     if problem is not None:
         place = problem.json_path.removeprefix("$").removeprefix(".") or "the document"
-        raise BadInput(f"{name} is no result of format {FORMAT}: at {place}, {problem.message:.200}")
+        raise BadInput(f"{name} is no result of format {contract.FORMAT}: at {place}, {problem.message:.200}")
     return document
 
 

@@ -17,7 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from export.bench.result import Document
+from export.bench import contract
+from export.bench.contract import RATES, Metric
+from export.bench.results.result import Document
 
 # Stand-ins that no chart has otherwise; after drawing they become variables.
 INK, MUTED, GRID = "#010101", "#010102", "#010103"
@@ -27,38 +29,56 @@ VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", HOT: "hot"} | {
     colour: f"series-{number}" for number, colour in enumerate(SERIES, 1)
 }
 STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "pocketphi", "font.size": 10, "text.color": INK, "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED, "axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID, "grid.linewidth": 0.8,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.titlesize": 10,
-    "axes.titlelocation": "left", "axes.titlecolor": MUTED, "axes.titleweight": "normal", "legend.frameon": False,
-    "legend.fontsize": 9, "xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.8,
-    "lines.markersize": 5, "axes.axisbelow": True, "figure.constrained_layout.use": True,
-}  # fmt: skip
-MEMORY = {
-    "footprint_bytes": "footprint", "pss_bytes": "PSS", "private_dirty_bytes": "private dirty", "rss_bytes": "RSS",
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pocketphi",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": MUTED,
+    "axes.titleweight": "normal",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+}
 
 
 def rates(document: Document, baseline: Document | None) -> str | None:
     """Decode and prefill of every repeat; hot ones ringed, the baseline's medians dashed."""
-    keys = {"decode_tokens_per_s": "decode, tokens/s", "prefill_tokens_per_s": "prefill, tokens/s"}
-    if not any(_known(run, key) for run in document["runs"] for key in keys):
+    if not any(metric.of(repeat) for metric in RATES for run in document["runs"] for repeat in run["repeats"]):
         return None
 
     def draw(figure: Figure) -> None:
-        for ax, (key, title) in zip(figure.subplots(1, 2), keys.items(), strict=True):
+        for ax, metric in zip(figure.subplots(1, len(RATES)), RATES, strict=True):
             for run, colour in _coloured(document):
-                points = [(x, repeat[key], repeat["throttled"]) for x, repeat in enumerate(run["repeats"], 1)]
-                points = [point for point in points if point[1] is not None]
+                repeats = list(enumerate(run["repeats"], 1))
+                points = [(x, y, repeat["throttled"]) for x, repeat in repeats for y in metric.of(repeat)]
                 label = _label(run)
                 ax.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=colour, label=label)
                 hot = [(x, y) for x, y, throttled in points if throttled]
                 ax.plot(*_split(hot), "o", markersize=11, markerfacecolor="none", markeredgecolor=HOT)
-                median = _baseline_median(baseline, run, key)
+                median = _baseline_median(baseline, run, metric)
                 if median is not None:
                     ax.axhline(median, color=colour, linestyle=(0, (4, 3)), linewidth=1.2)
-            ax.set_title(title)
+            ax.set_title(f"{metric.label}, {metric.unit}")
             ax.set_ylim(bottom=0)
             ax.set_xlabel("repeat" if baseline is None else "repeat (dashed: baseline)")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -105,7 +125,8 @@ def memory(document: Document) -> str | None:
             timeline += [(at + sample["at_ms"] / 1e3, sample["memory"]) for sample in samples]
             took = (repeat["time_to_first_token_ms"] or 0) + sum(repeat["token_ms"])
             at += max([took, *(sample["at_ms"] for sample in samples)]) / 1e3
-    names = [key for key in MEMORY if any(entry[key] is not None for _, entry in timeline)][:4]
+    kinds = {metric.place[-1]: metric.label.removeprefix("peak ") for metric in contract.MEMORY}
+    names = [key for key in kinds if any(entry[key] is not None for _, entry in timeline)][: len(SERIES)]
     if not names:
         return None
 
@@ -114,7 +135,7 @@ def memory(document: Document) -> str | None:
         for key, colour in zip(names, SERIES, strict=False):
             points = [(x, entry[key] / 1e6) for x, entry in timeline if entry[key] is not None]
             style = "o-" if len(points) < 40 else "-"
-            ax.plot(*_split(points), style, color=colour, label=MEMORY[key], markersize=3.5)
+            ax.plot(*_split(points), style, color=colour, label=kinds[key], markersize=3.5)
         for start in starts[1:]:
             ax.axvline(start, color=GRID, linewidth=0.8)
         ax.set_ylim(bottom=0, top=1.25 * max(entry[key] or 0 for _, entry in timeline for key in names) / 1e6 or 1)
@@ -194,10 +215,6 @@ def _legend(ax: Axes, document: Document) -> None:
     ax.legend(ncols=max(1, len(document["runs"])), loc="upper left", borderaxespad=0, handlelength=1.4)
 
 
-def _known(run: dict[str, Any], key: str) -> bool:
-    return any(repeat[key] is not None for repeat in run["repeats"])
-
-
 def _split(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
@@ -213,10 +230,10 @@ def _quarters(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def _baseline_median(baseline: Document | None, run: dict[str, Any], key: str) -> float | None:
+def _baseline_median(baseline: Document | None, run: dict[str, Any], metric: Metric) -> float | None:
     wanted = run["configuration"]
     for other in baseline["runs"] if baseline else ():
-        had = other["configuration"]
-        if all(had[name] == wanted[name] for name in ("prompt_tokens", "new_tokens")) and other["summary"][key]:
-            return float(other["summary"][key]["median"])
+        had, statistics = other["configuration"], other["summary"].get(metric.name)
+        if statistics and all(had[name] == wanted[name] for name in ("prompt_tokens", "new_tokens")):
+            return float(statistics["median"])
     return None

@@ -1,7 +1,7 @@
 """Runs the repeats of a plan with the wheel's C++ runner and tells each as a line of JSON.
 
-A process of its own (`python -m export.bench.worker`), whose memory is measured from outside. Its argument is JSON:
-pte, tokenizer, new_tokens, repeats, warmups, cooldown_s, load_mode, and prompt_tokens (lengths) or prompts (texts).
+A process of its own (`python -m export.bench.desktop.worker`), whose memory is measured from outside. Its argument is
+JSON: pte, tokenizer, new_tokens, repeats, warmups, cooldown_s, load_mode, prompt_tokens (lengths).
 Events, each with `at`, seconds of the system's monotonic clock: `phase` (load, prefill, decode, idle), `loaded`,
 `warmup`, `repeat`, `refused` (a sentence; nothing was run), `done`. Knows nothing of results and memory.
 """
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ from export.engine.native_output import to_nothing
 from export.progress import quiet
 
 Tell = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is told of an answer."""
+
+    counted: dict[str, Any]  # tokens, and the times between them
+    measures: dict[str, float | None]  # by the names of contract.json
 
 
 class Model:
@@ -43,8 +52,8 @@ class Model:
     def _settings(self, new_tokens: int) -> Any:
         return self.module.GenerationConfig(echo=False, max_new_tokens=new_tokens, temperature=0.0)
 
-    def answer(self, ids: list[int], new_tokens: int) -> dict[str, Any]:
-        """Times of one answer: milliseconds, and the rates that follow from them."""
+    def answer(self, ids: list[int], new_tokens: int) -> Answer:
+        """One answer: milliseconds, and the rates that follow from them."""
         stamps: list[float] = []
 
         def take(piece: str) -> None:
@@ -59,14 +68,16 @@ class Model:
         self.runner.generate(spelled, self._settings(new_tokens), take, None)
         self.tell("phase", phase="idle")
         first_s, decode_s = stamps[0] - begun, stamps[-1] - stamps[0]
-        return {
-            "prompt_tokens": len(ids),
-            "generated_tokens": len(stamps),
-            "time_to_first_token_ms": 1e3 * first_s,
-            "prefill_tokens_per_s": len(ids) / first_s,
-            "decode_tokens_per_s": (len(stamps) - 1) / decode_s if decode_s > 0 else None,
-            "token_ms": [round(1e3 * (b - a), 4) for a, b in pairwise(stamps)],
-        }
+        token_ms = [round(1e3 * (b - a), 4) for a, b in pairwise(stamps)]
+        return Answer(
+            {"prompt_tokens": len(ids), "generated_tokens": len(stamps), "token_ms": token_ms},
+            {
+                "load_ms": None,
+                "time_to_first_token_ms": 1e3 * first_s,
+                "prefill_tokens_per_s": len(ids) / first_s,
+                "decode_tokens_per_s": (len(stamps) - 1) / decode_s if decode_s > 0 else None,
+            },
+        )
 
 
 def _load_ms(stats: Any) -> int:
@@ -82,7 +93,7 @@ def work(spec: dict[str, Any], tell: Tell) -> None:
     pte, path = Path(spec["pte"]), Path(spec["tokenizer"])
     facts, tokenizer = read_facts(pte), load_tokenizer(path)
     check_fits(pte, facts, tokenizer)
-    texts = spec.get("prompts") or make_prompts(path, tuple(spec["prompt_tokens"]))
+    texts = make_prompts(path, tuple(spec["prompt_tokens"]))
     prompts = [runner_ids(path, text) for text in texts]
     for ids in prompts:
         if len(ids) + spec["new_tokens"] > facts.context:
@@ -112,10 +123,11 @@ def _repeats(spec: dict[str, Any], prompts: list[list[int]], load: Callable[[], 
             if each and not first:
                 del model  # before the next one, so that never two are in memory
                 model, fresh = load(), True
-            measured = model.answer(ids, new_tokens)
-            measured["load_ms"] = model.load_ms if fresh else None
+            answer = model.answer(ids, new_tokens)
+            if fresh:
+                answer.measures["load_ms"] = model.load_ms
             fresh = first = False
-            tell("repeat", configuration=configuration, repeat=repeat, begun=begun, measured=measured)
+            tell("repeat", configuration=configuration, repeat=repeat, begun=begun, **vars(answer))
 
 
 def main() -> int:

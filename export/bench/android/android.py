@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints.errors import BadInput
-from export.bench.adb import Adb, Device
-from export.bench.app import Apk, build_apk, read_apk
-from export.bench.files import Local, local_file
-from export.bench.headless import AppRun
-from export.bench.native import NativeRun, check_binary
+from export.bench.android.adb import Adb, Device
+from export.bench.android.app import Apk, build_apk, read_apk
+from export.bench.android.headless import Files, HeadlessRun
+from export.bench.android.native import NativeRun, check_binary
+from export.bench.android.phone import Phone
+from export.bench.files import local_file
+from export.bench.model import beside
 from export.bench.outcome import Failed, Interrupted, Outcome, TimedOut, Unplugged, Watch, wait_for
-from export.bench.phone import Phone
 from export.bench.plan import Plan
 
-APP_FOLDER = Path(__file__).resolve().parents[2] / "android_app"
+APP_FOLDER = Path(__file__).resolve().parents[3] / "android_app"
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Android:
 
     serials: tuple[str, ...] = ()
     apk: Path | None = None
-    build: bool = False
     native: Path | None = None
+    build: bool = False
     remove: bool = False  # model and tokenizer from the device, at the end
     ignore_memory: bool = False
 
@@ -61,28 +62,21 @@ class _Job:
     """What every device gets: the files, hashed once."""
 
     def __init__(self, plan: Plan, options: Android, apk: Apk | None, folder: Path, watch: Watch) -> None:
-        from export.bench.prompts import make_prompts  # imports torch
+        from export.bench.prompts import write_prompts  # imports torch
 
         self.plan, self.options, self.apk, self.watch = plan, options, apk, watch
-        self.model = local_file(plan.pte)
-        self.files = [self.model, local_file(plan.tokenizer)]
-        if (manifest := plan.pte.with_suffix(".json")).is_file() and manifest.name != plan.tokenizer.name:
-            self.files.append(local_file(manifest))
-        self.prompts: list[Local] = []
-        for length, text in zip(plan.prompt_tokens, make_prompts(plan.tokenizer, plan.prompt_tokens), strict=True):
-            path = folder / f"prompt-{length}.txt"
-            path.write_bytes(text.encode())
-            self.prompts.append(local_file(path))
+        prompts = tuple(map(local_file, write_prompts(plan.tokenizer, plan.prompt_tokens, folder)))
+        self.files = Files(local_file(plan.pte), tuple(map(local_file, beside(plan.pte, plan.tokenizer))), prompts)
         self.binary = None if options.native is None else local_file(options.native)
 
     def outcome(self, device: Device) -> Outcome:
         """One device, in a thread of its own: whatever happens there is no concern of the others'."""
         phone = Phone(device, self.watch)
-        run: AppRun | NativeRun
+        run: HeadlessRun | NativeRun
         if self.binary is None:
-            run = AppRun(phone, self.plan, self.model, self.files, self.prompts, self.apk)
+            run = HeadlessRun(phone, self.plan, self.files, self.apk)
         else:
-            run = NativeRun(phone, self.plan, self.model, self.files, self.prompts, self.binary)
+            run = NativeRun(phone, self.plan, self.files, self.binary)
         try:
             return Outcome(device.serial, run.measure(self.options.ignore_memory))
         except Failed as problem:
@@ -97,4 +91,4 @@ class _Job:
         phone.device.cleaning = True
         extra = [self.binary] if self.binary else []
         with contextlib.suppress(Unplugged, TimedOut):
-            phone.remove([file.name for file in [*self.files, *extra]])
+            phone.remove([file.name for file in [self.files.model, *self.files.others, *extra]])

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
 import re
 import shlex
 import struct
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,17 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench import result
-from export.bench.desktop import describe
+from export.bench.android.headless import Files
+from export.bench.android.phone import FOLDER, Phone
 from export.bench.files import Local
 from export.bench.memory import kib_of, parse_memory, sample, with_peak
-from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged, size
-from export.bench.phone import FOLDER, Phone
+from export.bench.model import make_model, manifest_facts
+from export.bench.outcome import Failed, Interrupted, TimedOut, Unplugged
 from export.bench.plan import Plan
-from export.bench.result import Document
+from export.bench.process import lines
+from export.bench.results import result
+from export.bench.results.numbers import size
+from export.bench.results.result import Document
 
 MACHINES = {183: "arm64-v8a", 62: "x86_64", 40: "armeabi-v7a", 3: "x86"}  # e_machine of ELF
 MARK = "pocketphi:"
+MOMENTS = ("model_load_start_ms", "model_load_end_ms", "inference_start_ms", "prompt_eval_end_ms")
+STATISTICS = {"prompt_tokens", "generated_tokens", *MOMENTS, "first_token_ms", "inference_end_ms"}
 # Everything of a process in one shell: lines of its memory while it lives, then its exit code and what it printed.
 # Without smaps_rollup (kernels before 4.14) status has at least the resident size.
 SCRIPT = """cd {folder} && chmod 755 {binary} || exit 125
@@ -79,17 +82,15 @@ def check_binary(path: Path) -> str:
 class NativeRun:
     """The repeats on one phone."""
 
-    def __init__(
-        self, phone: Phone, plan: Plan, model: Local, files: Sequence[Local], prompts: Sequence[Local], binary: Local
-    ) -> None:
-        self.phone, self.plan, self.model, self.binary = phone, plan, model, binary
-        self.files, self.prompts = files, prompts
-        self.repeats: list[list[dict[str, Any]]] = [[] for _ in prompts]
+    def __init__(self, phone: Phone, plan: Plan, files: Files, binary: Local) -> None:
+        self.phone, self.plan, self.files, self.binary = phone, plan, files, binary
+        self.model, self.prompts = files.model, files.prompts
+        self.repeats: list[list[dict[str, Any]]] = [[] for _ in files.prompts]
         self.device_facts: dict[str, Any] = {}
 
     def measure(self, ignore_memory: bool) -> Document:
         """The whole run. Failed with the finished repeats, BadInput where it could not begin."""
-        phone, facts = self.phone, result.manifest_facts(self.plan.pte)
+        phone, facts = self.phone, manifest_facts(self.plan.pte)
         try:
             with phone.told():
                 phone.look()
@@ -97,7 +98,7 @@ class NativeRun:
                 phone.check_memory(
                     self.model.size_bytes, facts["planned_memory_bytes"] if facts else None, ignore_memory
                 )
-                phone.sync([*self.files, *self.prompts, self.binary])
+                phone.sync([self.model, *self.files.others, *self.prompts, self.binary])
                 self.device_facts = phone.facts()
                 phone.doing = "measured"
                 self._run()
@@ -124,7 +125,7 @@ class NativeRun:
                 "engine": "llama_main",
                 "executorch": None,
             },
-            model=result.make_model(self.plan.pte, self.plan.tokenizer, self.model.sha256),
+            model=make_model(self.plan.pte, self.plan.tokenizer, self.model.sha256),
             runs=list(zip(configurations, self.repeats, strict=True)),
             problem=problem,
         )
@@ -142,7 +143,7 @@ class NativeRun:
                 before = self.phone.thermal()
                 repeat = self._repeat(self._process(prompt), before)
                 self.repeats[index].append(repeat)
-                self.phone.say(describe(self.plan, index, number, repeat))
+                self.phone.say(self.plan.repeat_line(index, number, repeat))
 
     def _repeat(self, process: Process, before: dict[str, Any]) -> dict[str, Any]:
         took = parse_statistics(process.lines)
@@ -162,14 +163,17 @@ class NativeRun:
         memory = with_peak(samples)
         if process.highest_rss_bytes is not None:
             memory["peak"]["rss_bytes"] = max(process.highest_rss_bytes, memory["peak"]["rss_bytes"] or 0)
+        measures = {
+            "load_ms": load_ms,
+            "time_to_first_token_ms": took["first_token_ms"] - took["inference_start_ms"],
+            "prefill_tokens_per_s": 1e3 * took["prompt_tokens"] / prefill_ms if prefill_ms > 0 else None,
+            "decode_tokens_per_s": 1e3 * (new - 1) / decode_ms if decode_ms > 0 else None,
+        }
         return result.make_repeat(
-            load_ms=load_ms,
+            measures,
             prompt_tokens=took["prompt_tokens"],
             generated_tokens=new,
             new_tokens=self.plan.new_tokens,
-            time_to_first_token_ms=took["first_token_ms"] - took["inference_start_ms"],
-            prefill_tokens_per_s=1e3 * took["prompt_tokens"] / prefill_ms if prefill_ms > 0 else None,
-            decode_tokens_per_s=1e3 * (new - 1) / decode_ms if decode_ms > 0 else None,
             token_ms=[],
             memory=memory,
             thermal={"before": before, "after": self.phone.thermal()},
@@ -178,14 +182,21 @@ class NativeRun:
     def _process(self, prompt: Local) -> Process:
         """Run the binary once, to its end."""
         plan = self.plan
-        command = shlex.join([
-            f"./{self.binary.name}", f"--model_path={self.model.name}", f"--tokenizer_path={plan.tokenizer.name}",
-            f"--prompt_file={prompt.name}", f"--max_new_tokens={plan.new_tokens}", "--temperature=0",
-        ])  # fmt: skip
+        flags = {
+            "model_path": self.model.name,
+            "tokenizer_path": plan.tokenizer.name,
+            "prompt_file": prompt.name,
+            "max_new_tokens": plan.new_tokens,
+            "temperature": 0,
+        }
+        command = shlex.join([f"./{self.binary.name}", *(f"--{name}={value}" for name, value in flags.items())])
         script = SCRIPT.format(
-            folder=shlex.quote(FOLDER), binary=shlex.quote(self.binary.name), command=command,
-            name=shlex.quote(Path(prompt.name).stem), mark=MARK,
-        )  # fmt: skip
+            folder=shlex.quote(FOLDER),
+            binary=shlex.quote(self.binary.name),
+            command=command,
+            name=shlex.quote(Path(prompt.name).stem),
+            mark=MARK,
+        )
         process = self._watch(script)
         if process.code:
             raise BadInput(f"{self.phone.serial}: {self._failure(process)}")
@@ -194,31 +205,17 @@ class NativeRun:
     def _watch(self, script: str) -> Process:
         device, process = self.phone.device, Process()
         adb = device.start("shell", script)
-        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-        def read() -> None:
-            assert adb.stdout is not None
-            for line in adb.stdout:
-                lines.put(line.rstrip("\r\n"))
-            lines.put(None)
-
-        threading.Thread(target=read, daemon=True).start()
         begun, block = time.monotonic(), list[str]()
         try:
-            while True:
+            for line in lines(adb):
                 if device.stop.is_set():
                     raise Interrupted
                 if process.code is None and time.monotonic() - begun > self.plan.timeout_s:
                     raise BadInput(
                         f"{self.phone.serial}: {self.binary.name} took over {self.plan.timeout_s:g} s: time-out"
                     )
-                try:
-                    line = lines.get(timeout=0.25)
-                except queue.Empty:
-                    continue
-                if line is None:
-                    break
-                _take(process, line, block, time.monotonic() - begun)
+                if line is not None:
+                    _take(process, line, block, time.monotonic() - begun)
             if process.code is None:
                 if not device.connected():
                     raise Unplugged(device.serial)
@@ -241,7 +238,7 @@ class NativeRun:
         said = next((line.strip() for line in reversed(process.lines) if line.strip()), "it said nothing")[:300]
         match process.code:
             case 137:
-                return f"{self.binary.name} was killed, as when the system frees memory: {seen}"
+                return f"{self.binary.name} was killed by signal 9, {seen}"
             case 126 | 127:
                 return f"{self.binary.name} cannot be run on this phone: {said}"
             case code if code is not None and code > 128:
@@ -276,9 +273,3 @@ def parse_statistics(lines: Sequence[str]) -> dict[str, Any] | None:
                 if found.keys() >= STATISTICS:
                     return dict(found)
     return None
-
-
-STATISTICS = {
-    "prompt_tokens", "generated_tokens", "model_load_start_ms", "model_load_end_ms", "inference_start_ms",
-    "prompt_eval_end_ms", "first_token_ms", "inference_end_ms",
-}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Measuring on iPhones and iPads, through devicectl."""
