@@ -20,7 +20,7 @@ import pytest
 from export.bench.android.phone import MIN_SDK
 from export.bench.contract import METRICS
 from export.bench.results.result import read_result
-from export.generate import import_runner
+from export.engine.runner import import_runner
 from tests.tools import need
 
 ROOT = Path(__file__).resolve().parents[1]
