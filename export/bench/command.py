@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from checkpoints.errors import run
 from export.bench.finish import Ending, Finished, tell
 from export.bench.outcome import Outcome, Watch
 from export.bench.plan import LOAD_MODES, Plan, make_plan, parse_lengths, parse_tolerance
@@ -160,3 +162,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "ios": bench_ios,
     }
     return benches[kind](**flags).exit_code
+
+
+command = partial(run, main)  # the script of pyproject.toml
