@@ -12,18 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkpoints.config import ModelConfig, read_config
+from checkpoints.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from checkpoints.config import ADAPTER, ModelConfig, read_config
 from checkpoints.errors import BadInput
 from checkpoints.files import aside, check_folder, reserve, sha256
 from checkpoints.source import Source
+from export.models.kv_cache import DTYPES, cache_bytes
 from export.options import ExportOptions
 from export.program.weights import Placed, WeightWriter, end, place, program_room
 from export.progress import Stages
 from export.quantization.saved import open_quantized
+from export.verification.verify import SHORT, check_memory, verify
 
 if TYPE_CHECKING:
     from export.engine.tokenizer import Tokenizer
-    from export.manifest import Manifest
+    from export.manifest import Inputs, Manifest
     from export.program.trace import Graph
     from export.verification.compare import Report
 
@@ -60,13 +63,16 @@ def export_checkpoint(
             check_folder(quantized_out)
         config = read_config(source.folder)
         options.check(config)
-        opened = open_quantized(source.folder, options.recipe)
+        opened = open_quantized(source, options.recipe)
         config, options = opened.config, replace(options, recipe=opened.recipe)
         placed, room = place(config, options.recipe), program_room(config.num_hidden_layers)
+        if proof:
+            cache = cache_bytes(config, options.context, DTYPES[options.kv_cache])
+            check_memory(out, room + end(placed) + cache)
         with aside(out) as partial, ThreadPoolExecutor(1) as beside:
             reserve(partial, room + end(placed))
             stages.begin("weights", end(placed), lambda: writer.written)
-            writer.start(partial, room, source.folder, opened.recipe, placed)
+            writer.start(partial, room, source, opened.recipe, placed)
 
             from export.engine.tokenizer import check_tokenizer, find_tokenizer, load_tokenizer
             from export.manifest import make_manifest
@@ -74,7 +80,8 @@ def export_checkpoint(
 
             with stages.stage("tokenizer"):
                 tokenizer = load_tokenizer(find_tokenizer(source.folder))
-                notes = check_tokenizer(tokenizer, config) + opened.notes
+                used = config if not options.eos_ids else replace(config, eos_token_ids=())
+                notes = check_tokenizer(tokenizer, used) + opened.notes
                 options = _with_ids(options, config, tokenizer, source.folder)
                 companions = Companions(out, tokenizer.path)
             with stages.stage("graph"):
@@ -101,11 +108,12 @@ def export_checkpoint(
 
 def _with_ids(options: ExportOptions, config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> ExportOptions:
     """With the ids that begin a text and end an answer: as given, else the checkpoint's."""
-    from export.engine.tokenizer import stop_ids
+    from export.engine.tokenizer import named_tokens, read_settings, stop_ids
 
-    bos = config.bos_token_id if options.bos_id is None else options.bos_id
+    named = tokenizer.token_id(named_tokens(read_settings(folder)).get("bos_token", ""))
+    bos = next((token for token in (options.bos_id, config.bos_token_id, named) if token is not None), None)
     if bos is None:
-        raise BadInput(f"{config.path} names no bos_token_id, give one with --bos-id")
+        raise BadInput(f"{config.path} names no bos_token_id that is a token's, give one with --bos-id")
     eos = options.eos_ids or stop_ids(tokenizer, config, folder)
     for flag, token in (("--bos-id", bos), *(("--eos-ids", token) for token in eos)):
         if not 0 <= token < config.vocab_size:
@@ -130,8 +138,6 @@ def _assemble(
 
 
 def _prove(partial: Path, name: str, source: Source, stages: Stages) -> Report:
-    from export.verification.verify import SHORT, verify
-
     with stages.stage("verify"):
         report = verify(partial, source, SHORT, lambda step: stages.describe("verify", f"verify: {step}"))
     if not report.passed:
@@ -139,10 +145,18 @@ def _prove(partial: Path, name: str, source: Source, stages: Stages) -> Report:
     return replace(report, file=name)
 
 
-def _hashes(source: Source, weights: list[Path], tokenizer: Tokenizer) -> dict[str, str]:
-    """sha256 of the files of a checkpoint that decide an export, by name."""
+def _hashes(source: Source, weights: list[Path], tokenizer: Tokenizer) -> Inputs:
+    """sha256 of the files that decide an export, by name, and of each adapter's."""
     from export.engine.tokenizer import COMPANIONS
 
     texts = [source.folder / name for name in ("config.json", "generation_config.json", *COMPANIONS)]
     used = {tokenizer.path, *weights, *(path for path in texts if path.is_file())}
-    return {path.name: sha256(path) for path in sorted(used)}
+    adapters = [
+        {
+            "name": adapter.folder.resolve().name,
+            "scale": adapter.scale,
+            "sha256": {name: sha256(adapter.folder / name) for name in (ADAPTER, ADAPTER_WEIGHTS)},
+        }
+        for adapter in source.adapters
+    ]
+    return {"sha256": {path.name: sha256(path) for path in sorted(used)}, "adapters": adapters}

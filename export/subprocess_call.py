@@ -7,6 +7,7 @@ Imports nothing heavy: a new process is to be at work before its parent has impo
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -64,7 +65,8 @@ class Child:
         self._threads.shutdown()
         for pipe in (self._process.stdin, self._process.stdout, self._log):
             assert pipe is not None
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):  # what a process that died has not read
+                pipe.close()
 
     def start(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call a picklable function with picklable arguments, in the background.

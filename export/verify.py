@@ -17,6 +17,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from checkpoints.errors import run
-from checkpoints.source import resolve
-from export.flags import add_checkpoint, command_parser
+from checkpoints.source import find_source
+from export.flags import add_adapters, add_checkpoint, command_parser
 from export.progress import quiet
 from export.verification import verify as verification
 
@@ -40,6 +41,8 @@ def verify(
     checkpoint: str | None = None,
     *,
     revision: str | None = None,
+    adapter: Sequence[str | os.PathLike[str]] | None = None,
+    adapter_scale: Sequence[float] | None = None,
     text: str | os.PathLike[str] | None = None,
     tokens: int | None = None,
     short: bool = False,
@@ -55,7 +58,8 @@ def verify(
     extent = verification.Extent(
         usual.tokens if tokens is None else tokens, None if text is None else Path(text), short, long
     )
-    return verification.verify(Path(file), resolve(checkpoint, revision), extent, progress)
+    source = find_source(checkpoint, revision=revision, adapter=adapter, adapter_scale=adapter_scale)
+    return verification.verify(Path(file), source, extent, progress)
 
 
 def print_report(report: Report) -> None:
@@ -88,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("verify", __doc__)
     parser.add_argument("file", metavar="FILE", help="the .pte")
     add_checkpoint(parser)
+    add_adapters(parser)
     parser.add_argument(
         "--text", metavar="FILE", help="text in UTF-8 (default: the checkpoint's heldout.txt, or ours)"
     )
@@ -123,5 +128,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+command = partial(run, main)  # the script of pyproject.toml
+
 if __name__ == "__main__":
-    run(main)
+    command()

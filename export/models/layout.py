@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +17,26 @@ import torch
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
 from checkpoints.files import CHUNK, Progress, copy_rest, tensor_bytes, whole_folder, write_at, write_json
-from checkpoints.phi3 import EMBEDDING, HEAD, NORM, tensor_shapes
+from checkpoints.phi3 import EMBEDDING, HEAD, NORM, Rows, split_names, tensor_shapes
 from checkpoints.pickled import write_state_dict
 from checkpoints.untied import Untied
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows start … stop of the Hugging Face tensor `name`."""
-
-    name: str
-    start: int
-    stop: int
-
-
 def layout(config: ModelConfig) -> dict[str, Rows]:
     """ExecuTorch name to the rows it is made of, for an untied model, in the order of the graph."""
-    q, kv, hidden, inter = config.q_dim, config.kv_dim, config.hidden_size, config.intermediate_size
+    hidden, split = config.hidden_size, split_names(config)
     table = {"tok_embeddings.weight": Rows(EMBEDDING, 0, config.vocab_size)}
     for i in range(config.num_hidden_layers):
         ours, theirs = f"layers.{i}.", f"model.layers.{i}."
-        qkv, gate_up = theirs + "self_attn.qkv_proj.weight", theirs + "mlp.gate_up_proj.weight"
         table |= {
             ours + "attention_norm.weight": Rows(theirs + "input_layernorm.weight", 0, hidden),
-            ours + "attention.wq.weight": Rows(qkv, 0, q),
-            ours + "attention.wk.weight": Rows(qkv, q, q + kv),
-            ours + "attention.wv.weight": Rows(qkv, q + kv, q + 2 * kv),
+            ours + "attention.wq.weight": split[theirs + "self_attn.q_proj.weight"],
+            ours + "attention.wk.weight": split[theirs + "self_attn.k_proj.weight"],
+            ours + "attention.wv.weight": split[theirs + "self_attn.v_proj.weight"],
             ours + "attention.wo.weight": Rows(theirs + "self_attn.o_proj.weight", 0, hidden),
             ours + "ffn_norm.weight": Rows(theirs + "post_attention_layernorm.weight", 0, hidden),
-            ours + "feed_forward.w1.weight": Rows(gate_up, 0, inter),
-            ours + "feed_forward.w3.weight": Rows(gate_up, inter, 2 * inter),
+            ours + "feed_forward.w1.weight": split[theirs + "mlp.gate_proj.weight"],
+            ours + "feed_forward.w3.weight": split[theirs + "mlp.up_proj.weight"],
             ours + "feed_forward.w2.weight": Rows(theirs + "mlp.down_proj.weight", 0, hidden),
         }
     return table | {
@@ -110,7 +99,7 @@ def write_remapped(opened: Untied, out: Path, progress: Callable[[int], Abstract
     alone: dict[Rows, str] = {}  # the rows of a tied embedding are stored under their first name alone
     for name, rows in layout(opened.config).items():
         first = alone.setdefault(Rows(opened.source(rows.name), rows.start, rows.stop), name)
-        dtype = opened.tensor(rows.name).dtype
+        dtype = opened.dtype(rows.name)
         whole = torch.empty(shape(opened.config, name), dtype=dtype, device="meta")
         tensors[name] = tensors.get(first, whole)
     total = sum(tensors[name].nbytes for name in alone.values())
@@ -121,10 +110,10 @@ def write_remapped(opened: Untied, out: Path, progress: Callable[[int], Abstract
         starts = write_state_dict(path, tensors)
         with path.open("r+b", buffering=0) as file:
             for rows, name in alone.items():
-                weight, at = opened.tensor(rows.name), starts[name]
-                step = max(1, CHUNK // weight[0].nbytes)
+                at = starts[name]
+                step = max(1, CHUNK // tensors[name][0].nbytes)
                 for start in range(rows.start, rows.stop, step):
-                    piece = tensor_bytes(weight[start : min(start + step, rows.stop)])
+                    piece = tensor_bytes(opened.rows(rows.name, start, min(start + step, rows.stop)))
                     at = write_at(file.fileno(), piece, at)
                     count(len(piece))
                     opened.release(rows.name)

@@ -23,6 +23,7 @@ import torch
 from checkpoints.config import ModelConfig
 from checkpoints.files import tensor_bytes, write_at
 from checkpoints.phi3 import Role, role
+from checkpoints.source import Source
 from export.models.layout import Rows, layout, shape
 from export.quantization.packing import pack
 from export.quantization.recipe import Recipe
@@ -77,15 +78,15 @@ def end(placed: Sequence[Placed]) -> int:
     return max(offset + size for item in placed for offset, size in item.data.values())
 
 
-def write_weight(path: Path, base: int, folder: Path, recipe: Recipe, item: Placed) -> str:
+def write_weight(path: Path, base: int, source: Source, recipe: Recipe, item: Placed) -> str:
     """Write all parts of one weight at `base` + their offsets into an existing file; the digest of their bytes.
 
-    Its rows come from the checkpoint in `folder`. The bytes of each piece are told to a parent process.
+    The bytes of each piece are told to a parent process.
     """
-    source, at = _open(folder, recipe), dict(item.offsets)
+    opened, at = _open(source, recipe), dict(item.offsets)
     digests = {part: hashlib.sha256() for part in item.sizes}
     with open(path, "r+b", buffering=0) as file:
-        for rows in source.rows(item.rows.name, item.rows.start, item.rows.stop):
+        for rows in opened.rows(item.rows.name, item.rows.start, item.rows.stop):
             written = 0
             for part, data in pack(rows).items():
                 view = tensor_bytes(data)
@@ -100,9 +101,9 @@ def write_weight(path: Path, base: int, folder: Path, recipe: Recipe, item: Plac
 
 
 @lru_cache(maxsize=1)
-def _open(folder: Path, recipe: Recipe) -> Quantized:
+def _open(source: Source, recipe: Recipe) -> Quantized:
     torch.set_num_threads(1)  # pieces are small enough to stay in the cache of one core
-    return open_quantized(folder, recipe)
+    return open_quantized(source, recipe)
 
 
 class WeightWriter:
@@ -123,7 +124,7 @@ class WeightWriter:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def start(self, path: Path, base: int, folder: Path, recipe: Recipe, placed: Sequence[Placed]) -> None:
+    def start(self, path: Path, base: int, source: Source, recipe: Recipe, placed: Sequence[Placed]) -> None:
         """Begin; the largest weights come first, so that the last ones end together."""
         waiting = iter(sorted(placed, key=lambda item: -sum(item.sizes.values())))
         began = time.monotonic()
@@ -136,7 +137,7 @@ class WeightWriter:
                 if item is None:
                     self.seconds = time.monotonic() - began
                     return digests
-                digests[item.name] = child.start(write_weight, path, base, folder, recipe, item).result()
+                digests[item.name] = child.start(write_weight, path, base, source, recipe, item).result()
 
         threads = self._stack.enter_context(ThreadPoolExecutor(len(self._children)))
         self._stack.push(lambda *error: self._end())

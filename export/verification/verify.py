@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoints.errors import BadInput
+from export.engine.memory import memory_left
 from export.subprocess_call import Child
 
 if TYPE_CHECKING:
@@ -28,7 +29,16 @@ class Extent:
     long: bool = False  # also beyond original_max_position_embeddings
 
 
+LATER = "--no-verify skips this, python -m export.verify does it later"
 SHORT = Extent(tokens=40, short=True)  # what an export ends with
+
+
+def check_memory(file: Path, needed: int) -> None:
+    """Raise BadInput where a file that takes `needed` bytes to run cannot be run here: it would be killed midway."""
+    if needed > (left := memory_left()):
+        raise BadInput(
+            f"verifying {file} takes about {needed / 1e9:.1f} GB of memory, {left / 1e9:.1f} GB are left: {LATER}"
+        )
 
 
 def verify(

@@ -68,7 +68,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def start(self, function: Any, *args: Any) -> Any:
             found = function(*args)
-            return SimpleNamespace(check=lambda: None, result=lambda: found)
+            return SimpleNamespace(done=lambda: False, result=lambda: found)
 
     monkeypatch.setattr(verify_module, "Child", Here)
 
