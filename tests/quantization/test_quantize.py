@@ -178,7 +178,7 @@ def test_untie_keeps_a_stored_copy(tiny: Path, tmp_path: Path) -> None:
     save_file(tensors | {HEAD: tensors[EMBEDDING].clone()}, tiny / "model.safetensors")
     out = untie(str(tiny), out=tmp_path / "untied")
     assert torch.equal(open_checkpoint(out).tensor(HEAD), tensors[EMBEDDING])
-    with pytest.raises(BadInput, match="tie_word_embeddings is false already"):
+    with pytest.raises(BadInput, match="is untied already"):
         untie(str(out), out=tmp_path / "again")
 
 
@@ -190,7 +190,7 @@ def test_untie_is_whole_or_nothing(tied: Path, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "taken" / "file").touch()
     with pytest.raises(BadInput, match="taken already exists and is not an empty folder"):
         untie(str(tied), out=tmp_path / "taken")
-    monkeypatch.setattr("checkpoints.untied._write_head", stop)
+    monkeypatch.setattr("checkpoints.untied._write_copy", stop)
     with pytest.raises(KeyboardInterrupt):
         untie(str(tied), out=tmp_path / "half")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
