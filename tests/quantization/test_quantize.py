@@ -180,6 +180,10 @@ def test_untie_keeps_a_stored_copy(tiny: Path, tmp_path: Path) -> None:
     assert torch.equal(open_checkpoint(out).tensor(HEAD), tensors[EMBEDDING])
     with pytest.raises(BadInput, match="is untied already"):
         untie(str(out), out=tmp_path / "again")
+    save_file({HEAD if name == EMBEDDING else name: t for name, t in tensors.items()}, tiny / "model.safetensors")
+    out = untie(str(tiny), out=tmp_path / "head alone")
+    opened = open_checkpoint(out)
+    assert torch.equal(opened.tensor(EMBEDDING), tensors[EMBEDDING]) and HEAD in opened.names()
 
 
 def test_untie_is_whole_or_nothing(tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
