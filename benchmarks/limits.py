@@ -43,12 +43,13 @@ def quantize(folder: Path) -> dict[str, Any]:
     """Quantize every weight of the untied model by the default recipe, keeping nothing."""
     import torch
 
+    from checkpoints.source import resolve
     from export.models.registry import family_of
     from export.quantization.recipe import Recipe
     from export.quantization.saved import open_quantized
 
     torch.set_num_threads(1)  # as the exporter's process of weights: the other core has the graph
-    source = open_quantized(folder, Recipe())
+    source = open_quantized(resolve(str(folder)), Recipe())
     elements = 0
     start = time.monotonic()
     for rows in family_of(source.config).layout(source.config).values():

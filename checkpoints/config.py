@@ -1,15 +1,14 @@
-"""Reads config.json (and generation_config.json) of a dense Phi3ForCausalLM into one frozen ModelConfig.
+"""Reads config.json (and generation_config.json) of a dense Phi-3 model into one frozen ModelConfig.
 
 Covers Phi-4-mini-instruct and -reasoning, Phi-3-mini-4k and -128k and Phi-3.5-mini, in the older spelling
-(`rope_scaling`, with `rope_theta` and `partial_rotary_factor` outside it) and the newer (`rope_parameters`).
-Numbers come out as transformers 5.23 computes them (configuration_phi3.py, modeling_rope_utils.py); what
-transformers would silently reinterpret is refused. Knows nothing of tensors.
+(`rope_scaling`, with `rope_theta` and `partial_rotary_factor` outside it) and the newer (`rope_parameters`), and the
+same models saved as LlamaForCausalLM or MistralForCausalLM. Numbers come out as transformers 5.23 computes them
+(configuration_phi3.py, _llama.py, _mistral.py, modeling_rope_utils.py); what transformers would silently reinterpret
+is refused, and token ids that it would make up are left out. Knows nothing of tensors.
 """
 
-import json
 import math
 import re
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from checkpoints.errors import BadInput, show
+from checkpoints.files import present, read_json
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -31,7 +31,27 @@ ROPE_KEYS = {
     "type", "rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
     "factor", "attention_factor", "short_factor", "long_factor",
 }  # fmt: skip
+ADAPTER = "adapter_config.json"
 NOT_DENSE = re.compile(r"lora|expert|moe|vision|image|img|audio|speech|embd_layer")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A class of transformers that computes a dense Phi-3, and what it takes where config.json lacks a key."""
+
+    architecture: str
+    rms_norm_eps: float
+    max_position_embeddings: int
+    original_max_position_embeddings: int | None  # None: that of the rotary parameters, else max_position_embeddings
+    sliding_window: int | None = None
+    rotates_part: bool = False  # of a head, where partial_rotary_factor says so
+
+
+ARCHITECTURES = {
+    "phi3": Architecture("Phi3ForCausalLM", 1e-5, 4096, 4096, rotates_part=True),
+    "llama": Architecture("LlamaForCausalLM", 1e-6, 2048, None),
+    "mistral": Architecture("MistralForCausalLM", 1e-6, 131072, None, sliding_window=4096),
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     dtype: torch.dtype  # as declared; bfloat16 where config.json does not say
-    model_type: str
+    notes: tuple[str, ...] = field(repr=False, compare=False)  # sentences worth telling
     raw: dict[str, Any] = field(repr=False, compare=False)  # config.json as parsed
     path: Path = field(repr=False, compare=False)  # of config.json
 
@@ -84,6 +104,41 @@ class ModelConfig:
         """All rows of qkv_proj: queries, keys, values."""
         return self.q_dim + 2 * self.kv_dim
 
+    def told(self, key: str) -> str:
+        """A key with its value, as a part of a sentence that says where the value is from."""
+        value = f"{key} {show(getattr(self, key))}"
+        if self.raw.get(key) is not None:
+            return f"{value} of {self.path}"
+        return f"{value}, which transformers takes as {self.path} has none"
+
+    def as_phi3(self) -> dict[str, Any]:
+        """The same model as the config.json of a Phi3ForCausalLM, in the newer spelling."""
+        rope: dict[str, Any] = {
+            "rope_type": self.rope_type,
+            "rope_theta": self.rope_theta,
+            "partial_rotary_factor": self.partial_rotary_factor,
+        }
+        if self.short_factor is not None and self.long_factor is not None:
+            rope |= {
+                "short_factor": list(self.short_factor),
+                "long_factor": list(self.long_factor),
+                "attention_factor": self.attention_factor,
+                "original_max_position_embeddings": self.original_max_position_embeddings,
+            }
+        same = (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings",
+            "original_max_position_embeddings", "tie_word_embeddings", "sliding_window", "bos_token_id",
+            "pad_token_id",
+        )  # fmt: skip
+        return {key: getattr(self, key) for key in same} | {
+            "model_type": "phi3",
+            "architectures": [ARCHITECTURES["phi3"].architecture],
+            "hidden_act": "silu",
+            "eos_token_id": list(self.eos_token_ids) or None,
+            "rope_parameters": rope,
+        }
+
     def rope_factors(self, context: int) -> tuple[float, ...]:
         """Divisors of the rotary_dim / 2 inverse frequencies for sequences of up to `context` tokens.
 
@@ -98,13 +153,15 @@ class ModelConfig:
 def read_config(folder: Path) -> ModelConfig:
     """Read and check `folder/config.json`, with the end tokens of `folder/generation_config.json` if there.
 
-    Keys that Phi3Config defaults take its defaults; a missing size, a wrong JSON type or number, another
-    model family and anything that makes the model not a dense Phi-3 raise BadInput.
+    A missing size, a wrong JSON type or number, another model family and anything that makes the model not a dense
+    Phi-3 raise BadInput; other keys have transformers' defaults, but token ids have none.
     """
     path = folder / "config.json"
+    if not present(path) and present(folder / ADAPTER):
+        raise BadInput(alone(folder))
     raw = read_object(path)
     get = _Reader(path, raw)
-    _refuse_other_models(path, raw)
+    family = _architecture(path, raw)
 
     heads = get.integer("num_attention_heads", high=MAX_SIZE)
     hidden = get.integer("hidden_size", high=MAX_SIZE)
@@ -119,16 +176,18 @@ def read_config(folder: Path) -> ModelConfig:
     else:
         head_dim = hidden // heads
 
-    eps = get.number("rms_norm_eps", default=1e-5)
+    eps = get.number("rms_norm_eps", default=family.rms_norm_eps)
     if eps >= 1:
         raise BadInput(f"{path}: rms_norm_eps must lie between 0 and 1, it is {eps}")
 
-    positions = get.integer("max_position_embeddings", high=MAX_POSITIONS, default=4096)
-    original = get.integer("original_max_position_embeddings", high=MAX_POSITIONS, default=4096)
+    positions = get.integer("max_position_embeddings", high=MAX_POSITIONS, default=family.max_position_embeddings)
     rope = _rope(path, raw)
+    original = _original_positions(get, rope, family.original_max_position_embeddings or positions, family)
     theta = (rope if rope.has("rope_theta") else get).number("rope_theta", default=10000.0)
     holder = rope if rope.has("partial_rotary_factor") else get
     partial = holder.number("partial_rotary_factor", default=1.0)
+    if partial != 1 and not family.rotates_part:
+        raise BadInput(f"{path}: partial_rotary_factor is {partial}, but {family.architecture} rotates whole heads")
     rotary_dim = int(head_dim * partial)
     if partial > 1 or rotary_dim < 2 or rotary_dim % 2:
         raise BadInput(
@@ -141,15 +200,11 @@ def read_config(folder: Path) -> ModelConfig:
     attention_factor = 1.0
     if rope_type in ("longrope", "su"):
         rope_type = "longrope"
-        # transformers overrides the inner number with the outer one (4096 if absent): only accept agreement.
-        inner = rope.integer("original_max_position_embeddings", high=MAX_POSITIONS, default=original)
-        if inner != original:
+        if head_dim != hidden // heads:
             raise BadInput(
-                f"{rope.path}.original_max_position_embeddings is {inner}, "
-                f"but the model's own original_max_position_embeddings is {original}"
+                f"{path}: head_dim {head_dim} is not hidden_size {hidden} / num_attention_heads {heads}, which "
+                f"transformers' Phi3Config wants of a model with longrope"
             )
-        if original < 2:
-            raise BadInput(f"{path}: original_max_position_embeddings must be at least 2, it is {original}")
         short_factor = rope.numbers("short_factor", rotary_dim // 2)
         long_factor = rope.numbers("long_factor", rotary_dim // 2)
         stretch = rope.number("factor") if rope.has("factor") else positions / original
@@ -160,11 +215,11 @@ def read_config(folder: Path) -> ModelConfig:
     elif rope_type != "default":
         raise BadInput(f'{rope.path}: rope type {show(rope_type)} is not one of "default", "longrope", "su"')
 
-    window = get.integer("sliding_window", high=MAX_POSITIONS) if get.has("sliding_window") else None
+    window = family.sliding_window if "sliding_window" not in raw else None
     generation = folder / "generation_config.json"
-    ends = _Reader(generation, read_object(generation)) if generation.exists() else get
-    if not ends.has("eos_token_id"):
-        ends = get
+    ends = [_Reader(generation, read_object(generation))] if present(generation) else []
+    stops = [token for reader in (*ends, get) for token in reader.tokens("eos_token_id", vocab)]
+    notes: list[str] = []
 
     return ModelConfig(
         vocab_size=vocab,
@@ -184,39 +239,41 @@ def read_config(folder: Path) -> ModelConfig:
         long_factor=long_factor,
         attention_factor=attention_factor,
         tie_word_embeddings=get.flag("tie_word_embeddings", default=False),
-        sliding_window=window,
-        bos_token_id=get.token("bos_token_id", vocab, default=1),
-        eos_token_ids=ends.tokens("eos_token_id", vocab, default=32000),
-        pad_token_id=get.token("pad_token_id", vocab, default=32000),
+        sliding_window=get.integer("sliding_window", high=MAX_POSITIONS) if get.has("sliding_window") else window,
+        bos_token_id=get.token("bos_token_id", vocab, notes),
+        eos_token_ids=tuple(dict.fromkeys(stops)),
+        pad_token_id=get.token("pad_token_id", vocab, notes),
         dtype=_dtype(path, raw),
-        model_type="phi3",
+        notes=tuple(notes),
         raw=raw,
         path=path,
     )
 
 
+def alone(folder: Path) -> str:
+    """The sentence for an adapter in the place of a checkpoint."""
+    base = read_object(folder / ADAPTER).get("base_model_name_or_path")
+    model = f"--checkpoint {base}" if isinstance(base, str) and base else "the --checkpoint it was trained on"
+    return f"{folder} holds an adapter and no model: give {model} and --adapter {folder}"
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Parse a JSON file whose top level must be an object; BadInput names the file when it is not."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BadInput(f"{path} does not exist") from None
-    except (ValueError, RecursionError) as problem:
-        raise BadInput(f"{path} is not JSON: {reprlib.repr(str(problem))}") from None
-    except OSError as problem:
-        raise BadInput(f"{path} cannot be read: {problem.strerror}") from None
+    value = read_json(path)
     if not isinstance(value, dict):
         raise BadInput(f"{path} holds a JSON {type(value).__name__}, not an object")
     return value
 
 
-def _refuse_other_models(path: Path, raw: Mapping[str, Any]) -> None:
-    """Raise BadInput unless `raw` describes a dense Phi3ForCausalLM without biases, with SwiGLU."""
-    if (model_type := raw.get("model_type")) != "phi3":
-        raise BadInput(f'{path}: model_type is {show(model_type)}, only dense "phi3" models can be read')
-    architectures = raw.get("architectures") or ["Phi3ForCausalLM"]
-    if architectures != ["Phi3ForCausalLM"]:
-        raise BadInput(f'{path}: architectures is {show(architectures)}, only "Phi3ForCausalLM" can be read')
+def _architecture(path: Path, raw: Mapping[str, Any]) -> Architecture:
+    """The class that computes the model; BadInput unless that is a dense Phi-3 without biases, with SwiGLU."""
+    model_type = raw.get("model_type")
+    family = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise BadInput(f"{path}: model_type is {show(model_type)}, only dense {', '.join(ARCHITECTURES)} can be read")
+    architectures = raw.get("architectures") or [family.architecture]
+    if architectures != [family.architecture]:
+        raise BadInput(f"{path}: architectures is {show(architectures)}, of {model_type} only {family.architecture}")
     if (act := raw.get("hidden_act", "silu")) != "silu":
         raise BadInput(f'{path}: hidden_act is {show(act)}, only "silu" can be read')
     for key, value in raw.items():
@@ -224,6 +281,25 @@ def _refuse_other_models(path: Path, raw: Mapping[str, Any]) -> None:
             raise BadInput(f"{path}: {show(key)} is {show(value)}, only models without biases can be read")
         if value and NOT_DENSE.search(key):
             raise BadInput(f"{path}: {show(key)} is {show(value)}, only dense text models can be read")
+    return family
+
+
+def _original_positions(get: "_Reader", rope: "_Reader", default: int, architecture: Architecture) -> int:
+    """Positions the model was trained with at first, above which longrope takes its long factors."""
+    key = "original_max_position_embeddings"
+    original = get.integer(key, high=MAX_POSITIONS, default=default)
+    if rope.raw.get("rope_type", rope.raw.get("type")) not in ("longrope", "su"):
+        return original
+    inner = rope.integer(key, high=MAX_POSITIONS, default=original)
+    if not get.has(key) and family.original_max_position_embeddings is None:
+        original = inner
+    # transformers overrides the inner number with the outer one, and Phi3Config's is 4096: only accept agreement.
+    if inner != original:
+        beside = f"the model's own {key} is" if get.has(key) else f"without {key} beside it transformers takes"
+        raise BadInput(f"{rope.path}.{key} is {inner}, but {beside} {original}")
+    if original < 2:
+        raise BadInput(f"{get.path}: {key} must be at least 2, it is {original}")
+    return original
 
 
 def _rope(path: Path, raw: Mapping[str, Any]) -> "_Reader":
@@ -282,17 +358,21 @@ class _Reader:
             raise self._bad(key, "must be true or false", value)
         return value
 
-    def token(self, key: str, vocab: int, *, default: int) -> int | None:
-        value = self.raw.get(key, default)
+    def token(self, key: str, vocab: int, notes: list[str]) -> int | None:
+        """An id that generation needs not: one that no token can have is noted and left out."""
+        value = self.raw.get(key)
+        if type(value) is int and not 0 <= value < vocab:
+            notes.append(f"{self.path}{self.dot}{key} {show(value)} is the id of no token (vocab_size {vocab})")
+            return None
         return None if value is None else self._token(key, value, vocab)
 
-    def tokens(self, key: str, vocab: int, *, default: int) -> tuple[int, ...]:
-        value = self.raw.get(key, default)
+    def tokens(self, key: str, vocab: int) -> tuple[int, ...]:
+        value = self.raw.get(key)
         if value is None:
             return ()
         if not isinstance(value, list):
             return (self._token(key, value, vocab),)
-        return tuple(dict.fromkeys(self._token(f"{key}[{i}]", entry, vocab) for i, entry in enumerate(value)))
+        return tuple(self._token(f"{key}[{i}]", entry, vocab) for i, entry in enumerate(value))
 
     def _take(self, key: str, default: Any) -> Any:
         if key in self.raw:

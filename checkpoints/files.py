@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import shutil
 import signal
 import tempfile
@@ -23,10 +24,42 @@ from torch import Tensor, uint8
 from checkpoints.errors import BadInput
 from checkpoints.source import PATTERNS
 
+POINTER = b"version https://git-lfs.github.com/spec/"  # what git leaves where git-lfs has not fetched a file
 CHUNK = 1 << 24  # bytes copied or written between two looks at the progress
 OWN = {"config.json", "model.safetensors.index.json"}  # written by each stage itself
 
 Progress = Callable[[int], None]  # gets the bytes of each piece
+
+
+def present(path: Path) -> bool:
+    """Whether there is a file; BadInput for a link to nothing, or a folder, in its place."""
+    if path.is_file():
+        return True
+    if os.path.lexists(path):
+        raise BadInput(f"{path} is a {'folder' if path.is_dir() else 'link to nothing'}, not a file")
+    return False
+
+
+def check_fetched(path: Path, start: bytes) -> None:
+    """Raise BadInput where a file begins as a pointer of git-lfs does."""
+    if start.startswith(POINTER):
+        raise BadInput(
+            f"{path} is a pointer of git-lfs, its content was never fetched: run `git lfs pull` in its folder"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; BadInput names the file when it cannot."""
+    try:
+        data = path.read_bytes()
+        check_fetched(path, data)
+        return json.loads(data)
+    except FileNotFoundError:
+        raise BadInput(f"{path} does not exist") from None
+    except (ValueError, RecursionError) as problem:
+        raise BadInput(f"{path} is not JSON: {reprlib.repr(str(problem))}") from None
+    except OSError as problem:
+        raise BadInput(f"{path} cannot be read: {problem.strerror}") from None
 
 
 def sha256(path: Path) -> str:
@@ -144,7 +177,7 @@ def whole_folder(out: Path, needed: int = 0) -> Iterator[Path]:
 def copy_rest(source: Path, folder: Path) -> None:
     """Copy tokenizer, generation_config.json, chat template and licence: all that is neither weights nor OWN."""
     for pattern in (*PATTERNS, "merges.txt"):
-        for file in source.glob(pattern):
+        for file in filter(Path.is_file, source.glob(pattern)):
             if file.suffix != ".safetensors" and file.name not in OWN and not file.name.endswith(".bin.index.json"):
                 shutil.copyfile(file, folder / file.name)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.errors import BadInput, show
+from checkpoints.files import POINTER, check_fetched
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -34,6 +35,14 @@ class Entry:
     end: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+def read_tensor(entry: Entry) -> Tensor:
+    """One small tensor, read and not mapped."""
+    with entry.file.open("rb") as file:
+        file.seek(entry.begin)
+        data = bytearray(file.read(entry.end - entry.begin))
+    return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape)
 
 
 def make_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
@@ -57,7 +66,10 @@ def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
+            start = handle.read(len(POINTER))
+            check_fetched(file, start)
+            length = int.from_bytes(start[:8], "little")
+            handle.seek(8)
             text = handle.read(length) if length <= min(size - 8, MAX_HEADER) else b""
     except OSError as problem:
         raise BadInput(f"{file} cannot be read: {problem.strerror}") from None

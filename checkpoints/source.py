@@ -5,11 +5,13 @@ adds the default model, its pinned revision and one-sentence errors. It does not
 """
 
 import errno
+import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -34,13 +36,46 @@ WAYS_ON = f"pass --checkpoint DIR for a folder you have, or --checkpoint {EMBEDD
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A folder of PEFT's with what is to be added to a checkpoint, times `scale`."""
+
+    folder: Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Source:
-    """Where a checkpoint's files are, and what to call it in a manifest."""
+    """Where a checkpoint's files are, what is added to its weights, and what to call it in a manifest."""
 
     folder: Path
     name: str  # hub id, folder name, or "phi4-tiny"
     revision: str | None  # the commit, for "hub" alone
     kind: Literal["hub", "folder", "embedded"]
+    adapters: tuple[Adapter, ...] = ()
+
+    def __str__(self) -> str:
+        added = "".join(f" + {adapter.scale:g} * {adapter.folder.resolve().name}" for adapter in self.adapters)
+        return self.name + (f"@{self.revision}" if self.revision else "") + added
+
+
+class Given(TypedDict, total=False):
+    """What commands have as flags to name a checkpoint's weights, beside --checkpoint."""
+
+    revision: str | None
+    adapter: Sequence[str | os.PathLike[str]] | None
+    adapter_scale: Sequence[float] | None
+
+
+def find_source(checkpoint: str | None, **given: Unpack[Given]) -> Source:
+    """`resolve`, with adapters to be merged in order, each times its scale: as many scales as adapters, or none."""
+    folders = [Path(folder) for folder in given.get("adapter") or ()]
+    scales = list(given.get("adapter_scale") or [1.0] * len(folders))
+    if len(scales) != len(folders):
+        raise BadInput(f"--adapter-scale is given {len(scales)} times and --adapter {len(folders)} times")
+    if wrong := [scale for scale in scales if not math.isfinite(scale)]:
+        raise BadInput(f"--adapter-scale {wrong[0]} is not a finite number")
+    adapters = tuple(map(Adapter, folders, scales))
+    return replace(resolve(checkpoint, given.get("revision")), adapters=adapters)
 
 
 def resolve(checkpoint: str | None, revision: str | None = None) -> Source:

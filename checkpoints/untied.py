@@ -25,7 +25,7 @@ from checkpoints.files import (
     whole_folder,
     write_json,
 )
-from checkpoints.phi3 import EMBEDDING, HEAD
+from checkpoints.phi3 import EMBEDDING, HEAD, usual_name
 from checkpoints.safetensors_io import make_header
 from checkpoints.weights import INDEX, Checkpoint, open_checkpoint
 
@@ -48,8 +48,18 @@ class Untied:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.checkpoint.shape(self.source(name))
 
+    def origin(self, name: str) -> str:
+        return self.checkpoint.origin(self.source(name))
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.checkpoint.dtype(self.source(name))
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """See `Checkpoint.rows`."""
+        return self.checkpoint.rows(self.source(name), start, stop)
+
     def tensor(self, name: str) -> torch.Tensor:
-        """A view into the mapped file; see `Checkpoint.tensor`."""
+        """See `Checkpoint.tensor`."""
         return self.checkpoint.tensor(self.source(name))
 
     def prefetch(self, name: str) -> None:
@@ -67,16 +77,18 @@ def write_untied(opened: Checkpoint, out: Path, progress: Callable[[int], Abstra
     name and too small a disk.
     """
     if not opened.config.tie_word_embeddings:
-        raise BadInput(f"{opened.config.path}: tie_word_embeddings is false already")
+        raise BadInput(f"{opened.folder} is untied already")
     check_folder(out)
     stored = open_checkpoint(opened.folder, check=False).names()
+    # Files may hold a copy of the embedding as the head, or the head alone.
+    missing = next((name for name in (HEAD, EMBEDDING) if name not in map(usual_name, stored)), None)
     head, files = opened.nbytes(EMBEDDING), opened.files
     total = head + sum(file.stat().st_size for file in files)
     linked = files[0].stat().st_dev == out.resolve().parent.stat().st_dev
     with whole_folder(out, head if linked else total) as folder, progress(total) as count:
         copy_rest(opened.folder, folder)
         write_json(folder / "config.json", opened.config.raw | {"tie_word_embeddings": False})
-        shards = len(files) + (HEAD not in stored)  # the files may hold a copy of the embedding already
+        shards = len(files) + (missing is not None)
         renamed = {file.name: _shard(i, shards) for i, file in enumerate(files, start=1)}
         for file in files:
             link_or_copy(file, folder / renamed[file.name], count)
@@ -84,9 +96,9 @@ def write_untied(opened: Checkpoint, out: Path, progress: Callable[[int], Abstra
         if len(files) > 1:
             index = read_object(opened.folder / INDEX)["weight_map"]
         weight_map = {name: renamed[file] for name, file in index.items()}
-        if HEAD not in stored:
-            weight_map[HEAD] = _shard(shards, shards)
-            _write_head(folder / weight_map[HEAD], opened, count)
+        if missing:
+            weight_map[missing] = _shard(shards, shards)
+            _write_copy(folder / weight_map[missing], missing, opened, count)
         size = head + sum(map(opened.nbytes, opened.names()))
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
@@ -95,10 +107,10 @@ def _shard(number: int, count: int) -> str:
     return f"model-{number:05}-of-{count:05}.safetensors"
 
 
-def _write_head(path: Path, checkpoint: Checkpoint, count: Progress) -> None:
-    """A safetensors file of the embedding under the head's name."""
+def _write_copy(path: Path, name: str, checkpoint: Checkpoint, count: Progress) -> None:
+    """A safetensors file of the embedding under another name."""
     weight = checkpoint.tensor(EMBEDDING)
-    header, _ = make_header({HEAD: weight}, {"format": "pt"})
+    header, _ = make_header({name: weight}, {"format": "pt"})
     step = max(1, CHUNK // weight[0].nbytes)
     with path.open("xb") as file:  # never into a linked file
         file.write(header)

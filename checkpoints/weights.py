@@ -1,22 +1,29 @@
 """Maps a folder of safetensors files and checks, before reading a weight, that they hold the model declared.
 
-One tensor at a time: `tensor` maps that tensor's bytes alone, and they leave memory with its last reference
-or at `release`, so a pass over all weights stays within the largest tensor. No pickle is ever opened. Knows
-nothing of quantization or of what the weights are for.
+One tensor at a time: `rows` and `tensor` map that tensor's bytes alone, and they leave memory with their last
+reference or at `release`, so a pass over all weights stays within the largest tensor. Weights that the files have in
+pieces are put together, and adapters merged, as rows are asked for. No pickle is ever opened. Knows nothing of
+quantization or of what the weights are for.
 """
 
 import mmap
 import os
 import re
 import weakref
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache, reduce
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
-from checkpoints.config import ModelConfig, read_config, read_object
+from checkpoints.adapters import LowRank, merge, read_changes, read_factors
+from checkpoints.config import ADAPTER, ModelConfig, alone, read_config, read_object
 from checkpoints.errors import BadInput, show
-from checkpoints.phi3 import EMBEDDING, HEAD, LEGACY, check_tensors, tensor_shapes
+from checkpoints.phi3 import EMBEDDING, HEAD, model_tensors
 from checkpoints.safetensors_io import Entry, read_header
+from checkpoints.source import Adapter
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,45 +32,87 @@ INDEX = "model.safetensors.index.json"
 class Checkpoint:
     """The weights of one folder, open for reading; use open_checkpoint to get one."""
 
-    def __init__(self, folder: Path, config: ModelConfig, files: list[Path], entries: dict[str, Entry]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        files: list[Path],
+        parts: dict[str, tuple[Entry, ...]],
+        added: Mapping[str, tuple[LowRank, ...]] = MappingProxyType({}),
+    ) -> None:
         self.folder = folder
         self.config = config
         self.files = files
-        self._entries = entries
-        self._maps: weakref.WeakValueDictionary[str, mmap.mmap] = weakref.WeakValueDictionary()
+        self._parts = parts  # what the rows of a weight are stored in, one after another
+        self._added = added
+        self._factors = lru_cache(maxsize=8)(read_factors)  # threads read a few weights at once, in pieces
+        self._maps: weakref.WeakValueDictionary[Entry, mmap.mmap] = weakref.WeakValueDictionary()
 
     def names(self) -> list[str]:
         """Names of all weights: in model order, or in file order when opened with check=False."""
-        return list(self._entries)
+        return list(self._parts)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._entry(name).shape
+        parts = self._of(name)
+        return (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if len(parts) > 1 else parts[0].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._entry(name).dtype
+        """Of the rows; float32 where an adapter is merged into them."""
+        if name in self._added:
+            return torch.float32
+        return reduce(torch.promote_types, (part.dtype for part in self._of(name)))
+
+    def origin(self, name: str) -> str:
+        """The files a weight is made of, for sentences."""
+        files = [part.file for part in self._of(name)] + [low.left.file for low in self._added.get(name, ())]
+        return " + ".join(dict.fromkeys(map(str, files)))
 
     def nbytes(self, name: str) -> int:
-        entry = self._entry(name)
-        return entry.end - entry.begin
+        """In the files."""
+        return sum(part.end - part.begin for part in self._of(name))
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows start … stop of a weight (elements, of a vector), in the dtype they are stored in.
+
+        Mapped from the file as `tensor` is, where they lie together and nothing is merged into them.
+        """
+        pieces, first = [], 0
+        for part in self._of(name):
+            low, high = max(start - first, 0), min(stop - first, part.shape[0])
+            if low < high:
+                pieces.append(self._mapped(part)[low:high])
+            first += part.shape[0]
+        rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return (
+            merge(rows, start, self._added[name], self._factors) if name in self._added else rows.to(self.dtype(name))
+        )
 
     def tensor(self, name: str) -> torch.Tensor:
         """The weight as a CPU tensor of its own shape and dtype, mapped from the file and not copied.
 
         Pages become resident as they are read and leave with the last view, so slices of a large weight can
-        be read with `release` between them. Writing to the tensor never reaches the file.
+        be read with `release` between them. Writing to the tensor never reaches the file. A weight that the files
+        have in pieces, or that an adapter changes, is made anew.
         """
-        entry = self._entry(name)
+        parts = self._of(name)
+        return (
+            self._mapped(parts[0])
+            if len(parts) == 1 and name not in self._added
+            else self.rows(name, 0, self.shape(name)[0])
+        )
+
+    def _mapped(self, entry: Entry) -> torch.Tensor:
         size, itemsize = entry.end - entry.begin, entry.dtype.itemsize
         if size == 0:
             return torch.empty(entry.shape, dtype=entry.dtype)
         start = entry.begin - entry.begin % mmap.ALLOCATIONGRANULARITY
-        pages = self._maps.get(name)
+        pages = self._maps.get(entry)
         if pages is None:
             with entry.file.open("rb") as file:
                 # Private and writable: torch wants to be able to write, the user's file must stay as it is.
                 # Per tensor: Linux may refuse such a map of a whole file that is larger than memory.
                 pages = mmap.mmap(file.fileno(), entry.end - start, access=mmap.ACCESS_COPY, offset=start)
-            self._maps[name] = pages
+            self._maps[entry] = pages
         if entry.begin % itemsize:  # files of other writers may be unaligned, which vector loads do not bear
             data = bytearray(memoryview(pages)[entry.begin - start :])
             return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape)
@@ -72,30 +121,31 @@ class Checkpoint:
 
     def prefetch(self, name: str) -> None:
         """Ask the system to read the weight's bytes in the background; without effect where it cannot."""
-        entry = self._entry(name)
-        if hasattr(os, "posix_fadvise"):  # not on macOS and Windows
-            with entry.file.open("rb", buffering=0) as file:
-                os.posix_fadvise(file.fileno(), entry.begin, entry.end - entry.begin, os.POSIX_FADV_WILLNEED)
+        for part in self._of(name):
+            if hasattr(os, "posix_fadvise"):  # not on macOS and Windows
+                with part.file.open("rb", buffering=0) as file:
+                    os.posix_fadvise(file.fileno(), part.begin, part.end - part.begin, os.POSIX_FADV_WILLNEED)
 
     def release(self, name: str) -> None:
         """Drop the weight's pages from this process; views stay valid and read the file again when used."""
-        self._entry(name)
-        pages = self._maps.get(name)
-        if pages is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-            pages.madvise(mmap.MADV_DONTNEED)
+        for part in self._of(name):
+            pages = self._maps.get(part)
+            if pages is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+                pages.madvise(mmap.MADV_DONTNEED)
 
-    def _entry(self, name: str) -> Entry:
-        if name not in self._entries:
+    def _of(self, name: str) -> tuple[Entry, ...]:
+        if name not in self._parts:
             raise KeyError(f"{self.folder} has no tensor {name}")
-        return self._entries[name]
+        return self._parts[name]
 
 
-def open_checkpoint(folder: Path, *, check: bool = True) -> Checkpoint:
+def open_checkpoint(folder: Path, adapters: tuple[Adapter, ...] = (), *, check: bool = True) -> Checkpoint:
     """Map model.safetensors, or the shards model.safetensors.index.json names, and check them.
 
-    Reads headers only, except that an lm_head.weight beside tied embeddings is compared with them. Raises
-    BadInput for a missing, damaged or cut file, and, unless `check` is False, for names, shapes or dtypes
-    that are not those of the model in config.json. check=False leaves names as found, for quantized ones.
+    Reads headers only, except that an lm_head.weight beside tied embeddings is compared with them: where it differs
+    the model is untied, as for transformers. Raises BadInput for a missing, damaged or cut file, and, unless `check`
+    is False, for names, shapes or dtypes that are not those of the model in config.json or of `adapters`.
+    check=False leaves names as found, for quantized ones.
     """
     config = read_config(folder)
     files, index = _find_files(folder)
@@ -109,22 +159,24 @@ def open_checkpoint(folder: Path, *, check: bool = True) -> Checkpoint:
         if name not in entries or entries[name].file != file:
             raise BadInput(f"{folder / INDEX} says {show(name)} is in {file.name}, which does not hold it")
     if not check:
-        return Checkpoint(folder, config, files, entries)
+        return Checkpoint(folder, config, files, {name: (entry,) for name, entry in entries.items()})
 
-    entries = {name: entry for name, entry in entries.items() if not LEGACY.fullmatch(name)}
-    tied_head = entries.pop(HEAD, None) if config.tie_word_embeddings else None
-    check_tensors(folder, config, entries)
-    entries = {name: entries[name] for name in tensor_shapes(config)}
-    if tied_head and not _same_bytes(
-        Checkpoint(folder, config, files, entries | {HEAD: tied_head}),
-        HEAD,
-        EMBEDDING,
-    ):
-        raise BadInput(
-            f"{tied_head.file}: lm_head.weight differs from model.embed_tokens.weight, "
-            "but config.json says tie_word_embeddings is true"
-        )
-    return Checkpoint(folder, config, files, entries)
+    parts = model_tensors(folder, config, entries)
+    changes = read_changes(adapters, config)
+    if config.tie_word_embeddings:
+        if HEAD in parts and not _same_values(Checkpoint(folder, config, files, parts), HEAD, EMBEDDING):
+            note = (
+                f"{folder}: lm_head.weight differs from the embedding, so each is exported, as transformers loads it"
+            )
+            notes = (*config.notes, f"{note}, though config.json says tie_word_embeddings is true")
+            config = replace(config, tie_word_embeddings=False, notes=notes)
+        elif changes.touch(HEAD) or changes.touch(EMBEDDING):
+            parts[HEAD] = parts[EMBEDDING]
+            config = replace(config, tie_word_embeddings=False)
+        else:
+            parts.pop(HEAD, None)
+    parts |= {name: (entry,) for name, entry in changes.replaced.items()}
+    return Checkpoint(folder, config, files, parts, changes.added)
 
 
 def _find_files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
@@ -132,6 +184,8 @@ def _find_files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE], {}
     if not (folder / INDEX).is_file():
+        if (folder / ADAPTER).is_file():
+            raise BadInput(alone(folder))
         if list(folder.glob("*.bin")):
             raise BadInput(f"{folder} has its weights in pickle files (*.bin), which are never opened")
         raise BadInput(f"{folder} has neither {SINGLE} nor {INDEX}")
@@ -151,12 +205,10 @@ def _find_files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     return [folder / shard for shard in shards], {name: folder / shard for name, shard in weight_map.items()}
 
 
-def _same_bytes(checkpoint: Checkpoint, one: str, other: str, rows: int = 4096) -> bool:
-    if checkpoint.shape(one) != checkpoint.shape(other) or checkpoint.dtype(one) != checkpoint.dtype(other):
-        return False
-    pair = [checkpoint.tensor(name).view(torch.uint8) for name in (one, other)]
-    for start in range(0, pair[0].shape[0], rows):
-        if not torch.equal(*(tensor[start : start + rows] for tensor in pair)):
+def _same_values(checkpoint: Checkpoint, one: str, other: str, rows: int = 4096) -> bool:
+    dtype = torch.promote_types(checkpoint.dtype(one), checkpoint.dtype(other))
+    for start in range(0, checkpoint.shape(one)[0], rows):
+        if not torch.equal(*(checkpoint.rows(name, start, start + rows).to(dtype) for name in (one, other))):
             return False
         checkpoint.release(one)
         checkpoint.release(other)

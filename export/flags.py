@@ -18,6 +18,14 @@ def add_checkpoint(parser: ArgumentParser) -> None:
     parser.add_argument("--revision", help="commit, branch or tag of a hub id")
 
 
+def add_adapters(parser: ArgumentParser) -> None:
+    """--adapter and --adapter-scale, as `checkpoints.source.find_source` takes them."""
+    parser.add_argument("--adapter", action="append", metavar="DIR", help="a PEFT LoRA to merge; may be repeated")
+    parser.add_argument(
+        "--adapter-scale", action="append", type=float, metavar="X", help="one for each --adapter (default: 1)"
+    )
+
+
 def stage_parser(name: str, doc: str | None) -> ArgumentParser:
     """For a command that makes a folder of a checkpoint."""
     parser = command_parser(name, doc)

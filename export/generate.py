@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,5 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+command = partial(run, main)  # the script of pyproject.toml
+
 if __name__ == "__main__":
-    run(main)
+    command()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from checkpoints.errors import BadInput
+from checkpoints.files import sha256
 
 if TYPE_CHECKING:
     from checkpoints.config import ModelConfig
@@ -31,20 +34,27 @@ CONFIG_KEYS = (
 Manifest = dict[str, Any]
 
 
+class Inputs(TypedDict):
+    """What a file is made of."""
+
+    sha256: dict[str, str]  # of the checkpoint's files, by name
+    adapters: list[dict[str, Any]]  # name, scale and sha256 of each
+
+
 def make_manifest(
     config: ModelConfig,
     options: ExportOptions,
     planned_bytes: int,
     file: Mapping[str, str | int],
     source: Source,
-    inputs: Mapping[str, str],
+    inputs: Inputs,
     notes: tuple[str, ...],
     report: Report | None,
 ) -> Manifest:
     """Everything needed to make the file again and to know it.
 
-    `planned_bytes` are all arenas of `forward`; `file` is the .pte's name, bytes and sha256, `inputs` the sha256 of
-    each file of the checkpoint that was used.
+    `planned_bytes` are all arenas of `forward`; `file` is the .pte's name, bytes and sha256, `inputs` are the
+    files of the checkpoint that were used, and the adapters.
     """
     from export.models import kv_cache
 
@@ -55,7 +65,7 @@ def make_manifest(
             "name": source.name,
             "kind": source.kind,
             "revision": source.revision,
-            "sha256": dict(inputs),
+            **inputs,
         },
         "config": {key: getattr(config, key) for key in CONFIG_KEYS},
         "recipe": str(options.recipe),
@@ -81,3 +91,24 @@ def read_manifest(pte: Path) -> Manifest | None:
     if not isinstance(manifest, dict):
         raise ValueError(f"a JSON {type(manifest).__name__} is no manifest")
     return manifest
+
+
+def own_manifest(pte: Path) -> Manifest | None:
+    """The manifest beside a `.pte`, None where there is none that is this file's; `files` is a dict if there."""
+    try:
+        manifest = read_manifest(pte) or {}
+        own = manifest["file"]["name"] == pte.name and isinstance(manifest.get("files", {}), dict)
+        return manifest if own else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_beside(pte: Path, names: Iterable[str]) -> None:
+    """Raise BadInput where one of these files lies beside a `.pte` and is not what its manifest lists."""
+    if (listed := (own_manifest(pte) or {}).get("files")) is None:
+        return
+    for name in names:
+        path = pte.resolve().parent / name
+        if path.is_file() and sha256(path) != listed.get(name):
+            how = f"another {name} than" if name in listed else f"a {name}, but not"
+            raise BadInput(f"{path.parent} has {how} what {pte.name} was exported with, by {manifest_path(pte).name}")

@@ -31,13 +31,13 @@ class ExportOptions:
             raise BadInput(f"--kv-cache {self.kv_cache} is none of {', '.join(DTYPES)}")
         longest, context, chunk = config.max_position_embeddings, self.context, self.prefill_chunk
         if not MIN_CHUNK <= context <= longest:
-            limit = f"{MIN_CHUNK} to {longest} (max_position_embeddings of {config.path})"
+            limit = f"{MIN_CHUNK} to {config.told('max_position_embeddings')}"
             raise BadInput(f"--context {context} is not within {limit}")
         if not MIN_CHUNK <= chunk <= context:
             raise BadInput(f"--prefill-chunk {chunk} is not within {MIN_CHUNK} to {context}, the context")
         if config.sliding_window is not None and config.sliding_window < context:
             raise BadInput(
-                f"{config.path}: sliding_window {config.sliding_window} is shorter than the context {context}, "
+                f"{config.told('sliding_window')} is shorter than the context {context}, "
                 f"and files have no sliding window: give --context {config.sliding_window} or less"
             )
         self.recipe.check(config)

@@ -8,22 +8,37 @@ the verification needs.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkpoints.config import ModelConfig, read_config
+from checkpoints.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from checkpoints.config import ADAPTER, ModelConfig, read_config
 from checkpoints.errors import BadInput
 from checkpoints.files import aside, check_folder, input_sha256, reserve, sha256
 from checkpoints.source import Source
-from export.engine.tokenizer import COMPANIONS, Tokenizer, check_tokenizer, find_tokenizer, load_tokenizer, stop_ids
-from export.manifest import Manifest, make_manifest
+from export.engine.tokenizer import (
+    COMPANIONS,
+    Tokenizer,
+    check_tokenizer,
+    find_tokenizer,
+    load_tokenizer,
+    named_tokens,
+    read_settings,
+    stop_ids,
+)
+from export.manifest import Inputs, Manifest, make_manifest
+from export.models.kv_cache import DTYPES, cache_bytes
 from export.options import ExportOptions
 from export.program.weights import end, place, program_room, weight_jobs
 from export.progress import Counter, Stages
 from export.publishing import Companions, publish_all
 from export.quantization.saved import open_quantized
 from export.subprocess_call import Pool
+from export.verification.extent import SHORT
+from export.verification.memory import check_memory
+from export.verification.verify import verify
 
 if TYPE_CHECKING:
     from export.verification.compare import Report
@@ -61,21 +76,25 @@ def export_checkpoint(
             check_folder(quantized_out)
         config = read_config(source.folder)
         options.check(config)
-        opened = open_quantized(source.folder, options.recipe)
+        opened = open_quantized(source, options.recipe)
         config, options = opened.config, replace(options, recipe=opened.recipe)
         placed, room = place(config, options.recipe), program_room(config.num_hidden_layers)
         tokenizer_path = find_tokenizer(source.folder)
         inputs = _inputs(source, [*opened.files, tokenizer_path])
+        if proof:
+            cache = cache_bytes(config, options.context, DTYPES[options.kv_cache])
+            check_memory(out, room + end(placed) + cache)
         with aside(out) as partial:
             reserve(partial, room + end(placed))
             # Hashes first: they read the checkpoint from front to end, which a disk does fastest.
-            hashes = [(name, functools.partial(input_sha256, path)) for name, path in inputs.items()]
-            weights = weight_jobs(partial, room, source.folder, opened.recipe, placed)
+            hashes = [(str(path), functools.partial(input_sha256, path)) for path in inputs]
+            weights = weight_jobs(partial, room, source, opened.recipe, placed)
             stages.begin("weights", end(placed), lambda: written.value)
             writing = pool.start([*hashes, *weights], (written := Counter()).add)
             with stages.stage("tokenizer"):
                 tokenizer = load_tokenizer(tokenizer_path)
-                notes = check_tokenizer(tokenizer, config) + opened.notes
+                used = config if not options.eos_ids else replace(config, eos_token_ids=())
+                notes = check_tokenizer(tokenizer, used) + opened.notes
                 options = _with_ids(options, config, tokenizer, source.folder)
                 companions = Companions(out, tokenizer_path)
             with stages.stage("graph"):
@@ -97,7 +116,7 @@ def export_checkpoint(
             with stages.stage("hash"):
                 digest = hashing.join()["file"]
             file: dict[str, str | int] = {"name": out.name, "bytes": partial.stat().st_size, "sha256": digest}
-            hashed = {name: digests[name] for name in inputs}
+            hashed = _hashed(source, inputs, digests)
             manifest = make_manifest(config, options, graph.planned_bytes, file, source, hashed, notes, report)
             manifest["export"] = {"seconds": dict(stages.seconds), "peak_memory_bytes": stages.peak_bytes}
             return Exported(out, publish_all(partial, companions, manifest), companions.tokenizer, manifest)
@@ -105,9 +124,10 @@ def export_checkpoint(
 
 def _with_ids(options: ExportOptions, config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> ExportOptions:
     """With the ids that begin a text and end an answer: as given, else the checkpoint's."""
-    bos = config.bos_token_id if options.bos_id is None else options.bos_id
+    named = tokenizer.token_id(named_tokens(read_settings(folder)).get("bos_token", ""))
+    bos = next((token for token in (options.bos_id, config.bos_token_id, named) if token is not None), None)
     if bos is None:
-        raise BadInput(f"{config.path} names no bos_token_id, give one with --bos-id")
+        raise BadInput(f"{config.path} names no bos_token_id that is a token's, give one with --bos-id")
     eos = options.eos_ids or stop_ids(tokenizer, config, folder)
     for flag, token in (("--bos-id", bos), *(("--eos-ids", token) for token in eos)):
         if not 0 <= token < config.vocab_size:
@@ -116,9 +136,6 @@ def _with_ids(options: ExportOptions, config: ModelConfig, tokenizer: Tokenizer,
 
 
 def _prove(partial: Path, name: str, source: Source, stages: Stages) -> Report:
-    from export.verification.extent import SHORT
-    from export.verification.verify import verify
-
     with stages.stage("verify"):
         report = verify(partial, source, SHORT, lambda step: stages.describe("verify", f"verify: {step}"))
     if not report.passed:
@@ -126,7 +143,22 @@ def _prove(partial: Path, name: str, source: Source, stages: Stages) -> Report:
     return replace(report, file=name)
 
 
-def _inputs(source: Source, used: list[Path]) -> dict[str, Path]:
-    """The files of a checkpoint that decide an export, by name."""
+def _inputs(source: Source, used: list[Path]) -> list[Path]:
+    """The files that decide an export: of the checkpoint and of its adapters."""
     texts = [source.folder / name for name in ("config.json", "generation_config.json", *COMPANIONS)]
-    return {path.name: path for path in sorted({*used, *(path for path in texts if path.is_file())})}
+    adapters = [adapter.folder / name for adapter in source.adapters for name in (ADAPTER, ADAPTER_WEIGHTS)]
+    return sorted({*used, *adapters, *(path for path in texts if path.is_file())})
+
+
+def _hashed(source: Source, inputs: list[Path], results: Mapping[str, str]) -> Inputs:
+    """sha256 of those files, by name, each adapter's apart."""
+    own = {
+        adapter.folder: {
+            "name": adapter.folder.resolve().name,
+            "scale": adapter.scale,
+            "sha256": {name: results[str(adapter.folder / name)] for name in (ADAPTER, ADAPTER_WEIGHTS)},
+        }
+        for adapter in source.adapters
+    }
+    files = {path.name: results[str(path)] for path in inputs if path.parent not in own}
+    return {"sha256": files, "adapters": list(own.values())}

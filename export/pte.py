@@ -6,13 +6,14 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from checkpoints.errors import run
-from checkpoints.source import resolve
+from checkpoints.source import find_source
 from export.engine.native_output import hushed
-from export.flags import add_checkpoint, add_recipe, command_parser
+from export.flags import add_adapters, add_checkpoint, add_recipe, command_parser
 from export.progress import quiet
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def export_pte(
     *,
     out: str | os.PathLike[str],
     revision: str | None = None,
+    adapter: Sequence[str | os.PathLike[str]] | None = None,
+    adapter_scale: Sequence[float] | None = None,
     save_quantized: str | os.PathLike[str] | None = None,
     verify: bool = True,
     verbose: bool = False,
@@ -44,7 +47,8 @@ def export_pte(
 
         check_place(path)
         quantized_out = None if save_quantized is None else Path(save_quantized)
-        return export_checkpoint(resolve(checkpoint, revision), path, from_flags(**options), quantized_out, verify)
+        source = find_source(checkpoint, revision=revision, adapter=adapter, adapter_scale=adapter_scale)
+        return export_checkpoint(source, path, from_flags(**options), quantized_out, verify)
 
 
 def print_exported(exported: Exported) -> None:
@@ -78,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("pte", __doc__)
     parser.add_argument("--out", required=True, help="the .pte to write; tokenizer and manifest go beside it")
     add_checkpoint(parser)
+    add_adapters(parser)
     parser.add_argument("--context", type=int, default=4096, help="tokens the KV cache holds (default: %(default)s)")
     parser.add_argument(
         "--prefill-chunk", type=int, default=256, help="tokens fed at once at most (default: %(default)s)"
@@ -109,5 +114,7 @@ def _ids(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of ids like 200020,199999") from None
 
 
+command = partial(run, main)  # the script of pyproject.toml
+
 if __name__ == "__main__":
-    run(main)
+    command()

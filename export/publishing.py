@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 from checkpoints.errors import BadInput
-from checkpoints.files import publish, sha256, write_whole
+from checkpoints.files import present, publish, sha256, write_whole
 from export.engine.tokenizer import COMPANIONS, TOKENIZERS
-from export.manifest import Manifest, manifest_path, read_manifest
+from export.manifest import Manifest, manifest_path, own_manifest
 from export.ptefile.magic import read_head
 
 
@@ -34,7 +34,7 @@ def check_place(out: Path) -> None:
     if out.exists():
         read_head(out)  # a file of another kind is not replaced
     path = manifest_path(out)
-    if path.exists() and _own(out) is None:
+    if path.exists() and own_manifest(out) is None:
         raise BadInput(f"--out {out}: its manifest would replace {path}, which is none of it")
 
 
@@ -47,22 +47,21 @@ class Companions:
     def __init__(self, out: Path, tokenizer: Path) -> None:
         self.out, self.tokenizer = out, out.parent / tokenizer.name
         sources = [tokenizer, *(tokenizer.parent / name for name in COMPANIONS)]
-        self.sources = {path.name: path for path in sources if path.is_file()}
+        self.sources = {path.name: path for path in sources if present(path)}
         self.sha256 = {name: sha256(path) for name, path in self.sources.items()}
-        mine = (_own(out) or {}).get("files", {})
+        mine = (own_manifest(out) or {}).get("files", {})
         others = [
-            manifest.get("files", {})
+            manifest["files"]
             for path in out.parent.glob("*.pte")
-            if path.name != out.name and (manifest := _own(path)) is not None
+            if path.name != out.name and "files" in (manifest := own_manifest(path) or {})
         ]
         for name in (*TOKENIZERS, *COMPANIONS):
             there = out.parent / name
-            if not there.is_file() or (digest := sha256(there)) == self.sha256.get(name):
-                continue
-            if mine.get(name) != digest or any(other.get(name) == digest for other in others):
+            found, ours = sha256(there) if there.is_file() else None, self.sha256.get(name)
+            if any(other.get(name) != ours for other in others) or found not in (None, ours, mine.get(name)):
                 raise BadInput(
-                    f"--out {out}: {there} is another model's, and the phone finds it by its name: give each model a "
-                    f"folder of its own"
+                    f"--out {out}: {there} is or would be another model's, and the phone finds it by its name: give "
+                    f"each model a folder of its own"
                 )
         self.stale = [name for name in mine if name not in self.sources]
 
@@ -80,12 +79,3 @@ def publish_all(partial: Path, companions: Companions, manifest: Manifest) -> Pa
     write_whole(manifest_path(out), json.dumps(manifest, indent=2).encode() + b"\n")
     publish(partial, out)
     return manifest_path(out)
-
-
-def _own(pte: Path) -> Manifest | None:
-    """The manifest beside a `.pte`, None where there is none that is this file's."""
-    try:
-        manifest = read_manifest(pte)
-        return manifest if manifest and manifest["file"]["name"] == pte.name else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

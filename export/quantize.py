@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from checkpoints.errors import run
 from checkpoints.files import check_folder
-from checkpoints.source import resolve
+from checkpoints.source import find_source
 from checkpoints.untied import Untied
 from checkpoints.weights import open_checkpoint
-from export.flags import add_recipe, stage_parser
+from export.flags import add_adapters, add_recipe, stage_parser
 from export.progress import bar, quiet
 from export.quantization.recipe import Recipe
 from export.quantization.rounding import Quantizing
@@ -26,15 +27,17 @@ def quantize(
     *,
     out: str | os.PathLike[str],
     revision: str | None = None,
+    adapter: Sequence[str | os.PathLike[str]] | None = None,
+    adapter_scale: Sequence[float] | None = None,
     group_size: int = 32,
     embedding_bits: int = 8,
     head_bits: int = 4,
 ) -> Path:
     """Write a checkpoint (hub id, folder or "phi4-tiny") untied and quantized at `out`; whole or not at all."""
-    source, out = resolve(checkpoint, revision), Path(out)
-    check_folder(out)
+    source = find_source(checkpoint, revision=revision, adapter=adapter, adapter_scale=adapter_scale)
+    check_folder(out := Path(out))
     recipe = Recipe(True, group_size, embedding_bits, head_bits)
-    quantizing = Quantizing(Untied(open_checkpoint(source.folder)), recipe)
+    quantizing = Quantizing(Untied(open_checkpoint(source.folder, source.adapters)), recipe)
     with bar("quantize", nbytes(plan(quantizing))) as progress:
         save_quantized(quantizing, out, progress)
     return out
@@ -43,11 +46,14 @@ def quantize(
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; see the module docstring."""
     parser = stage_parser("quantize", __doc__)
+    add_adapters(parser)
     add_recipe(parser)
     flags = vars(parser.parse_args(argv))
     quiet(verbose=False)
     print(quantize(**flags))
 
 
+command = partial(run, main)  # the script of pyproject.toml
+
 if __name__ == "__main__":
-    run(main)
+    command()

@@ -33,5 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(remap(**flags))
 
 
+command = partial(run, main)  # the script of pyproject.toml
+
 if __name__ == "__main__":
-    run(main)
+    command()

@@ -31,5 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(untie(**flags))
 
 
+command = partial(run, main)  # the script of pyproject.toml
+
 if __name__ == "__main__":
-    run(main)
+    command()

@@ -19,8 +19,9 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -28,8 +29,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from checkpoints.errors import run
-from checkpoints.source import resolve
-from export.flags import add_checkpoint, command_parser
+from checkpoints.source import Given, find_source
+from export.flags import add_adapters, add_checkpoint, command_parser
 from export.progress import quiet
 from export.verification import verify as verification
 from export.verification.extent import SHORT, Extent
@@ -42,21 +43,20 @@ def verify(
     file: str | os.PathLike[str],
     checkpoint: str | None = None,
     *,
-    revision: str | None = None,
     text: str | os.PathLike[str] | None = None,
     tokens: int | None = None,
     short: bool = False,
     long: bool = False,
     progress: Callable[[str], None] = lambda step: None,
+    **given: Unpack[Given],
 ) -> Report:
     """Compare `file` with a checkpoint (hub id, folder or "phi4-tiny") on a text; see `export.verification.verify`.
 
     `text` is a file in UTF-8 (default: the checkpoint's heldout.txt, else a page of English) of which `tokens` are
     compared. `short` is what an export ends with; `long` goes past original_max_position_embeddings.
     """
-    return verification.verify(
-        Path(file), resolve(checkpoint, revision), _extent(text, tokens, short, long), progress
-    )
+    extent = _extent(text, tokens, short, long)
+    return verification.verify(Path(file), find_source(checkpoint, **given), extent, progress)
 
 
 def verify_emulated(
@@ -64,12 +64,12 @@ def verify_emulated(
     checkpoint: str | None = None,
     *,
     cpu: Sequence[str],
-    revision: str | None = None,
     text: str | os.PathLike[str] | None = None,
     tokens: int | None = None,
     short: bool = False,
     long: bool = False,
     progress: Callable[[str], None] = lambda step: None,
+    **given: Unpack[Given],
 ) -> list[Report]:
     """`verify` with the file run on each of these arm64 CPUs, emulated by qemu, against one reference.
 
@@ -79,7 +79,7 @@ def verify_emulated(
 
     check_cpus(cpu)  # before a download
     extent = _extent(text, tokens, short, long)
-    return verification.verify_emulated(Path(file), resolve(checkpoint, revision), extent, cpu, progress)
+    return verification.verify_emulated(Path(file), find_source(checkpoint, **given), extent, cpu, progress)
 
 
 def _extent(text: str | os.PathLike[str] | None, tokens: int | None, short: bool, long: bool) -> Extent:
@@ -118,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("verify", __doc__)
     parser.add_argument("file", metavar="FILE", help="the .pte")
     add_checkpoint(parser)
+    add_adapters(parser)
     parser.add_argument(
         "--text", metavar="FILE", help="text in UTF-8 (default: the checkpoint's heldout.txt, or ours)"
     )
@@ -160,5 +161,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+command = partial(run, main)  # the script of pyproject.toml
+
 if __name__ == "__main__":
-    run(main)
+    command()

@@ -43,7 +43,7 @@ def _edit_json(rng: random.Random, path: Path) -> str:
     while isinstance(parent, (dict, list)) and parent:
         key = rng.choice(list(parent)) if isinstance(parent, dict) else rng.randrange(len(parent))
         at += f".{key}"
-        if not isinstance(parent[key], (dict, list)) or rng.random() < 0.3:
+        if not isinstance(parent[key], (dict, list)) or not parent[key] or rng.random() < 0.3:
             break
         parent = parent[key]
     kind = rng.choice(["delete", "value", "off by one", "extra"])

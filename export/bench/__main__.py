@@ -1,7 +1,6 @@
 """`python -m export.bench`."""
 
-from checkpoints.errors import run
-from export.bench.command import main
+from export.bench.command import command
 
 if __name__ == "__main__":
-    run(main)
+    command()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
+from checkpoints.errors import run
 from export.bench.contract import OPTIONS, Option
 from export.bench.finish import Ending, Finished, tell
 from export.bench.outcome import Outcome, Watch
@@ -158,3 +160,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "ios": bench_ios,
     }
     return benches[kind](**flags).exit_code
+
+
+command = partial(run, main)  # the script of pyproject.toml

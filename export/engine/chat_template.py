@@ -10,6 +10,7 @@ from typing import Any
 
 from checkpoints.config import read_object
 from checkpoints.errors import BadInput
+from checkpoints.files import present
 from export.engine.tokenizer import named_tokens, read_settings
 from export.models.phi3.family import Phi3
 
@@ -46,7 +47,7 @@ def chat_prompt(folder: Path, messages: list[dict[str, Any]]) -> str:
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str:
-    if (path := folder / "chat_template.jinja").is_file():
+    if present(path := folder / "chat_template.jinja"):
         return path.read_text(encoding="utf-8")
     template = settings.get("chat_template")
     if isinstance(template, list):

@@ -19,7 +19,8 @@ from checkpoints.errors import BadInput
 from export.engine.chat_template import chat_prompt
 from export.engine.memory import own_memory, trim
 from export.engine.runner import Facts, check_fits, import_runner, numbers_tokenizer, read_facts
-from export.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, runner_ids
+from export.engine.tokenizer import COMPANIONS, Tokenizer, find_tokenizer, load_tokenizer, runner_ids
+from export.manifest import check_beside
 
 MAX_TEMPERATURE = 1.0  # the runner gives up above
 
@@ -108,6 +109,7 @@ def answer(path: Path, words: Path | None, request: Request, on_text: Callable[[
             words = find_tokenizer(path.resolve().parent)
         except BadInput as problem:
             raise BadInput(f"{problem}: give a tokenizer with --tokenizer") from None
+        check_beside(path, [words.name] if request.raw else [words.name, *COMPANIONS])
     facts, tokenizer = read_facts(path), load_tokenizer(words)
     check_fits(path, facts, tokenizer)
     text = request.prompt

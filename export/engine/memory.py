@@ -27,6 +27,24 @@ def own_memory() -> Memory:
         return Memory(getattr(info, "peak_wset", info.rss), info.uss)
 
 
+def memory_left() -> int:
+    """Bytes this process and its children may take: what the system has left, or less where a cgroup says so."""
+    left = psutil.virtual_memory().available + psutil.swap_memory().free
+    return min([left, *_cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _cgroup_limits(groups: Path, root: Path) -> list[int]:
+    """Of the process's group and those around it, in bytes; none without Linux's cgroups (version 2)."""
+    try:
+        own = next(line for line in groups.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return []
+    folder = root / own.removeprefix("0::").strip("/")
+    files = [place / "memory.max" for place in (folder, *folder.parents) if place.is_relative_to(root)]
+    texts = [file.read_text().strip() for file in files if file.is_file()]
+    return [int(text) for text in texts if text.isdecimal()]
+
+
 def trim() -> None:
     """Return freed memory to the system, where C's library can: else what comes next would seem to take none."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc

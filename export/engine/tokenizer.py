@@ -33,6 +33,7 @@ import tokenizers
 
 from checkpoints.config import ModelConfig, read_object
 from checkpoints.errors import BadInput
+from checkpoints.files import check_fetched, present
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # by which a tokenizer is found, and *.tiktoken
 COMPANIONS = ("tokenizer_config.json", "chat_template.jinja")  # what belongs to it
@@ -87,8 +88,13 @@ class Tokenizer:
 def find_tokenizer(folder: Path) -> Path:
     """The tokenizer of a checkpoint: tokenizer.json, else tokenizer.model, else the first *.tiktoken."""
     for path in (*(folder / name for name in TOKENIZERS), *sorted(folder.glob("*.tiktoken"))):
-        if path.is_file():
+        if present(path):
             return path
+    if all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        raise BadInput(
+            f"{folder} has vocab.json and merges.txt and no tokenizer.json: transformers makes one, by "
+            f"AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
     raise BadInput(f"{folder} has no tokenizer.json, no tokenizer.model and no *.tiktoken")
 
 
@@ -103,8 +109,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> tuple[str, ...]:
     """Raise BadInput unless the model and the phone can use `tokenizer`; returns sentences worth telling.
 
-    Every id must be below the model's vocab_size; bos and eos must be special tokens; the runner must load
-    the file, sample far enough for each eos, and agree with Tokenizer.encode on PROBES and special tokens.
+    Every id must be below the model's vocab_size; eos ids must be special tokens; the runner must load the file,
+    sample far enough for each eos, and agree with Tokenizer.encode on PROBES and special tokens.
     """
     path, size, notes = tokenizer.path, tokenizer.vocab_size, list(tokenizer.notes)
     if not config.vocab_size // 2 <= size <= config.vocab_size:
@@ -112,12 +118,16 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> tuple[str, ...
     if size < config.vocab_size:
         notes.append(f"{path.name} has {size} ids, the model {config.vocab_size}: the rest is padding")
     sampled = _runner(path).vocab_size()
-    bos = [] if config.bos_token_id is None else [("bos_token_id", config.bos_token_id)]
-    for key, token in [*bos, *(("eos_token_id", token) for token in config.eos_token_ids)]:
+    if config.bos_token_id is not None and config.bos_token_id not in tokenizer.special.values():
+        notes.append(f"{config.path}: bos_token_id is {config.bos_token_id}, no special token of {path.name}")
+    for token in config.eos_token_ids:
+        place = f"{config.path} or generation_config.json beside it: eos_token_id is {token}"
         if token not in tokenizer.special.values():
-            raise BadInput(f"{config.path}: {key} is {token}, no special token of {path} of {size} ids")
+            raise BadInput(
+                f"{place}, no special token of {path} of {size} ids; --eos-ids takes others in their place"
+            )
         if token >= sampled:
-            raise BadInput(f"{config.path}: {key} is {token}, but the phone samples {sampled} ids of {path}")
+            raise BadInput(f"{place}, but the phone samples {sampled} ids of {path}")
     for probe in [*PROBES, " ".join(f"{text}x\n {text}" for text in tokenizer.special)]:
         ours, theirs = tokenizer.encode(probe), runner_ids(path, probe)
         if ours != theirs:
@@ -161,6 +171,7 @@ def _read(path: Path) -> tuple[Kind, bytes]:
         data = path.read_bytes()
     except OSError as problem:
         raise BadInput(f"{path} cannot be read: {problem.strerror}") from None
+    check_fetched(path, data)
     if data.lstrip().startswith(b"{"):
         return "huggingface", data
     return "tiktoken" if TIKTOKEN_LINE.fullmatch(data.split(b"\n", 1)[0]) else "sentencepiece", data
@@ -183,11 +194,22 @@ def _huggingface(path: Path) -> Tokenizer:
             raise
         raise BadInput(f"{path} is not a Hugging Face tokenizer: {problem}") from None
     special = {token["content"]: token["id"] for token in added}
-    ids = library.get_vocab(with_added_tokens=True)
-    for text, token in special.items():
-        if ids.get(text) != token:  # the library numbers added tokens anew where their ids leave a gap
-            raise BadInput(f"{path}: {text!r} has id {token} on the phone, but is number {ids.get(text)}")
-    notes = []
+    ids, notes = library.get_vocab(with_added_tokens=True), []
+    if lost := special.keys() - ids.keys():
+        raise BadInput(f"{path}: the library tokenizers makes no token of {min(lost)!r}")
+    # The library numbers added tokens anew where their ids leave a gap, the phone does not.
+    anew = {text: ids[text] for text, token in special.items() if ids[text] != token}
+    if anew:
+        first = min(anew, key=special.__getitem__)
+        notes.append(
+            f"{path.name}: ids leave gaps, so {first!r} is {special[first]} in the file and on the phone, "
+            f"but {anew[first]} for transformers"
+        )
+    to_file = {number: special[text] for text, number in anew.items()}
+    to_library = {token: number for number, token in to_file.items()}
+    ids |= special
+    if len(set(ids.values())) != len(ids):
+        raise BadInput(f"{path}: two tokens have one id")
     if flagged := [token["content"] for token in added if any(token.get(flag) for flag in ignored)]:
         notes.append(f"{path.name}: the phone strips no spaces and looks for no whole word at {flagged[0]!r}")
     if not model.get("ignore_merges"):
@@ -201,8 +223,8 @@ def _huggingface(path: Path) -> Tokenizer:
         max(ids.values(), default=-1) + 1,
         special,
         tuple(notes),
-        lambda text: library.encode(text, add_special_tokens=False).ids,
-        lambda ids: library.decode(ids, skip_special_tokens=False),
+        lambda text: [to_file.get(i, i) for i in library.encode(text, add_special_tokens=False).ids],
+        lambda ids: library.decode([to_library.get(i, i) for i in ids], skip_special_tokens=False),
     )
 
 
@@ -254,7 +276,7 @@ def _tiktoken(path: Path, data: bytes) -> Tokenizer:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    return read_object(path) if (path := folder / "tokenizer_config.json").is_file() else {}
+    return read_object(path) if present(path := folder / "tokenizer_config.json") else {}
 
 
 def named_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from checkpoints.phi3 import Rows
+
 if TYPE_CHECKING:  # heavy, and not needed to write weights
     import torch
     from torch import Tensor, nn
@@ -13,15 +15,6 @@ if TYPE_CHECKING:  # heavy, and not needed to write weights
     from checkpoints.config import ModelConfig
     from export.quantization.recipe import Recipe
     from export.xnnpack.drawing import Blobs
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows start … stop of the Hugging Face tensor `name`."""
-
-    name: str
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from checkpoints.config import ModelConfig
-from checkpoints.phi3 import tensor_shapes
-from export.models.family import Family, Rows
+from checkpoints.phi3 import Rows, tensor_shapes
+from export.models.family import Family
 from export.models.phi3.family import Phi3
 
 FAMILIES: dict[str, Family] = {"phi3": Phi3()}

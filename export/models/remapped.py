@@ -12,9 +12,9 @@ import torch
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
 from checkpoints.files import CHUNK, Progress, copy_rest, tensor_bytes, whole_folder, write_at, write_json
+from checkpoints.phi3 import Rows
 from checkpoints.pickled import write_state_dict
 from checkpoints.untied import Untied
-from export.models.family import Rows
 from export.models.registry import family_of, shape
 
 
@@ -64,7 +64,7 @@ def write_remapped(opened: Untied, out: Path, progress: Callable[[int], Abstract
     table = family_of(opened.config).layout(opened.config)
     for name, rows in table.items():
         first = alone.setdefault(Rows(opened.source(rows.name), rows.start, rows.stop), name)
-        dtype = opened.tensor(rows.name).dtype
+        dtype = opened.dtype(rows.name)
         whole = torch.empty(shape(opened.config, rows), dtype=dtype, device="meta")
         tensors[name] = tensors.get(first, whole)
     total = sum(tensors[name].nbytes for name in alone.values())
@@ -75,10 +75,10 @@ def write_remapped(opened: Untied, out: Path, progress: Callable[[int], Abstract
         starts = write_state_dict(path, tensors)
         with path.open("r+b", buffering=0) as file:
             for rows, name in alone.items():
-                weight, at = opened.tensor(rows.name), starts[name]
-                step = max(1, CHUNK // weight[0].nbytes)
+                at = starts[name]
+                step = max(1, CHUNK // tensors[name][0].nbytes)
                 for start in range(rows.start, rows.stop, step):
-                    piece = tensor_bytes(weight[start : min(start + step, rows.stop)])
+                    piece = tensor_bytes(opened.rows(rows.name, start, min(start + step, rows.stop)))
                     at = write_at(file.fileno(), piece, at)
                     count(len(piece))
                     opened.release(rows.name)

@@ -18,8 +18,8 @@ import torch
 
 from checkpoints.config import ModelConfig
 from checkpoints.files import tensor_bytes, write_at
-from checkpoints.phi3 import Role, role
-from export.models.family import Rows
+from checkpoints.phi3 import Role, Rows, role
+from checkpoints.source import Source
 from export.models.registry import family_of, shape
 from export.quantization.packing import pack
 from export.quantization.recipe import Recipe
@@ -74,15 +74,15 @@ def end(placed: Sequence[Placed]) -> int:
     return max(offset + size for item in placed for offset, size in item.data.values())
 
 
-def write_weight(path: Path, base: int, folder: Path, recipe: Recipe, item: Placed) -> str:
+def write_weight(path: Path, base: int, source: Source, recipe: Recipe, item: Placed) -> str:
     """Write all parts of one weight at `base` + their offsets into an existing file; the digest of their bytes.
 
-    Its rows come from the checkpoint in `folder`. The bytes of each piece are told to a parent process.
+    The bytes of each piece are told to a parent process.
     """
-    source, at = _open(folder, recipe), dict(item.offsets)
+    opened, at = _open(source, recipe), dict(item.offsets)
     digests = {part: hashlib.sha256() for part in item.sizes}
     with open(path, "r+b", buffering=0) as file:
-        for rows in source.rows(item.rows.name, item.rows.start, item.rows.stop):
+        for rows in opened.rows(item.rows.name, item.rows.start, item.rows.stop):
             written = 0
             for part, data in pack(rows).items():
                 view = tensor_bytes(data)
@@ -98,14 +98,14 @@ def write_weight(path: Path, base: int, folder: Path, recipe: Recipe, item: Plac
 
 
 def weight_jobs(
-    path: Path, base: int, folder: Path, recipe: Recipe, placed: Sequence[Placed]
+    path: Path, base: int, source: Source, recipe: Recipe, placed: Sequence[Placed]
 ) -> Iterator[tuple[str, Job]]:
     """`write_weight` for each weight, by name; the largest come first, so that the last ones end together."""
     for item in sorted(placed, key=lambda item: -sum(item.sizes.values())):
-        yield item.name, partial(write_weight, path, base, folder, recipe, item)
+        yield item.name, partial(write_weight, path, base, source, recipe, item)
 
 
 @lru_cache(maxsize=1)
-def _open(folder: Path, recipe: Recipe) -> Quantized:
+def _open(source: Source, recipe: Recipe) -> Quantized:
     torch.set_num_threads(1)  # pieces are small enough to stay in the cache of one core
-    return open_quantized(folder, recipe)
+    return open_quantized(source, recipe)

@@ -7,6 +7,7 @@ on the whole model), without its temporaries: a third of the time. Knows nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ class Quantized(Protocol):
 
     config: ModelConfig
     recipe: Recipe
-    notes: tuple[str, ...]  # sentences worth telling
+    notes: tuple[str, ...]  # sentences worth telling, those of the config too
     files: list[Path]  # of weights
 
     def rows(self, name: str, start: int, stop: int) -> Iterator[Rounded | Tensor]:
@@ -90,20 +91,19 @@ class Quantizing:
     def __init__(self, untied: Untied, recipe: Recipe) -> None:
         recipe.check(untied.config)
         self.untied, self.recipe, self.config = untied, recipe, untied.config
-        self.notes: tuple[str, ...] = ()
+        self.notes = untied.config.notes
         self.files = untied.checkpoint.files
 
     def rows(self, name: str, start: int, stop: int) -> Iterator[Rounded | Tensor]:
-        weight = self.untied.tensor(name)
-        columns = weight.shape[1] if weight.dim() == 2 else 1
+        columns = math.prod(self.untied.shape(name)[1:])
         storage = self.recipe.storage(role(name), columns)
         step = max(1, CHUNK_ELEMENTS // columns)
         for at in range(start, stop, step):
-            piece = weight[at : min(at + step, stop)]
+            piece = self.untied.rows(name, at, min(at + step, stop))
             result = piece.to(torch.float32) if storage.bits == 32 else round_rows(piece, storage)
             # A NaN or Inf weight makes its group's scale NaN or Inf, so the scales tell without another pass.
             if not torch.isfinite(result.scales if isinstance(result, Rounded) else result).all():
                 row = at + int((~torch.isfinite(piece.float())).flatten().nonzero()[0]) // columns
-                raise BadInput(f"{self.untied.checkpoint.folder}: {name} has a NaN or Inf in row {row}")
+                raise BadInput(f"{self.untied.origin(name)}: {name} has a NaN or Inf in row {row}")
             yield result
         self.untied.release(name)

@@ -21,6 +21,7 @@ from checkpoints.config import ModelConfig, read_config, read_object
 from checkpoints.errors import BadInput
 from checkpoints.phi3 import DTYPES, EMBEDDING, HEAD, LEGACY, Role, role, tensor_shapes
 from checkpoints.safetensors_io import Entry, read_header
+from checkpoints.source import Source
 from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, SINGLE, Checkpoint, open_checkpoint
 from export.quantization.recipe import Recipe
@@ -45,15 +46,18 @@ class Kind:
         return f"int{self.bits} in groups of {self.group}{' with int8 activations' if self.linear else ''}"
 
 
-def open_quantized(folder: Path, recipe: Recipe) -> Quantized:
-    """The model in a folder as quantized rows: made by `recipe` from float weights, or as the folder has them.
+def open_quantized(source: Source, recipe: Recipe) -> Quantized:
+    """A checkpoint as quantized rows: made by `recipe` from float weights, or as its folder has them.
 
-    A quantized folder must agree with `recipe` unless that is the default. Raises BadInput.
+    A quantized folder must agree with `recipe` unless that is the default, and takes no adapters. Raises BadInput.
     """
+    folder = source.folder
     config = read_config(folder)
     pickles = _pickles(folder)
     if not (declared := config.raw.get("quantization_config")) and not pickles:
-        return Quantizing(Untied(open_checkpoint(folder)), recipe)
+        return Quantizing(Untied(open_checkpoint(folder, source.adapters)), recipe)
+    if source.adapters:
+        raise BadInput(f"{folder} is quantized already, --adapter {source.adapters[0].folder} needs the original")
     method = declared.get("quant_method") if isinstance(declared, dict) else None
     if declared and method != "torchao":
         raise BadInput(f"{config.path}: quant_method is {json.dumps(method)}, only torchao's weights can be read")
@@ -83,7 +87,7 @@ class Saved:
         self.recipe = _find_recipe(checkpoint, kinds, asked)
         self._float = Quantizing(untied, self.recipe)
         self.files = checkpoint.files
-        self.notes = tuple(
+        self.notes = checkpoint.config.notes + tuple(
             f"{self.folder}: {name} was left in float when the rest was quantized, it becomes int{bits} now"
             for name, bits in ((EMBEDDING, self.recipe.embedding_bits), (HEAD, self.recipe.head_bits))
             if not kinds.get(name)
@@ -190,7 +194,7 @@ def _open_pickles(folder: Path, config: ModelConfig, files: list[Path]) -> tuple
 
     from checkpoints.pickled import offset, read_state_dict
 
-    entries: dict[str, Entry] = {}
+    entries: dict[str, tuple[Entry, ...]] = {}
     kinds: dict[str, Kind | None] = {}
     for file in files:
         for name, value in read_state_dict(file).items():
@@ -203,7 +207,8 @@ def _open_pickles(folder: Path, config: ModelConfig, files: list[Path]) -> tuple
                 parts = {part(name, suffix): getattr(value, suffix) for suffix in PARTS}
             for key, tensor in parts.items():
                 begin = offset(tensor)
-                entries[key] = Entry(file, begin, begin + tensor.nbytes, tuple(tensor.shape), tensor.dtype)
+                entry = Entry(file, begin, begin + tensor.nbytes, tuple(tensor.shape), tensor.dtype)
+                entries[key] = (entry,)
     if not any(kinds.values()):
         raise BadInput(f"{folder} has float weights in pickle files (*.bin), only safetensors are read")
     return Checkpoint(folder, config, files, entries), kinds

@@ -34,6 +34,7 @@ BLOCK_ELEMENTS = 1 << 26  # read between two releases of a mapped weight
 LINEARS = r"re:model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 # The order of parameters in transformers' modeling_phi3, which that of tensor_names follows.
 LAYER = ("o_proj", "qkv_proj", "gate_up_proj", "down_proj", "input_layernorm", "post_attention_layernorm")
+OLD_KEYS = {"torch_dtype", "rope_scaling", "rope_theta", "partial_rotary_factor"}  # spelled anew
 
 
 @dataclass(frozen=True)
@@ -177,5 +178,9 @@ def model_config(config: ModelConfig, recipe: Recipe) -> dict[str, Any]:
         "include_input_output_embeddings": True,
         "untie_embedding_weights": False,
     }
-    raw = {key: value for key, value in config.raw.items() if key != "torch_dtype"}
-    return raw | {"dtype": "float32", "tie_word_embeddings": False, "quantization_config": quantization}
+    raw = {key: value for key, value in config.raw.items() if key not in OLD_KEYS}
+    return (
+        raw
+        | config.as_phi3()
+        | {"dtype": "float32", "tie_word_embeddings": False, "quantization_config": quantization}
+    )

@@ -46,14 +46,14 @@ class CheckpointWeights:
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start … stop of a weight, [rows, columns], or elements of a norm."""
         if self.float:
-            return self.float.tensor(name)[start:stop].to(torch.float32)
+            return self.float.rows(name, start, stop).to(torch.float32)
         pieces = self.opened.rows(name, start, stop)
         return torch.cat([piece.dequantize() if isinstance(piece, Rounded) else piece for piece in pieces])
 
     def read_into(self, place: Tensor, name: str, start: int) -> None:
         """Write the rows from `start` on to `place`, float32 and contiguous."""
         stop = start + len(place)
-        place.copy_(self.float.tensor(name)[start:stop] if self.float else self.rows(name, start, stop))
+        place.copy_(self.float.rows(name, start, stop) if self.float else self.rows(name, start, stop))
 
     def prefetch(self, name: str) -> None:
         """Have the weight read in the background."""
@@ -94,7 +94,7 @@ def stream_logits(
     Phi-4-mini), hidden states, the activations of one layer, and the logits.
     """
     modules = family_of(checkpoint.config).reference()
-    config = modules.config.from_pretrained(checkpoint.config.path.parent, local_files_only=True)
+    config = modules.config(**checkpoint.config.as_phi3())
     config._attn_implementation = "sdpa"
     rotary = modules.rotary(config)
     layer = _layer(modules.layer, config).to_empty(device="cpu")

@@ -29,6 +29,7 @@ from export.subprocess_call import Child, ChildDied, ChildKilled
 from export.verification import checks
 from export.verification.checks import Check, Quality, Rounding
 from export.verification.extent import Extent
+from export.verification.memory import LATER, check_memory
 
 MIN_TOKENS = 16  # of a text
 MAX_CHUNK = 512  # tokens: crossing the border of a longer chunk would keep the reference busy for minutes
@@ -95,9 +96,10 @@ def compare(
         raise BadInput(f"{path}: get_vocab_size is {vocab}, {config.path} says vocab_size {config.vocab_size}")
     if not 1 <= chunk <= context:
         raise BadInput(f"{path}: get_max_seq_len {chunk} is not within 1 to get_max_context_len {context}")
+    check_memory(path, run_bytes(opened))
     weights = FileWeights(opened, config)
     kv_dtype = cache_dtype(opened, config, context)
-    original = open_quantized(source.folder, weights.recipe())
+    original = open_quantized(source, weights.recipe())
 
     origin, ids = _tokens(source.folder, config, extent.text)
     count = min(extent.tokens, len(ids), context)
@@ -130,7 +132,7 @@ def compare(
     except ChildKilled:
         raise BadInput(
             f"{path}: the process running it was killed, most likely for memory: it needs about "
-            f"{run_bytes(opened) / 1e9:.1f} GB; --no-verify skips this, python -m export.verify does it later"
+            f"{run_bytes(opened) / 1e9:.1f} GB; {LATER}"
         ) from None
     except ChildDied as death:
         raise BadInput(f"{path}: ExecuTorch's runtime crashes on this file ({death})") from None
@@ -144,7 +146,7 @@ def compare(
         report = Report(
             file=path.name,
             cpu=cpu,
-            checkpoint=source.name + (f"@{source.revision}" if source.revision else ""),
+            checkpoint=str(source),
             recipe=str(weights.recipe()),
             kv_cache=str(kv_dtype).removeprefix("torch."),
             context_tokens=context,

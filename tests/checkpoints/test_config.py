@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Phi3Config
+from transformers import AutoConfig, Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from checkpoints.config import ModelConfig, read_config
@@ -48,6 +48,22 @@ SPARSE = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
+BARE = {key: SPARSE[key] for key in SPARSE if key != "model_type"}
+LLAMA = BARE | {"model_type": "llama", "head_dim": 32, "rope_scaling": None, "bos_token_id": 1, "pad_token_id": None}
+LLAMA_LONG = BARE | {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "max_position_embeddings": 16384,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 5000.0,
+        "long_factor": LONG[:8],
+        "short_factor": SHORT[:8],
+        "original_max_position_embeddings": 2048,
+    },
+}
+MISTRAL = BARE | {"model_type": "mistral", "num_key_value_heads": 2, "architectures": ["MistralForCausalLM"]}
+MISTRAL_WHOLE = MISTRAL | {"sliding_window": None}
 
 
 def write(folder: Path, raw: Any, **files: Any) -> Path:
@@ -58,16 +74,25 @@ def write(folder: Path, raw: Any, **files: Any) -> Path:
 
 @pytest.mark.parametrize(
     "raw",
-    [PHI4, PHI4_NEW, PHI3, PHI3_128K, EXPLICIT, FACTOR, STRETCHED, NOT_STRETCHED, SPARSE],
-    ids=["phi4", "phi4-new", "phi3-4k", "phi3-128k", "attention-factor", "factor", "1.5", "1.0", "sparse"],
-)
+    [
+        PHI4, PHI4_NEW, PHI3, PHI3_128K, EXPLICIT, FACTOR, STRETCHED, NOT_STRETCHED, SPARSE, LLAMA, LLAMA_LONG,
+        MISTRAL, MISTRAL_WHOLE,
+    ],
+    ids=[
+        "phi4", "phi4-new", "phi3-4k", "phi3-128k", "attention-factor", "factor", "1.5", "1.0", "sparse", "llama",
+        "llama-longrope", "mistral", "mistral-whole",
+    ],
+)  # fmt: skip
 def test_agrees_with_transformers(tmp_path: Path, raw: dict[str, Any]) -> None:
     ours = read_config(write(tmp_path, raw))
-    theirs = Phi3Config.from_pretrained(tmp_path)
-    for key in ModelConfig.__dataclass_fields__.keys() & Phi3Config.__dataclass_fields__.keys() - {"dtype"}:
-        assert getattr(ours, key) == getattr(theirs, key), key
-    assert ours.eos_token_ids == (theirs.eos_token_id,)
-    assert ours.head_dim == theirs.hidden_size // theirs.num_attention_heads
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    made_up = {"bos_token_id", "pad_token_id"} - raw.keys()  # ids of transformers' own, of whatever token
+    same = ModelConfig.__dataclass_fields__.keys() & type(theirs).__dataclass_fields__.keys() - {"dtype"}
+    for key in same:
+        assert getattr(ours, key) == (None if key in made_up else getattr(theirs, key)), key
+    assert len(same) > 10
+    assert ours.eos_token_ids == ((theirs.eos_token_id,) if "eos_token_id" in raw else ())
+    assert ours.head_dim == raw.get("head_dim", theirs.hidden_size // theirs.num_attention_heads)
     assert isinstance(theirs.rope_parameters, dict)
     assert ours.rope_type == theirs.rope_parameters["rope_type"]
     assert ours.dtype == (theirs.dtype or torch.bfloat16)
@@ -76,9 +101,10 @@ def test_agrees_with_transformers(tmp_path: Path, raw: dict[str, Any]) -> None:
     for context in (1, ours.original_max_position_embeddings, ours.original_max_position_embeddings + 1):
         inv_freq = 1.0 / (torch.tensor(ours.rope_factors(context)) * ours.rope_theta**powers)
         if ours.rope_type == "longrope":
-            reference, attention_factor = ROPE_INIT_FUNCTIONS["longrope"](theirs, "cpu", seq_len=context)
-            assert torch.equal(inv_freq, reference)
-            assert ours.attention_factor == attention_factor
+            for other in (theirs, Phi3Config(**ours.as_phi3())):
+                reference, attention_factor = ROPE_INIT_FUNCTIONS["longrope"](other, "cpu", seq_len=context)
+                assert torch.equal(inv_freq, reference)
+                assert ours.attention_factor == attention_factor
         else:
             assert ours.attention_factor == 1.0
             assert set(ours.rope_factors(context)) == {1.0}
@@ -98,9 +124,15 @@ def test_published_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("generation", "expected"),
-    [(None, (32000,)), ({}, (32000,)), ({"eos_token_id": None}, (32000,)), ({"eos_token_id": 7}, (7,))],
+    [
+        (None, (32000,)),
+        ({}, (32000,)),
+        ({"eos_token_id": None}, (32000,)),
+        ({"eos_token_id": 7}, (7, 32000)),
+        ({"eos_token_id": [32000, 9]}, (32000, 9)),
+    ],
 )
-def test_end_tokens(tmp_path: Path, generation: Any, expected: tuple[int, ...]) -> None:
+def test_end_tokens_are_those_of_both_files(tmp_path: Path, generation: Any, expected: tuple[int, ...]) -> None:
     files = {} if generation is None else {"generation_config": generation}
     assert read_config(write(tmp_path, PHI3, **files)).eos_token_ids == expected
 
@@ -110,6 +142,45 @@ def test_su_is_longrope(tmp_path: Path) -> None:
     longrope, su = read_config(write(tmp_path, PHI3_128K)), read_config(write(tmp_path, PHI3_SU))
     assert su == longrope
     assert su.rope_factors(4097) == tuple(LONG)
+
+
+def test_ids_that_nothing_needs_are_noted(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, PHI4 | {"pad_token_id": -1, "bos_token_id": 200064}))
+    assert (config.pad_token_id, config.bos_token_id) == (None, None)
+    bos, pad = config.notes
+    assert "bos_token_id 200064 is the id of no token (vocab_size 200064)" in bos and "pad_token_id -1" in pad
+    assert read_config(write(tmp_path, PHI4)).notes == ()
+
+
+def test_defaults_are_told_as_transformers_own(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, SPARSE))
+    assert config.told("max_position_embeddings").startswith("max_position_embeddings 4096, which transformers takes")
+    assert config.told("vocab_size") == f"vocab_size 32064 of {tmp_path / 'config.json'}"
+    scaling = PHI3_128K["rope_scaling"] | {"original_max_position_embeddings": 8192}
+    raw = {key: value for key, value in PHI3_128K.items() if key != "original_max_position_embeddings"}
+    with pytest.raises(BadInput, match="is 8192, but without .* beside it transformers takes 4096"):
+        read_config(write(tmp_path, raw | {"rope_scaling": scaling}))
+
+
+def test_an_adapter_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "microsoft/Phi-4-mini-instruct"}')
+    with pytest.raises(BadInput, match=f"--checkpoint microsoft/Phi-4-mini-instruct and --adapter {tmp_path}"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 'rope type "llama3"'),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 'rope type "linear"'),
+        ({"partial_rotary_factor": 0.75}, "partial_rotary_factor is 0.75, but LlamaForCausalLM rotates whole heads"),
+        ({"attention_bias": True}, '"attention_bias" is true'),
+        ({"architectures": ["Phi3ForCausalLM"]}, "of llama only LlamaForCausalLM"),
+    ],
+)
+def test_what_llama_does_otherwise(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        read_config(write(tmp_path, LLAMA | change))
 
 
 def rope(**changes: Any) -> dict[str, Any]:
@@ -155,7 +226,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rms_norm_eps": 1}, "rms_norm_eps must lie between 0 and 1, it is 1"),
     ({"rms_norm_eps": 0}, "rms_norm_eps must be positive"),
     ({"eos_token_id": [5, 200064]}, r"eos_token_id\[1\] is 200064, vocab_size is 200064"),
-    ({"pad_token_id": -1}, "pad_token_id is -1, vocab_size is 200064"),
+    ({"pad_token_id": "x"}, 'pad_token_id must be a token id, it is "x"'),
+    ({"head_dim": 64}, "head_dim 64 is not hidden_size 3072 / num_attention_heads 24"),
     ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false"),
     ({"torch_dtype": "int8"}, 'torch_dtype is "int8"'),
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from checkpoints.errors import BadInput
 from checkpoints.phi3 import tensor_shapes
@@ -104,14 +105,91 @@ def test_head_beside_tied_embeddings(single: Path) -> None:
     change(single, lambda tensors: tensors.update({"lm_head.weight": embedding.clone()}))
     assert "lm_head.weight" not in open_checkpoint(single).names()
     change(single, lambda tensors: tensors["lm_head.weight"][-1, -1].add_(1))
-    refuses(single, "lm_head.weight differs from model.embed_tokens.weight")
+    opened = open_checkpoint(single)
+    assert "lm_head.weight" in opened.names() and not opened.config.tie_word_embeddings
+    assert "lm_head.weight differs from the embedding" in opened.config.notes[0]
+    model = AutoModelForCausalLM.from_pretrained(single, dtype=torch.float32)
+    assert torch.equal(model.lm_head.weight, opened.tensor("lm_head.weight").float())  # transformers does the same
+    assert torch.equal(model.model.embed_tokens.weight, opened.tensor("model.embed_tokens.weight").float())
+    change(single, lambda tensors: tensors.update({"lm_head.weight": embedding.float()}))
+    assert "lm_head.weight" not in open_checkpoint(single).names(), "equal in another dtype"
+    change(single, lambda tensors: tensors.pop("model.embed_tokens.weight"))
+    assert torch.equal(open_checkpoint(single).tensor("model.embed_tokens.weight"), embedding.float())
     set_config(single, tie_word_embeddings=False)
-    assert "lm_head.weight" in open_checkpoint(single).names()
+    refuses(single, "no tensor model.embed_tokens.weight")
+
+
+def split(tensors: dict[str, torch.Tensor], queries: int, keys: int) -> dict[str, torch.Tensor]:
+    """Fused projections as Llama has them."""
+    found = {}
+    for name, tensor in tensors.items():
+        if "qkv_proj" in name:
+            parts = zip("qkv", tensor.split([queries, keys, keys]), strict=True)
+            found |= {name.replace("qkv_proj", f"{part}_proj"): rows.clone() for part, rows in parts}
+        elif "gate_up_proj" in name:
+            gate, up = tensor.chunk(2)
+            found |= {name.replace("gate_up", "gate"): gate.clone(), name.replace("gate_up", "up"): up.clone()}
+        else:
+            found[name] = tensor
+    return found
+
+
+def test_llamas_names_are_fused_by_rows(single: Path) -> None:
+    reference = everything(single)
+    save_file(split(reference, 64, 64), single / "model.safetensors")
+    opened = open_checkpoint(single)
+    assert opened.names() == list(tensor_shapes(opened.config))
+    for name, tensor in reference.items():
+        assert opened.shape(name) == tensor.shape and opened.nbytes(name) == tensor.nbytes
+        assert torch.equal(opened.tensor(name), tensor)
+        for start, stop in ((0, 5), (60, 70), (len(tensor) - 1, len(tensor)), (1, len(tensor))):
+            assert torch.equal(opened.rows(name, start, stop), tensor[start:stop])
+        opened.prefetch(name)
+        opened.release(name)
+    change(single, lambda t: t.update({QKV.replace("qkv", "k"): t[QKV.replace("qkv", "k")].float()}))
+    opened = open_checkpoint(single)
+    assert opened.dtype(QKV) == opened.tensor(QKV).dtype == opened.rows(QKV, 0, 1).dtype == torch.float32
+    change(single, lambda t: t.pop(QKV.replace("qkv", "k")))
+    refuses(single, r"has no tensor model.layers.0.self_attn.k_proj.weight")
+    change(single, lambda t: t.update({QKV.replace("qkv", "k"): torch.ones(32, 64)}))
+    refuses(single, r"k_proj.weight has shape \(32, 64\), config.json makes it \(64, 64\)")
+    change(single, lambda t: t.update({QKV: reference[QKV]}))
+    refuses(single, "k_proj.weight.* is not a tensor of a dense Phi-3 model")
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: f"module._orig_mod.base_model.model.{name}",
+        lambda name: name.replace("self_attn", "_orig_mod.self_attn"),
+        lambda name: name.removeprefix("model."),
+    ],
+)
+def test_names_with_prefixes(single: Path, spell: Callable[[str], str]) -> None:
+    reference = everything(single)
+    save_file({spell(name): tensor for name, tensor in reference.items()}, single / "model.safetensors")
+    opened = open_checkpoint(single)
+    assert opened.names() == list(tensor_shapes(opened.config))
+    assert all(torch.equal(opened.tensor(name), reference[name]) for name in reference)
+
+
+def test_other_names_are_named(single: Path) -> None:
+    save_file({f"transformer.{name}": t for name, t in everything(single).items()}, single / "model.safetensors")
+    refuses(single, r'has no tensors model.layers.…, as transformers names them, but "transformer\.')
 
 
 def test_untied_needs_a_head(single: Path) -> None:
     set_config(single, tie_word_embeddings=False)
-    refuses(single, "no tensor lm_head.weight, and config.json says tie_word_embeddings is false")
+    refuses(single, "no tensor lm_head.weight, which tie_word_embeddings false of .*config.json calls for")
+    raw = json.loads((single / "config.json").read_text())
+    del raw["tie_word_embeddings"]
+    (single / "config.json").write_text(json.dumps(raw))
+    refuses(
+        single, "no tensor lm_head.weight, which tie_word_embeddings false, which transformers takes as .* has none"
+    )
 
 
 def test_names_shapes_and_dtypes(single: Path) -> None:
@@ -120,7 +198,7 @@ def test_names_shapes_and_dtypes(single: Path) -> None:
     set_config(single, num_hidden_layers=1)
     refuses(single, "has 2 layers of tensors, config.json says num_hidden_layers 1")
     set_config(single, num_hidden_layers=2, intermediate_size=95)
-    refuses(single, r"down_proj.weight has shape \(64, 96\), config.json makes it \(64, 95\)")
+    refuses(single, r"gate_up_proj.weight has shape \(192, 64\), config.json makes it \(190, 64\)")
     set_config(single, intermediate_size=96)
     original = everything(single)
 
@@ -132,7 +210,11 @@ def test_names_shapes_and_dtypes(single: Path) -> None:
 
     refused(f"has no tensor {QKV}", **{QKV: None})
     refused("is a bias", **{QKV.replace("weight", "bias"): torch.ones(128)})
-    refused("lora_A.* is not a tensor of a dense", **{"model.layers.0.self_attn.lora_A": torch.ones(2)})
+    refused("loss_scale.* is not a tensor of a dense", **{"model.layers.0.self_attn.loss_scale": torch.ones(2)})
+    lora = "base_model.model.model.layers.0.self_attn.qkv_proj"
+    refused("lora_A.* is of an adapter that was not merged", **{f"{lora}.lora_A.default.weight": torch.ones(2)})
+    refused("base_layer.* is of an adapter that was not", **{QKV: None, f"{lora}.base_layer.weight": torch.ones(2)})
+    refused("twice, as ", **{f"_orig_mod.{NORM}": original[NORM].clone()})
     refused("is torch.int8, not bfloat16", **{QKV: original[QKV].to(torch.int8)})
     refused("has 3 layers", **{"model.layers.00002.x": torch.ones(2)})
     refused("is not a tensor", **{f"model.layers.{'9' * 6000}.x": torch.ones(2)})
@@ -194,6 +276,10 @@ def entry(begin: Any, end: Any, dtype: Any = "BF16", shape: Any = (2,)) -> dict[
         (b"", "is cut short"),
         (b"\x08\0\0\0\0\0\0\0{}", "its header needs 16 bytes, the file has 10"),
         (b"\xff" * 16, "is cut short"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "pointer of git-lfs.*`git lfs pull`",
+        ),
         (header_of(b"{"), "header is not JSON"),
         (header_of(b"[" * 90_000), "header is not JSON"),
         (header_of(b'{"a": 1, "a": 2}'), "a key appears twice"),

@@ -304,7 +304,8 @@ def test_what_the_runner_would_tokenize_otherwise(change: Any, words: str, tmp_p
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda raw: raw["added_tokens"][-1].update(id=2060), ["2060", "2047", "<|tool_response|>"]),
+        (lambda raw: raw["added_tokens"][-1].update(id=7), ["two tokens have one id"]),
+        (lambda raw: raw["added_tokens"][-1].update(content=""), ["makes no token of ''"]),
         (lambda raw: raw["model"].update(type="WordPiece"), ["model.type", "WordPiece"]),
         (lambda raw: raw["model"].update(vocab="x"), ["not a Hugging Face tokenizer"]),
         (lambda raw: raw["model"].update(continuing_subword_prefix="##"), ["not a Hugging Face tokenizer"]),
@@ -328,6 +329,7 @@ LETTERS = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in
     [
         (b"", "0 bytes"),
         (b"\x00\xff" * 500, "1000 bytes"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "`git lfs pull`"),
         (b"\x80\x04\x95cbuiltins\neval\n", "bytes"),
         (b'{"model": {"type": "BPE"', "not JSON"),
         (b"[" * 100_000, "100000 bytes"),
@@ -413,7 +415,6 @@ def test_check(files: dict[str, Path]) -> None:
         (phi4, {"vocab_size": 2047}, ["2048 ids", "vocab_size 2047"]),
         (phi4, {"vocab_size": 5000}, ["2048 ids", "vocab_size 5000"]),
         (phi4, {"eos_token_ids": (2040, 17)}, ["eos_token_id is 17", "2048 ids"]),
-        (phi4, {"bos_token_id": 1}, ["bos_token_id is 1", "2048 ids"]),
         (phi3, phi3_ids, ["eos_token_id is 900", "900 ids"]),
     ]
     for tokenizer, changes, words in wrong:
@@ -421,6 +422,63 @@ def test_check(files: dict[str, Path]) -> None:
             check_tokenizer(tokenizer, config(**changes))
         assert all(word in str(caught.value) for word in [*words, str(tokenizer.path), "config.json"])
     assert check_tokenizer(phi4, config(bos_token_id=None)) == ()
+    (note,) = check_tokenizer(phi4, config(bos_token_id=1))
+    assert "bos_token_id is 1, no special token of" in note
+
+
+def test_gaps_in_the_ids(tmp_path: Path) -> None:
+    """The file's ids on every side, though the library tokenizers numbers what comes after a gap anew."""
+
+    def gap(raw: dict[str, Any]) -> None:
+        raw["added_tokens"] = [token for token in raw["added_tokens"] if token["content"] != "<|user|>"]
+
+    path = changed(tmp_path, gap)
+    tokenizer = load_tokenizer(path)
+    library = tokenizers.Tokenizer.from_file(str(path))
+    assert (tokenizer.token_id("<|tool|>"), library.token_to_id("<|tool|>")) == (2043, 2042)
+    assert tokenizer.vocab_size == 2048
+    for text in [*TEXTS, "a<|system|>b<|tool|> c<|tool_response|><|end|>"]:
+        ids = tokenizer.encode(text)
+        assert ids == runner_ids(path, text), repr(text)
+        assert tokenizer.decode(ids) == text
+    (note,) = check_tokenizer(tokenizer, config())
+    assert note.endswith("'<|system|>' is 2042 in the file and on the phone, but 2041 for transformers")
+
+
+def test_only_vocab_and_merges(tmp_path: Path) -> None:
+    """The sentence's way on works, for a folder that names the class of its tokenizer."""
+    from transformers import AutoTokenizer
+
+    model = json.loads((PHI4 / "tokenizer.json").read_bytes())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    with pytest.raises(BadInput, match=r"vocab.json and merges.txt and no tokenizer.json.*save_pretrained\(folder\)"):
+        find_tokenizer(tmp_path)
+    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert load_tokenizer(find_tokenizer(tmp_path)).encode("the") == load_tokenizer(PHI4 / "tokenizer.json").encode(
+        "the"
+    )
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_what_is_no_file_is_named(name: str, tmp_path: Path) -> None:
+    def use() -> None:
+        find_tokenizer(tmp_path)
+        chat_prompt(tmp_path, TURNS)
+
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).write_bytes((PHI4 / file).read_bytes())
+    use()
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("gone")
+    with pytest.raises(BadInput, match=f"{name} is a link to nothing"):
+        use()
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(BadInput, match=f"{name} is a folder, not a file"):
+        use()
 
 
 def test_an_end_the_phone_never_samples(tmp_path: Path) -> None:

@@ -178,8 +178,12 @@ def test_untie_keeps_a_stored_copy(tiny: Path, tmp_path: Path) -> None:
     save_file(tensors | {HEAD: tensors[EMBEDDING].clone()}, tiny / "model.safetensors")
     out = untie(str(tiny), out=tmp_path / "untied")
     assert torch.equal(open_checkpoint(out).tensor(HEAD), tensors[EMBEDDING])
-    with pytest.raises(BadInput, match="tie_word_embeddings is false already"):
+    with pytest.raises(BadInput, match="is untied already"):
         untie(str(out), out=tmp_path / "again")
+    save_file({HEAD if name == EMBEDDING else name: t for name, t in tensors.items()}, tiny / "model.safetensors")
+    out = untie(str(tiny), out=tmp_path / "head alone")
+    opened = open_checkpoint(out)
+    assert torch.equal(opened.tensor(EMBEDDING), tensors[EMBEDDING]) and HEAD in opened.names()
 
 
 def test_untie_is_whole_or_nothing(tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +194,7 @@ def test_untie_is_whole_or_nothing(tied: Path, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "taken" / "file").touch()
     with pytest.raises(BadInput, match="taken already exists and is not an empty folder"):
         untie(str(tied), out=tmp_path / "taken")
-    monkeypatch.setattr("checkpoints.untied._write_head", stop)
+    monkeypatch.setattr("checkpoints.untied._write_copy", stop)
     with pytest.raises(KeyboardInterrupt):
         untie(str(tied), out=tmp_path / "half")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

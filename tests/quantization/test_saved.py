@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 
 from checkpoints.errors import BadInput
 from checkpoints.phi3 import EMBEDDING, HEAD, tensor_shapes
+from checkpoints.source import resolve
 from checkpoints.synthesize import synthesize
 from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, open_checkpoint
@@ -117,16 +118,16 @@ def set_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 def exported(folder: Path, recipe: Recipe, path: Path) -> bytes:
     """The bytes a `.pte` gets."""
-    placed = place(open_quantized(folder, recipe).config, recipe)
+    placed = place(open_quantized(resolve(str(folder)), recipe).config, recipe)
     path.write_bytes(bytes(end(placed)))
     for item in placed:
-        write_weight(path, 0, folder, recipe, item)
+        write_weight(path, 0, resolve(str(folder)), recipe, item)
     return path.read_bytes()
 
 
 def refuses(folder: Path, sentence: str, recipe: Recipe | None = None, read: str | None = None) -> None:
     with pytest.raises(BadInput, match=sentence) as caught:
-        opened = open_quantized(folder, recipe or Recipe())
+        opened = open_quantized(resolve(str(folder)), recipe or Recipe())
         assert read is not None
         list(opened.rows(read, 0, tensor_shapes(opened.config)[read][0]))
     assert str(caught.value).isprintable()
@@ -177,10 +178,10 @@ def test_exports_the_same_bytes(recipe: Recipe, tied: Path, tmp_path: Path) -> N
     folder = tmp_path / "kept"
     save_quantized(Quantizing(Untied(open_checkpoint(tied)), recipe), folder)
     for asked in (Recipe(), recipe):
-        source = open_quantized(folder, asked)
+        source = open_quantized(resolve(str(folder)), asked)
         assert isinstance(source, Saved) and source.recipe == recipe and source.notes == ()
         assert exported(folder, source.recipe, tmp_path / "found") == wanted
-    save_quantized(open_quantized(folder, Recipe()), tmp_path / "again")
+    save_quantized(open_quantized(resolve(str(folder)), Recipe()), tmp_path / "again")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
@@ -188,7 +189,7 @@ def test_exports_the_same_bytes(recipe: Recipe, tied: Path, tmp_path: Path) -> N
 def test_exports_the_same_bytes_from_theirs(tied: Path, theirs: Path, recipe_bin: Path, tmp_path: Path) -> None:
     wanted = exported(tied, Recipe(), tmp_path / "wanted")
     for folder in (theirs, recipe_bin):
-        source = open_quantized(folder, Recipe())
+        source = open_quantized(resolve(str(folder)), Recipe())
         assert isinstance(source, Saved) and source.notes == ()
         assert exported(folder, source.recipe, tmp_path / "found") == wanted
 
@@ -217,7 +218,7 @@ def test_quantizes_what_a_recipe_left_in_float(form: str, tied: Path, tmp_path: 
     if form == "bin":
         folder = pickled(tmp_path / "bin", folder, partly.state_dict())
     for asked in (Recipe(), Recipe(group_size=64, head_bits=8)):
-        source = open_quantized(folder, asked)
+        source = open_quantized(resolve(str(folder)), asked)
         assert isinstance(source, Saved)
         assert [note.split(": ")[1] for note in source.notes] == [
             f"{EMBEDDING} was left in float when the rest was quantized, it becomes int8 now",
@@ -329,7 +330,7 @@ def test_refuses_what_cannot_be_made_of_it(kept: Path, tied: Path, tmp_path: Pat
     with pytest.raises(BadInput, match="already quantized"):
         quantize(str(kept), out=tmp_path / "again")
     with pytest.raises(BadInput, match="a checkpoint in float32 is not a quantized one"):
-        save_quantized(open_quantized(tied, Recipe(quantized=False)), tmp_path / "out")
+        save_quantized(open_quantized(resolve(str(tied)), Recipe(quantized=False)), tmp_path / "out")
 
 
 def test_refuses_a_tied_quantized_embedding(damaged: Path) -> None:
@@ -393,7 +394,7 @@ def test_refuses_other_pickles(recipe_bin: Path, tied: Path, tmp_path: Path) -> 
 
 def test_reads_what_torch_reads(recipe_bin: Path) -> None:
     """Every tensor is taken from the right place in the file."""
-    source = open_quantized(recipe_bin, Recipe())
+    source = open_quantized(resolve(str(recipe_bin)), Recipe())
     assert isinstance(source, Saved)
     for name, wanted in torch.load(recipe_bin / "pytorch_model.bin").items():
         found = torch.cat([getattr(piece, "levels", piece) for piece in source.rows(name, 0, len(wanted))])

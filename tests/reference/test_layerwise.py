@@ -41,7 +41,7 @@ def ids_for(vocab: int, count: int) -> list[int]:
 
 
 def weights_of(folder: Path) -> CheckpointWeights:
-    return CheckpointWeights(open_quantized(folder, Recipe()))
+    return CheckpointWeights(open_quantized(resolve(str(folder)), Recipe()))
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -61,9 +61,7 @@ OPTIONS: Final = {
 }
 METRICS: Final = tuple(_metric(row) for row in _data["metrics"])
 RATES: Final = tuple(metric for metric in METRICS if metric.unit == "tokens/s")
-MEMORY: Final = tuple(
-    metric for metric in METRICS if metric.place[0] == "memory"
-)  # the first is what kills
+MEMORY: Final = tuple(metric for metric in METRICS if metric.place[0] == "memory")  # the first is what kills
 MEASURED: Final = tuple(
     metric.name for metric in METRICS if metric.place == (metric.name,) and metric.name != "token_ms"
 )

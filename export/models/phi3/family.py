@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from export.models.family import Family, ReferenceModules, Rows
+from checkpoints.phi3 import Rows
+from export.models.family import Family, ReferenceModules
 from export.models.phi3.layout import layout
 
 if TYPE_CHECKING:

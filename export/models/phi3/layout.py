@@ -7,26 +7,24 @@ The fused `qkv_proj` and `gate_up_proj` are cut by rows; no value changes. The l
 from __future__ import annotations
 
 from checkpoints.config import ModelConfig
-from checkpoints.phi3 import EMBEDDING, HEAD, NORM
-from export.models.family import Rows
+from checkpoints.phi3 import EMBEDDING, HEAD, NORM, Rows, split_names
 
 
 def layout(config: ModelConfig) -> dict[str, Rows]:
     """ExecuTorch name to the rows it is made of, for an untied model, in the order of the graph."""
-    q, kv, hidden, inter = config.q_dim, config.kv_dim, config.hidden_size, config.intermediate_size
+    hidden, split = config.hidden_size, split_names(config)
     table = {"tok_embeddings.weight": Rows(EMBEDDING, 0, config.vocab_size)}
     for i in range(config.num_hidden_layers):
         ours, theirs = f"layers.{i}.", f"model.layers.{i}."
-        qkv, gate_up = theirs + "self_attn.qkv_proj.weight", theirs + "mlp.gate_up_proj.weight"
         table |= {
             ours + "attention_norm.weight": Rows(theirs + "input_layernorm.weight", 0, hidden),
-            ours + "attention.wq.weight": Rows(qkv, 0, q),
-            ours + "attention.wk.weight": Rows(qkv, q, q + kv),
-            ours + "attention.wv.weight": Rows(qkv, q + kv, q + 2 * kv),
+            ours + "attention.wq.weight": split[theirs + "self_attn.q_proj.weight"],
+            ours + "attention.wk.weight": split[theirs + "self_attn.k_proj.weight"],
+            ours + "attention.wv.weight": split[theirs + "self_attn.v_proj.weight"],
             ours + "attention.wo.weight": Rows(theirs + "self_attn.o_proj.weight", 0, hidden),
             ours + "ffn_norm.weight": Rows(theirs + "post_attention_layernorm.weight", 0, hidden),
-            ours + "feed_forward.w1.weight": Rows(gate_up, 0, inter),
-            ours + "feed_forward.w3.weight": Rows(gate_up, inter, 2 * inter),
+            ours + "feed_forward.w1.weight": split[theirs + "mlp.gate_proj.weight"],
+            ours + "feed_forward.w3.weight": split[theirs + "mlp.up_proj.weight"],
             ours + "feed_forward.w2.weight": Rows(theirs + "mlp.down_proj.weight", 0, hidden),
         }
     return table | {
