@@ -46,7 +46,7 @@ def quantize(folder: Path) -> dict[str, Any]:
     from checkpoints.source import resolve
     from export.models.registry import family_of
     from export.quantization.recipe import Recipe
-    from export.quantization.saved import open_quantized
+    from export.quantization.saved_reader import open_quantized
 
     torch.set_num_threads(1)  # as the exporter's process of weights: the other core has the graph
     source = open_quantized(resolve(str(folder)), Recipe())

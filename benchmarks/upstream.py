@@ -49,7 +49,7 @@ def quantize(untied: Path, weights: Path) -> None:
     from torchao.quantization import FqnToConfig
     from transformers import AutoModelForCausalLM, TorchAoConfig
 
-    from checkpoints.phi3 import EMBEDDING, HEAD, Role
+    from checkpoints.roles import EMBEDDING, HEAD, Role
     from export.models.phi3.layout import layout
     from export.quantization.recipe import Recipe
 

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from checkpoints.config import ADAPTER, ModelConfig, read_object
 from checkpoints.errors import BadInput, show
+from checkpoints.families import split_names, tensor_shapes
 from checkpoints.files import present
-from checkpoints.phi3 import DTYPES, EMBEDDING, Rows, split_names, tensor_shapes, usual_name
+from checkpoints.roles import DTYPES, EMBEDDING, Rows, usual_name
 from checkpoints.safetensors_io import Entry, read_header, read_tensor
 from checkpoints.source import Adapter
 

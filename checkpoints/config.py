@@ -39,7 +39,8 @@ NOT_DENSE = re.compile(r"lora|expert|moe|vision|image|img|audio|speech|embd_laye
 class Architecture:
     """A class of transformers that computes a dense Phi-3, and what it takes where config.json lacks a key."""
 
-    architecture: str
+    name: str
+    family: str  # a key of `checkpoints.families.FAMILIES`
     rms_norm_eps: float
     max_position_embeddings: int
     original_max_position_embeddings: int | None  # None: that of the rotary parameters, else max_position_embeddings
@@ -48,9 +49,9 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "phi3": Architecture("Phi3ForCausalLM", 1e-5, 4096, 4096, rotates_part=True),
-    "llama": Architecture("LlamaForCausalLM", 1e-6, 2048, None),
-    "mistral": Architecture("MistralForCausalLM", 1e-6, 131072, None, sliding_window=4096),
+    "phi3": Architecture("Phi3ForCausalLM", "phi3", 1e-5, 4096, 4096, rotates_part=True),
+    "llama": Architecture("LlamaForCausalLM", "phi3", 1e-6, 2048, None),
+    "mistral": Architecture("MistralForCausalLM", "phi3", 1e-6, 131072, None, sliding_window=4096),
 }
 
 
@@ -80,6 +81,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     dtype: torch.dtype  # as declared; bfloat16 where config.json does not say
+    family: str  # a key of `checkpoints.families.FAMILIES`
     notes: tuple[str, ...] = field(repr=False, compare=False)  # sentences worth telling
     raw: dict[str, Any] = field(repr=False, compare=False)  # config.json as parsed
     path: Path = field(repr=False, compare=False)  # of config.json
@@ -133,7 +135,7 @@ class ModelConfig:
         )  # fmt: skip
         return {key: getattr(self, key) for key in same} | {
             "model_type": "phi3",
-            "architectures": [ARCHITECTURES["phi3"].architecture],
+            "architectures": [ARCHITECTURES["phi3"].name],
             "hidden_act": "silu",
             "eos_token_id": list(self.eos_token_ids) or None,
             "rope_parameters": rope,
@@ -161,7 +163,7 @@ def read_config(folder: Path) -> ModelConfig:
         raise BadInput(alone(folder))
     raw = read_object(path)
     get = _Reader(path, raw)
-    family = _architecture(path, raw)
+    architecture = _architecture(path, raw)
 
     heads = get.integer("num_attention_heads", high=MAX_SIZE)
     hidden = get.integer("hidden_size", high=MAX_SIZE)
@@ -176,18 +178,22 @@ def read_config(folder: Path) -> ModelConfig:
     else:
         head_dim = hidden // heads
 
-    eps = get.number("rms_norm_eps", default=family.rms_norm_eps)
+    eps = get.number("rms_norm_eps", default=architecture.rms_norm_eps)
     if eps >= 1:
         raise BadInput(f"{path}: rms_norm_eps must lie between 0 and 1, it is {eps}")
 
-    positions = get.integer("max_position_embeddings", high=MAX_POSITIONS, default=family.max_position_embeddings)
+    positions = get.integer(
+        "max_position_embeddings", high=MAX_POSITIONS, default=architecture.max_position_embeddings
+    )
     rope = _rope(path, raw)
-    original = _original_positions(get, rope, family.original_max_position_embeddings or positions, family)
+    original = _original_positions(
+        get, rope, architecture.original_max_position_embeddings or positions, architecture
+    )
     theta = (rope if rope.has("rope_theta") else get).number("rope_theta", default=10000.0)
     holder = rope if rope.has("partial_rotary_factor") else get
     partial = holder.number("partial_rotary_factor", default=1.0)
-    if partial != 1 and not family.rotates_part:
-        raise BadInput(f"{path}: partial_rotary_factor is {partial}, but {family.architecture} rotates whole heads")
+    if partial != 1 and not architecture.rotates_part:
+        raise BadInput(f"{path}: partial_rotary_factor is {partial}, but {architecture.name} rotates whole heads")
     rotary_dim = int(head_dim * partial)
     if partial > 1 or rotary_dim < 2 or rotary_dim % 2:
         raise BadInput(
@@ -215,7 +221,7 @@ def read_config(folder: Path) -> ModelConfig:
     elif rope_type != "default":
         raise BadInput(f'{rope.path}: rope type {show(rope_type)} is not one of "default", "longrope", "su"')
 
-    window = family.sliding_window if "sliding_window" not in raw else None
+    window = architecture.sliding_window if "sliding_window" not in raw else None
     generation = folder / "generation_config.json"
     ends = [_Reader(generation, read_object(generation))] if present(generation) else []
     stops = [token for reader in (*ends, get) for token in reader.tokens("eos_token_id", vocab)]
@@ -244,6 +250,7 @@ def read_config(folder: Path) -> ModelConfig:
         eos_token_ids=tuple(dict.fromkeys(stops)),
         pad_token_id=get.token("pad_token_id", vocab, notes),
         dtype=_dtype(path, raw),
+        family=architecture.family,
         notes=tuple(notes),
         raw=raw,
         path=path,
@@ -268,12 +275,12 @@ def read_object(path: Path) -> dict[str, Any]:
 def _architecture(path: Path, raw: Mapping[str, Any]) -> Architecture:
     """The class that computes the model; BadInput unless that is a dense Phi-3 without biases, with SwiGLU."""
     model_type = raw.get("model_type")
-    family = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
-    if family is None:
+    architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if architecture is None:
         raise BadInput(f"{path}: model_type is {show(model_type)}, only dense {', '.join(ARCHITECTURES)} can be read")
-    architectures = raw.get("architectures") or [family.architecture]
-    if architectures != [family.architecture]:
-        raise BadInput(f"{path}: architectures is {show(architectures)}, of {model_type} only {family.architecture}")
+    architectures = raw.get("architectures") or [architecture.name]
+    if architectures != [architecture.name]:
+        raise BadInput(f"{path}: architectures is {show(architectures)}, of {model_type} only {architecture.name}")
     if (act := raw.get("hidden_act", "silu")) != "silu":
         raise BadInput(f'{path}: hidden_act is {show(act)}, only "silu" can be read')
     for key, value in raw.items():
@@ -281,7 +288,7 @@ def _architecture(path: Path, raw: Mapping[str, Any]) -> Architecture:
             raise BadInput(f"{path}: {show(key)} is {show(value)}, only models without biases can be read")
         if value and NOT_DENSE.search(key):
             raise BadInput(f"{path}: {show(key)} is {show(value)}, only dense text models can be read")
-    return family
+    return architecture
 
 
 def _original_positions(get: "_Reader", rope: "_Reader", default: int, architecture: Architecture) -> int:
@@ -291,7 +298,7 @@ def _original_positions(get: "_Reader", rope: "_Reader", default: int, architect
     if rope.raw.get("rope_type", rope.raw.get("type")) not in ("longrope", "su"):
         return original
     inner = rope.integer(key, high=MAX_POSITIONS, default=original)
-    if not get.has(key) and family.original_max_position_embeddings is None:
+    if not get.has(key) and architecture.original_max_position_embeddings is None:
         original = inner
     # transformers overrides the inner number with the outer one, and Phi3Config's is 4096: only accept agreement.
     if inner != original:

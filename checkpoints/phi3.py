@@ -7,51 +7,18 @@ and up, and those that wrappers of torch and peft leave.
 import dataclasses
 import re
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
-
-import torch
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput, show
+from checkpoints.roles import DTYPES, EMBEDDING, HEAD, NORM, Rows, usual_name
 from checkpoints.safetensors_io import Entry
 
-EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LAYER = re.compile(r"model\.layers\.([0-9]{1,5})\.")
 # Buffers that files written by transformers before 4.40 still carry; they are recomputed, never read.
 LEGACY = re.compile(r"model\.layers\.[0-9]{1,5}\.self_attn\.rotary_emb\.inv_freq")
 # What torch.compile, DataParallel and FSDP put into names.
-WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-BARE = re.compile(r"(?:embed_tokens|layers|norm)\.")
 UNMERGED = re.compile(r"\.(?:base_layer|lora_\w+|original_module|modules_to_save)\b")
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Rows start … stop of the weight `name`."""
-
-    name: str
-    start: int
-    stop: int
-
-
-class Role(Enum):
-    """What a weight is to the model, which decides how it is quantized."""
-
-    EMBEDDING = "embedding"
-    NORM = "norm"
-    LINEAR = "linear"  # of a layer
-    HEAD = "head"
-
-
-def role(name: str) -> Role:
-    """The role of the weight with this name."""
-    if name == EMBEDDING:
-        return Role.EMBEDDING
-    if name == HEAD:
-        return Role.HEAD
-    return Role.NORM if "norm" in name else Role.LINEAR
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -86,12 +53,6 @@ def split_names(config: ModelConfig) -> dict[str, Rows]:
                 found[f"{layer}.{part}.weight"] = Rows(f"{layer}.{fused}.weight", start, start + count)
                 start += count
     return found
-
-
-def usual_name(name: str) -> str:
-    """As transformers spells it: without what wrappers of torch and peft put in, with the model's own prefix."""
-    name = WRAPPERS.sub("", name).removeprefix("base_model.model.")
-    return f"model.{name}" if BARE.match(name) else name
 
 
 def model_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entry]) -> dict[str, tuple[Entry, ...]]:

@@ -26,8 +26,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from checkpoints.config import read_config
 from checkpoints.errors import BadInput, run
+from checkpoints.families import tensor_shapes
 from checkpoints.files import check_room, whole_folder, write_json
-from checkpoints.phi3 import tensor_shapes
 from checkpoints.safetensors_io import make_header
 
 # fmt: off

@@ -25,7 +25,7 @@ from checkpoints.files import (
     whole_folder,
     write_json,
 )
-from checkpoints.phi3 import EMBEDDING, HEAD, usual_name
+from checkpoints.roles import EMBEDDING, HEAD, usual_name
 from checkpoints.safetensors_io import make_header
 from checkpoints.weights import INDEX, Checkpoint, open_checkpoint
 

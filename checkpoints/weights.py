@@ -21,7 +21,8 @@ import torch
 from checkpoints.adapters import LowRank, merge, read_changes, read_factors
 from checkpoints.config import ADAPTER, ModelConfig, alone, read_config, read_object
 from checkpoints.errors import BadInput, show
-from checkpoints.phi3 import EMBEDDING, HEAD, model_tensors
+from checkpoints.families import model_tensors
+from checkpoints.roles import EMBEDDING, HEAD
 from checkpoints.safetensors_io import Entry, read_header
 from checkpoints.source import Adapter
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from checkpoints.config import ModelConfig
     from checkpoints.source import Source
     from export.options import ExportOptions
-    from export.verification.compare import Report
 
 PACKAGES = ("pocketphi", "executorch", "torch", "torchao", "transformers")
 CONFIG_KEYS = (
@@ -49,7 +48,7 @@ def make_manifest(
     source: Source,
     inputs: Inputs,
     notes: tuple[str, ...],
-    report: Report | None,
+    verification: dict[str, Any] | None,
 ) -> Manifest:
     """Everything needed to make the file again and to know it.
 
@@ -58,7 +57,7 @@ def make_manifest(
     """
     from export.models import kv_cache
 
-    kv_bytes = kv_cache.cache_bytes(config, options.context, kv_cache.DTYPES[options.kv_cache])
+    kv_bytes = kv_cache.cache_bytes(config, options.context, kv_cache.CACHE_DTYPES[options.kv_cache])
     return {
         "file": dict(file),
         "checkpoint": {
@@ -73,7 +72,7 @@ def make_manifest(
         "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
         "planned": {"kv_cache_bytes": kv_bytes, "activation_bytes": planned_bytes - kv_bytes},
         "notes": list(notes),
-        "verification": None if report is None else asdict(report),
+        "verification": verification,
     }
 
 

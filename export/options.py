@@ -7,7 +7,7 @@ from typing import Any, TypedDict, Unpack
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
-from export.models.kv_cache import DTYPES
+from export.models.kv_cache import CACHE_DTYPES
 from export.quantization.recipe import Recipe
 
 MIN_CHUNK = 2  # torch.export makes a dynamic length of at least two values
@@ -19,7 +19,7 @@ class ExportOptions:
 
     context: int = 4096  # tokens the KV cache holds
     prefill_chunk: int = 256  # tokens fed at once at most
-    kv_cache: str = "bf16"  # a key of `export.models.kv_cache.DTYPES`
+    kv_cache: str = "bf16"  # a key of `export.models.kv_cache.CACHE_DTYPES`
     full_logits: bool = False  # of all positions of a call
     recipe: Recipe = field(default_factory=Recipe)
     bos_id: int | None = None  # None and (): the checkpoint's
@@ -27,8 +27,8 @@ class ExportOptions:
 
     def check(self, config: ModelConfig) -> None:
         """Raise BadInput where a length or the recipe does not suit the model; ids are checked with its tokenizer."""
-        if self.kv_cache not in DTYPES:
-            raise BadInput(f"--kv-cache {self.kv_cache} is none of {', '.join(DTYPES)}")
+        if self.kv_cache not in CACHE_DTYPES:
+            raise BadInput(f"--kv-cache {self.kv_cache} is none of {', '.join(CACHE_DTYPES)}")
         longest, context, chunk = config.max_position_embeddings, self.context, self.prefill_chunk
         if not MIN_CHUNK <= context <= longest:
             limit = f"{MIN_CHUNK} to {config.told('max_position_embeddings')}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +29,12 @@ from export.engine.tokenizer import (
     stop_ids,
 )
 from export.manifest import Inputs, Manifest, make_manifest
-from export.models.kv_cache import DTYPES, cache_bytes
+from export.models.kv_cache import CACHE_DTYPES, cache_bytes
 from export.options import ExportOptions
-from export.program.weights import end, place, program_room, weight_jobs
+from export.program.weight_writer import end, place, program_room, weight_jobs
 from export.progress import Counter, Stages
 from export.publishing import Companions, publish_all
-from export.quantization.saved import open_quantized
+from export.quantization.saved_reader import open_quantized
 from export.subprocess_call import Pool
 from export.verification.extent import SHORT
 from export.verification.memory import check_memory
@@ -71,7 +71,10 @@ def export_checkpoint(
     interrupted or when the proof fails.
     """
     stages = Stages()
-    with Pool(PROCESSES, "export.program.weights") as pool, stages.running():  # they import while this process checks
+    with (
+        Pool(PROCESSES, "export.program.weight_writer") as pool,
+        stages.running(),
+    ):  # they import while this process checks
         if quantized_out is not None:
             check_folder(quantized_out)
         config = read_config(source.folder)
@@ -82,7 +85,7 @@ def export_checkpoint(
         tokenizer_path = find_tokenizer(source.folder)
         inputs = _inputs(source, [*opened.files, tokenizer_path])
         if proof:
-            cache = cache_bytes(config, options.context, DTYPES[options.kv_cache])
+            cache = cache_bytes(config, options.context, CACHE_DTYPES[options.kv_cache])
             check_memory(out, room + end(placed) + cache)
         with aside(out) as partial:
             reserve(partial, room + end(placed))
@@ -98,18 +101,18 @@ def export_checkpoint(
                 options = _with_ids(options, config, tokenizer, source.folder)
                 companions = Companions(out, tokenizer_path)
             with stages.stage("graph"):
-                from export.program.assemble import finish  # imports executorch, which takes seconds
+                from export.program.assemble import write_program  # imports executorch, which takes seconds
                 from export.program.trace import build_graph
 
                 graph = build_graph(config, options, lambda step: stages.describe("graph", f"graph: {step}"))
             digests = writing.join()
             stages.end("weights", writing.seconds)
             with stages.stage("assemble"):
-                finish(partial, room, graph, placed, digests)
+                write_program(partial, room, graph, placed, digests)
             hashing = pool.start([("file", functools.partial(sha256, partial))])
             report = _prove(partial, out.name, source, stages) if proof else None
             if quantized_out is not None:
-                from export.quantization.saving import save_quantized
+                from export.quantization.saved_writer import save_quantized
 
                 with stages.stage("save quantized"):
                     save_quantized(opened, quantized_out)
@@ -117,7 +120,9 @@ def export_checkpoint(
                 digest = hashing.join()["file"]
             file: dict[str, str | int] = {"name": out.name, "bytes": partial.stat().st_size, "sha256": digest}
             hashed = _hashed(source, inputs, digests)
-            manifest = make_manifest(config, options, graph.planned_bytes, file, source, hashed, notes, report)
+            manifest = make_manifest(
+                config, options, graph.planned_bytes, file, source, hashed, notes, asdict(report) if report else None
+            )
             manifest["export"] = {"seconds": dict(stages.seconds), "peak_memory_bytes": stages.peak_bytes}
             return Exported(out, publish_all(partial, companions, manifest), companions.tokenizer, manifest)
 

@@ -1,6 +1,6 @@
 """Keeps a checkpoint quantized: `python -m export.quantize --checkpoint C --out DIR`.
 
-The folder is one of transformers with torchao, see `export.quantization.saving`. An export quantizes as it goes.
+The folder is one of transformers with torchao, as `export.quantization.saved_writer` says.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from export.flags import add_adapters, add_recipe, stage_parser
 from export.progress import bar, quiet
 from export.quantization.recipe import Recipe
 from export.quantization.rounding import Quantizing
-from export.quantization.saving import nbytes, plan, save_quantized
+from export.quantization.saved_writer import nbytes, plan, save_quantized
 
 
 def quantize(

@@ -27,7 +27,7 @@ from rich.table import Table
 from checkpoints.errors import BadInput
 from checkpoints.source import resolve
 from export import pipeline
-from export.program import weights
+from export.program import weight_writer as weights
 from export.pte import export_pte
 from export.subprocess_call import Job
 
@@ -171,7 +171,7 @@ def without_graph() -> Iterator[None]:
     with (
         mock.patch.object(pipeline, "Pool", Here),
         mock.patch("export.program.trace.build_graph", lambda *_: SimpleNamespace(planned_bytes=0)),
-        mock.patch("export.program.assemble.finish", lambda *_: None),
+        mock.patch("export.program.assemble.write_program", lambda *_: None),
     ):
         yield
 

@@ -13,9 +13,9 @@ from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEv
 from torchao.quantization import quantize_
 
 from checkpoints.config import ModelConfig
-from checkpoints.phi3 import role
+from checkpoints.roles import role
 from checkpoints.untied import Untied
-from export.models.kv_cache import DTYPES as kv_cache_dtypes
+from export.models.kv_cache import CACHE_DTYPES
 from export.models.phi3.decoder import Transformer
 from export.models.phi3.layout import layout
 from export.quantization.recipe import Recipe
@@ -24,7 +24,7 @@ from export.quantization.recipe import Recipe
 def eager_model(untied: Untied, recipe: Recipe, context: int, kv_cache: str, full_logits: bool) -> Transformer:
     """Our graph with float weights, quantized by torchao in place, all at once."""
     config: ModelConfig = untied.config
-    model = Transformer(config, context, kv_cache_dtypes[kv_cache], full_logits)
+    model = Transformer(config, context, CACHE_DTYPES[kv_cache], full_logits)
     rows = layout(config).items()
     weights = {name: untied.tensor(r.name)[r.start : r.stop].float() for name, r in rows}
     model.load_state_dict(weights, strict=True)

@@ -13,12 +13,12 @@ FLOORS = [
     ["export.xnnpack"],
     ["export.models"],
     ["export.options"],
+    ["export.manifest"],
     ["export.program"],
     ["export.ptefile"],
     ["export.reference"],
     ["export.engine"],
     ["export.verification"],
-    ["export.manifest"],
     ["export.publishing"],
     ["export.pipeline"],
     ["export.bench"],
@@ -30,7 +30,7 @@ PRIVATE = {
     "executorch.backends.xnnpack": {"export/xnnpack/drawing.py"},
     "executorch.exir.memory_planning": {"export/program/deepen.py"},
     "torch._higher_order_ops": {"export/program/trace.py"},
-    "torchao.prototype": {"export/quantization/saving.py"},
+    "torchao.prototype": {"export/quantization/saved_writer.py"},
 }
 
 

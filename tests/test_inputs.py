@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from checkpoints.errors import BadInput
-from checkpoints.phi3 import EMBEDDING, HEAD
+from checkpoints.roles import EMBEDDING, HEAD
 from checkpoints.source import find_source, resolve
 from checkpoints.synthesize import synthesize
 from checkpoints.weights import INDEX, open_checkpoint
@@ -29,7 +29,7 @@ from export.engine.memory import _cgroup_limits
 from export.generate import generate
 from export.pte import export_pte
 from export.quantization.recipe import Recipe
-from export.quantization.saved import open_quantized
+from export.quantization.saved_reader import open_quantized
 from export.quantize import quantize
 from export.reference.layerwise import CheckpointWeights, Stream, stream_logits
 from export.subprocess_call import Child

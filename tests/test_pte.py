@@ -192,11 +192,11 @@ def test_streaming_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """Private memory of the weight stage on 34 and on 128 MB of weights: a piece with its temporaries, whichever."""
     code = """
 import sys, pathlib, torch
-torch.set_num_threads(1)  # as export.program.weights does: each thread keeps freed memory of its own
+torch.set_num_threads(1)  # as export.program.weight_writer does: each thread keeps freed memory of its own
 from checkpoints.config import read_config
 from checkpoints.source import resolve
 from export.quantization.recipe import Recipe
-from export.program import weights
+from export.program import weight_writer as weights
 from export.progress import memory_bytes
 folder = pathlib.Path(sys.argv[1])
 source = resolve(str(folder))

@@ -96,27 +96,27 @@ class Request:
             raise BadInput("--system needs the chat template, which --raw leaves out")
 
 
-def answer(path: Path, words: Path | None, request: Request, on_text: Callable[[str], object]) -> Generation:
+def answer(path: Path, tokenizer_path: Path | None, request: Request, on_text: Callable[[str], object]) -> Generation:
     """Run a `.pte` on a prompt; `on_text` gets the answer piece by piece.
 
     The chat template beside the tokenizer is applied unless raw; the tokenizer is the one beside the file unless
-    given as `words`. At temperature 0 the answer is always the same. It ends at a stop token, after max_new_tokens,
+    given. At temperature 0 the answer is always the same. It ends at a stop token, after max_new_tokens,
     or when prompt and answer fill the context. BadInput for files that are not what they should be and a prompt that
     leaves no room in the context, RunnerFailed where the runner gives up.
     """
-    if words is None:
+    if tokenizer_path is None:
         try:
-            words = find_tokenizer(path.resolve().parent)
+            tokenizer_path = find_tokenizer(path.resolve().parent)
         except BadInput as problem:
             raise BadInput(f"{problem}: give a tokenizer with --tokenizer") from None
-        check_beside(path, [words.name] if request.raw else [words.name, *COMPANIONS])
-    facts, tokenizer = read_facts(path), load_tokenizer(words)
+        check_beside(path, [tokenizer_path.name] if request.raw else [tokenizer_path.name, *COMPANIONS])
+    facts, tokenizer = read_facts(path), load_tokenizer(tokenizer_path)
     check_fits(path, facts, tokenizer)
     text = request.prompt
     if not request.raw:
         turns = [{"role": "system", "content": request.system}] if request.system is not None else []
-        text = chat_prompt(words.parent, [*turns, {"role": "user", "content": request.prompt}])
-    ids = runner_ids(words, text)
+        text = chat_prompt(tokenizer_path.parent, [*turns, {"role": "user", "content": request.prompt}])
+    ids = runner_ids(tokenizer_path, text)
     if not ids:
         raise BadInput("the prompt is empty")
     if len(ids) >= facts.context:

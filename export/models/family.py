@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from checkpoints.phi3 import Rows
+from checkpoints.roles import Rows
 
 if TYPE_CHECKING:  # heavy, and not needed to write weights
     import torch

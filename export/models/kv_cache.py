@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from checkpoints.config import ModelConfig
 
 # What update_cache and custom_sdpa take and compute fast; float16 is ten times slower on x86.
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+CACHE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def cache_bytes(config: ModelConfig, context: int, dtype: torch.dtype) -> int:

@@ -1,11 +1,12 @@
-"""The families that can be exported, by `model_type` of config.json."""
+"""The families that can be exported, by `ModelConfig.family`."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from checkpoints.config import ModelConfig
-from checkpoints.phi3 import Rows, tensor_shapes
+from checkpoints.families import tensor_shapes
+from checkpoints.roles import Rows
 from export.models.family import Family
 from export.models.phi3.family import Phi3
 
@@ -14,10 +15,10 @@ FAMILIES: dict[str, Family] = {"phi3": Phi3()}
 
 def family_of(config: ModelConfig) -> Family:
     """The family of a model; `checkpoints.config` reads no others."""
-    return FAMILIES[config.model_type]
+    return FAMILIES[config.family]
 
 
-def shape(config: ModelConfig, rows: Rows) -> tuple[int, ...]:
+def rows_shape(config: ModelConfig, rows: Rows) -> tuple[int, ...]:
     """Shape of some rows of a tensor."""
     untied = dataclasses.replace(config, tie_word_embeddings=False)
     return (rows.stop - rows.start, *tensor_shapes(untied)[rows.name][1:])

@@ -12,10 +12,10 @@ import torch
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
 from checkpoints.files import CHUNK, Progress, copy_rest, tensor_bytes, whole_folder, write_at, write_json
-from checkpoints.phi3 import Rows
 from checkpoints.pickled import write_state_dict
+from checkpoints.roles import Rows
 from checkpoints.untied import Untied
-from export.models.registry import family_of, shape
+from export.models.registry import family_of, rows_shape
 
 
 def params(config: ModelConfig) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def write_remapped(opened: Untied, out: Path, progress: Callable[[int], Abstract
     for name, rows in table.items():
         first = alone.setdefault(Rows(opened.source(rows.name), rows.start, rows.stop), name)
         dtype = opened.dtype(rows.name)
-        whole = torch.empty(shape(opened.config, rows), dtype=dtype, device="meta")
+        whole = torch.empty(rows_shape(opened.config, rows), dtype=dtype, device="meta")
         tensors[name] = tensors.get(first, whole)
     total = sum(tensors[name].nbytes for name in alone.values())
     with whole_folder(out, total) as folder, progress(total) as count:

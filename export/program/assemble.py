@@ -30,16 +30,16 @@ from executorch.exir.schema import (
 )
 
 from export.program.trace import Graph
-from export.program.weights import ALIGNMENT, Placed, end
+from export.program.weight_writer import ALIGNMENT, Placed, end
 from export.quantization.packing import data_key
 
 TENSOR_ALIGNMENT = 16  # bytes; `executorch.exir.tensor.ALIGNMENT`
 
 
-def finish(path: Path, base: int, graph: Graph, placed: Sequence[Placed], digests: Mapping[str, str]) -> None:
+def write_program(path: Path, base: int, graph: Graph, placed: Sequence[Placed], digests: Mapping[str, str]) -> None:
     """Complete the file at `path`, which holds the weights from `base` on, and force it to disk.
 
-    `digests` are those of `export.program.weights`, by the names of `placed`.
+    `digests` are those of `export.program.weight_writer`, by the names of `placed`.
     """
     program = graph.program
     tail = bytearray()

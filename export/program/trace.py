@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.executorch_call_delegate import executorch_call_delegate
 
 from checkpoints.config import ModelConfig
-from checkpoints.phi3 import Role
+from checkpoints.roles import Role
 from export.models import kv_cache
 from export.models.family import Piece
 from export.models.modules import QuantizedEmbedding, RMSNorm
@@ -81,7 +81,7 @@ def emit(
     config: ModelConfig, options: ExportOptions, pieces: dict[str, Piece], progress: Callable[[str], object]
 ) -> tuple[Program, dict[str, int]]:
     """The whole model by upstream's own way; its program, and the named constant buffers."""
-    chunk, cache_dtype = options.prefill_chunk, kv_cache.DTYPES[options.kv_cache]
+    chunk, cache_dtype = options.prefill_chunk, kv_cache.CACHE_DTYPES[options.kv_cache]
     with torch.device("meta"):
         model = family_of(config).decoder(config, options.context, cache_dtype, options.full_logits)
     placeholders = _placeholders(model, config, options)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
-from export.models.registry import family_of, shape
+from export.models.registry import family_of, rows_shape
 from export.ptefile.reader import PteFile
 from export.quantization.packing import unpack
 from export.quantization.recipe import Recipe, Storage
@@ -28,7 +28,7 @@ from export.quantization.rounding import CHUNK_ELEMENTS
 
 
 @dataclass(frozen=True)
-class Piece:
+class DecodedRows:
     """Some rows of a weight, from row `start` of the Hugging Face tensor on."""
 
     start: int
@@ -50,7 +50,7 @@ class FileWeights:
         for name in file.parts:
             if name.startswith("layers.") and f"{name.rpartition('.')[0]}.weight" not in self._layout:
                 raise BadInput(f"{file.path} holds {name}, which the model of {config.path} does not have")
-        shapes = {name: shape(config, rows) for name, rows in self._layout.items()}
+        shapes = {name: rows_shape(config, rows) for name, rows in self._layout.items()}
         self.storage = {name: self._storage(name, dims) for name, dims in shapes.items()}
         self._rows_of = {name: dims[0] if len(dims) == 2 else 1 for name, dims in shapes.items()}
 
@@ -67,7 +67,7 @@ class FileWeights:
         embedding, head = (self.storage[f"{name}.weight"].bits for name in ("tok_embeddings", "output"))
         return Recipe(True, linear.columns // linear.groups, embedding, head)
 
-    def pieces(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+    def pieces(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[DecodedRows]:
         """The rows start … stop (default: all) of the weight with this Hugging Face name, in order.
 
         About a processor's cache at a time.
@@ -83,7 +83,7 @@ class FileWeights:
                 for at in range(first, end, step):
                     values, scale = self._rows(opened, ours, at, min(at + step, end))
                     values = values.flatten() if count == 1 else values
-                    yield Piece(rows.start + at, values, scale, storage.bits)
+                    yield DecodedRows(rows.start + at, values, scale, storage.bits)
 
     def embedding_rows(self, tokens: list[int]) -> Tensor:
         """Rows of the embedding, float32 [S, D]."""

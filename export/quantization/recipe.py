@@ -9,7 +9,7 @@ import torch
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
-from checkpoints.phi3 import Role
+from checkpoints.roles import Role
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig

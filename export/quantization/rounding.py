@@ -18,7 +18,7 @@ from torch import Tensor
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
-from checkpoints.phi3 import role
+from checkpoints.roles import role
 from checkpoints.untied import Untied
 from export.quantization.recipe import INT4, Recipe, Storage
 
@@ -59,7 +59,7 @@ class Rounded:
         )
 
 
-class Quantized(Protocol):
+class QuantizedSource(Protocol):
     """What later stages read: an untied model whose weights arrive quantized, a few rows at a time."""
 
     config: ModelConfig

@@ -25,21 +25,21 @@ from transformers import PretrainedConfig
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from checkpoints.phi3 import EMBEDDING, HEAD
+from checkpoints.roles import EMBEDDING, HEAD
 from export.models.registry import family_of
-from export.ptefile.weights import FileWeights, Piece
-from export.quantization.rounding import Quantized, Quantizing, Rounded
+from export.ptefile.weights import DecodedRows, FileWeights
+from export.quantization.rounding import QuantizedSource, Quantizing, Rounded
 
 LOAD_ROWS = 256  # of a checkpoint's weight at once: float32 rows that fit a cache and the heap, not pages to map
 BATCH_TOKENS = 512  # streams longer than this run one by one
 # Takes a name, a piece of the file's weight, and the checkpoint's rows in its place.
-Compare = Callable[[str, Piece, Tensor], None]
+Compare = Callable[[str, DecodedRows, Tensor], None]
 
 
 class CheckpointWeights:
     """float32 rows of a checkpoint, seen untied; of one that is quantized already, what its levels stand for."""
 
-    def __init__(self, opened: Quantized) -> None:
+    def __init__(self, opened: QuantizedSource) -> None:
         self.opened, self.config = opened, opened.config
         self.float = opened.untied if isinstance(opened, Quantizing) else None
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.ptefile.weights import Piece
+from export.ptefile.weights import DecodedRows
 
 WORST_FACTOR = 3.0  # of the rounded reference's error at its worst position, for one position of the file
 SUMMATION_ERROR = 1e-5  # relative; float32 sums in another order
@@ -72,7 +72,7 @@ class WeightComparison:
         self._worst: dict[str, tuple[float, str]] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, name: str, piece: Piece, original: Tensor) -> None:
+    def __call__(self, name: str, piece: DecodedRows, original: Tensor) -> None:
         """`original` is float32 of the shape of `piece.values`."""
         difference = (piece.values - original).abs_()
         if piece.scale is None:
@@ -86,7 +86,7 @@ class WeightComparison:
         needed = (largest / (2 ** (piece.bits - 1) - 1)).clamp(min=torch.finfo(torch.float32).smallest_normal)
         self._keep("scales", (piece.scale / needed).amax(-1), name, piece)
 
-    def _keep(self, kind: str, rows: Tensor, name: str, piece: Piece) -> None:
+    def _keep(self, kind: str, rows: Tensor, name: str, piece: DecodedRows) -> None:
         """`rows` [rows] of what is to be small; NaN counts as infinite."""
         rows = rows.nan_to_num(nan=math.inf)
         value, row = rows.max(0)

@@ -23,7 +23,7 @@ from export.engine.tokenizer import find_tokenizer, load_tokenizer
 from export.ptefile.reader import open_pte
 from export.ptefile.weights import FileWeights, cache_dtype, constant, gives_all_logits, run_bytes
 from export.quantization.rounding import Quantizing
-from export.quantization.saved import open_quantized
+from export.quantization.saved_reader import open_quantized
 from export.reference.layerwise import CheckpointWeights, Stream, stream_logits
 from export.subprocess_call import Child, ChildDied, ChildKilled
 from export.verification import checks

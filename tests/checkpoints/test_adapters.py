@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from checkpoints.adapters import BLOCK
 from checkpoints.errors import BadInput
-from checkpoints.phi3 import EMBEDDING, HEAD
+from checkpoints.roles import EMBEDDING, HEAD
 from checkpoints.source import Adapter, find_source
 from checkpoints.synthesize import synthesize
 from checkpoints.weights import open_checkpoint

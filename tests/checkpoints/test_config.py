@@ -13,7 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput
-from checkpoints.phi3 import tensor_shapes
+from checkpoints.families import tensor_shapes
 from checkpoints.synthesize import CONFIGS
 
 PHI4, PHI3 = CONFIGS["phi4-mini"], CONFIGS["phi3-mini-4k"]

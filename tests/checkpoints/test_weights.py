@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from checkpoints.errors import BadInput
-from checkpoints.phi3 import tensor_shapes
+from checkpoints.families import tensor_shapes
 from checkpoints.synthesize import synthesize
 from checkpoints.weights import INDEX, open_checkpoint
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchao.quantization import quantize_
 
 from checkpoints.config import ModelConfig
-from checkpoints.phi3 import Role
+from checkpoints.roles import Role
 from export.models.phi3.decoder import Transformer
 from export.options import ExportOptions
 

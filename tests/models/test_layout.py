@@ -17,7 +17,7 @@ from checkpoints.weights import open_checkpoint
 from export import remap as remap_module
 from export.models.phi3.decoder import Transformer
 from export.models.phi3.layout import layout
-from export.models.registry import shape
+from export.models.registry import rows_shape
 from export.models.remapped import params
 from export.remap import remap
 
@@ -99,7 +99,7 @@ def test_every_value_once_and_unchanged(checkpoint: Path, remapped: Path) -> Non
     assert list(state) == list(layout(source.config))
     seen = {name: torch.zeros(source.shape(name)[0], dtype=torch.int) for name in source.names()}
     for name, rows in layout(source.config).items():
-        assert state[name].shape == shape(source.config, layout(source.config)[name])
+        assert state[name].shape == rows_shape(source.config, layout(source.config)[name])
         assert state[name].is_contiguous() and state[name].dtype == torch.bfloat16
         assert torch.equal(state[name], source.tensor(rows.name)[rows.start : rows.stop])
         seen[rows.name][rows.start : rows.stop] += 1

@@ -21,7 +21,8 @@ from torch import nn
 from torchao.core.config import AOBaseConfig
 
 from checkpoints.errors import run
-from checkpoints.phi3 import Role, tensor_shapes
+from checkpoints.families import tensor_shapes
+from checkpoints.roles import Role
 from checkpoints.source import resolve
 from checkpoints.untied import Untied
 from checkpoints.weights import open_checkpoint

@@ -20,7 +20,8 @@ from torchao.quantization import (
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from checkpoints.errors import BadInput
-from checkpoints.phi3 import EMBEDDING, HEAD, Role, tensor_shapes
+from checkpoints.families import tensor_shapes
+from checkpoints.roles import EMBEDDING, HEAD, Role
 from checkpoints.synthesize import synthesize
 from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, open_checkpoint

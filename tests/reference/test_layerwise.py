@@ -11,13 +11,13 @@ from torchao.quantization import quantize_
 from transformers import Phi3ForCausalLM
 
 from checkpoints.config import read_config
-from checkpoints.phi3 import EMBEDDING, HEAD, Role, role
+from checkpoints.roles import EMBEDDING, HEAD, Role, role
 from checkpoints.source import resolve
 from checkpoints.synthesize import synthesize
 from export.quantization.packing import pack, unpack
 from export.quantization.recipe import Recipe
 from export.quantization.rounding import round_rows
-from export.quantization.saved import open_quantized
+from export.quantization.saved_reader import open_quantized
 from export.reference.layerwise import CheckpointWeights, Stream, round_activations, stream_logits
 
 TINY = resolve("phi4-tiny").folder

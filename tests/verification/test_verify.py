@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput, run
-from checkpoints.phi3 import EMBEDDING
+from checkpoints.roles import EMBEDDING
 from checkpoints.source import resolve
 from checkpoints.untied import Untied
 from checkpoints.weights import open_checkpoint

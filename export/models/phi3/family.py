@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from checkpoints.phi3 import Rows
+from checkpoints.roles import Rows
 from export.models.family import Family, ReferenceModules
 from export.models.phi3.layout import layout
 

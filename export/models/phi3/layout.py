@@ -7,7 +7,8 @@ The fused `qkv_proj` and `gate_up_proj` are cut by rows; no value changes. The l
 from __future__ import annotations
 
 from checkpoints.config import ModelConfig
-from checkpoints.phi3 import EMBEDDING, HEAD, NORM, Rows, split_names
+from checkpoints.phi3 import split_names
+from checkpoints.roles import EMBEDDING, HEAD, NORM, Rows
 
 
 def layout(config: ModelConfig) -> dict[str, Rows]:

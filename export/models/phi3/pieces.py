@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.config import ModelConfig
-from checkpoints.phi3 import Role
+from checkpoints.roles import Role
 from export.models.family import Piece
 from export.quantization.recipe import Recipe, Storage
 from export.xnnpack.drawing import Blobs, Drawing

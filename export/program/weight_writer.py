@@ -18,13 +18,13 @@ import torch
 
 from checkpoints.config import ModelConfig
 from checkpoints.files import tensor_bytes, write_at
-from checkpoints.phi3 import Role, Rows, role
+from checkpoints.roles import Role, Rows, role
 from checkpoints.source import Source
-from export.models.registry import family_of, shape
+from export.models.registry import family_of, rows_shape
 from export.quantization.packing import pack
 from export.quantization.recipe import Recipe
-from export.quantization.rounding import Quantized
-from export.quantization.saved import open_quantized
+from export.quantization.rounding import QuantizedSource
+from export.quantization.saved_reader import open_quantized
 from export.subprocess_call import Job, tell
 
 ALIGNMENT = 128  # bytes; ExecuTorch's segment alignment, twice what XNNPACK asks of its constants
@@ -57,7 +57,7 @@ def place(config: ModelConfig, recipe: Recipe) -> list[Placed]:
     tensors = family_of(config).layout(config).items()
     # stable: the order of the graph within each
     for name, rows in sorted(tensors, key=lambda item: role(item[1].name) not in (Role.LINEAR, Role.HEAD)):
-        dims = shape(config, rows)
+        dims = rows_shape(config, rows)
         count, columns = dims if len(dims) == 2 else (1, dims[0])
         sizes = recipe.storage(role(rows.name), columns).nbytes(count)
         offsets = {}
@@ -106,6 +106,6 @@ def weight_jobs(
 
 
 @lru_cache(maxsize=1)
-def _open(source: Source, recipe: Recipe) -> Quantized:
+def _open(source: Source, recipe: Recipe) -> QuantizedSource:
     torch.set_num_threads(1)  # pieces are small enough to stay in the cache of one core
     return open_quantized(source, recipe)

@@ -18,17 +18,18 @@ from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerGroup
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TorchAoConfig
 
 from checkpoints.errors import BadInput
-from checkpoints.phi3 import EMBEDDING, HEAD, tensor_shapes
+from checkpoints.families import tensor_shapes
+from checkpoints.roles import EMBEDDING, HEAD
 from checkpoints.source import resolve
 from checkpoints.synthesize import synthesize
 from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, open_checkpoint
 from export import quantize as quantize_module
-from export.program.weights import end, place, write_weight
+from export.program.weight_writer import end, place, write_weight
 from export.quantization.recipe import Recipe
 from export.quantization.rounding import Quantizing
-from export.quantization.saved import Saved, open_quantized
-from export.quantization.saving import fqn_config, save_quantized
+from export.quantization.saved_reader import Saved, open_quantized
+from export.quantization.saved_writer import fqn_config, save_quantized
 from export.quantize import quantize
 from export.untie import untie
 
@@ -155,8 +156,8 @@ def test_loads_and_computes_the_same(
 ) -> None:
     folder = kept
     if shards > 1:
-        monkeypatch.setattr("export.quantization.saving.MAX_SHARD", 180_000)
-        monkeypatch.setattr("export.quantization.saving.BLOCK_ELEMENTS", 3000)
+        monkeypatch.setattr("export.quantization.saved_writer.MAX_SHARD", 180_000)
+        monkeypatch.setattr("export.quantization.saved_writer.BLOCK_ELEMENTS", 3000)
         folder = quantize(str(tied), out=tmp_path / "out")
         assert len(list(folder.glob("model-*-of-00003.safetensors"))) == 3
         assert max(file.stat().st_size for file in folder.glob("*.safetensors")) < 190_000

@@ -22,12 +22,13 @@ from torchao.quantization import FqnToConfig
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
+from checkpoints.families import tensor_shapes
 from checkpoints.files import Progress, copy_rest, tensor_bytes, whole_folder, write_at, write_json
-from checkpoints.phi3 import EMBEDDING, HEAD, Role, tensor_shapes
+from checkpoints.roles import EMBEDDING, HEAD, Role
 from checkpoints.safetensors_io import make_header
 from checkpoints.weights import INDEX, SINGLE
 from export.quantization.recipe import Recipe
-from export.quantization.rounding import Quantized, Rounded
+from export.quantization.rounding import QuantizedSource, Rounded
 
 MAX_SHARD = 5_000_000_000  # bytes
 BLOCK_ELEMENTS = 1 << 26  # read between two releases of a mapped weight
@@ -51,7 +52,7 @@ class Weight:
         return sum(tensor.nbytes for tensor in self.parts.values())
 
 
-def save_quantized(source: Quantized, folder: Path, progress: Progress = lambda size: None) -> None:
+def save_quantized(source: QuantizedSource, folder: Path, progress: Progress = lambda size: None) -> None:
     """Write `folder`, which must not exist or be empty, whole or not at all; `progress` gets each piece's bytes.
 
     Tokenizer, generation_config.json and licence are copied from the folder `source` was read from. Raises
@@ -86,7 +87,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def plan(source: Quantized) -> list[Weight]:
+def plan(source: QuantizedSource) -> list[Weight]:
     """All weights with their tensors in the file, in the order of transformers' state dict."""
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
@@ -127,7 +128,7 @@ def _shards(weights: list[Weight]) -> list[list[Weight]]:
 
 
 def _write_shard(
-    path: Path, source: Quantized, shard: list[Weight], metadata: dict[str, str], progress: Progress
+    path: Path, source: QuantizedSource, shard: list[Weight], metadata: dict[str, str], progress: Progress
 ) -> None:
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
@@ -151,7 +152,7 @@ def _as_torchao(rows: Rounded | Tensor) -> Tensor:
     return rows.as_torchao() if isinstance(rows, Rounded) else rows
 
 
-def _rows(source: Quantized, weight: Weight) -> Iterator[Rounded | Tensor]:
+def _rows(source: QuantizedSource, weight: Weight) -> Iterator[Rounded | Tensor]:
     """All rows of a weight, asked for in blocks: `source` lets go of the file's pages after each."""
     columns = max(math.prod(tensor.shape[1:]) for tensor in weight.parts.values())
     step = max(1, BLOCK_ELEMENTS // columns)

@@ -19,13 +19,15 @@ from torch import Tensor
 
 from checkpoints.config import ModelConfig, read_config, read_object
 from checkpoints.errors import BadInput
-from checkpoints.phi3 import DTYPES, EMBEDDING, HEAD, LEGACY, Role, role, tensor_shapes
+from checkpoints.families import tensor_shapes
+from checkpoints.phi3 import LEGACY
+from checkpoints.roles import DTYPES, EMBEDDING, HEAD, Role, role
 from checkpoints.safetensors_io import Entry, read_header
 from checkpoints.source import Source
 from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, SINGLE, Checkpoint, open_checkpoint
 from export.quantization.recipe import Recipe
-from export.quantization.rounding import CHUNK_ELEMENTS, Quantized, Quantizing, Rounded
+from export.quantization.rounding import CHUNK_ELEMENTS, QuantizedSource, Quantizing, Rounded
 
 PARTS = ("qdata", "scale", "zero_point")
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -46,7 +48,7 @@ class Kind:
         return f"int{self.bits} in groups of {self.group}{' with int8 activations' if self.linear else ''}"
 
 
-def open_quantized(source: Source, recipe: Recipe) -> Quantized:
+def open_quantized(source: Source, recipe: Recipe) -> QuantizedSource:
     """A checkpoint as quantized rows: made by `recipe` from float weights, or as its folder has them.
 
     A quantized folder must agree with `recipe` unless that is the default, and takes no adapters. Raises BadInput.
@@ -66,7 +68,7 @@ def open_quantized(source: Source, recipe: Recipe) -> Quantized:
 
 
 class Saved:
-    """A quantized checkpoint as `Quantized`; see open_quantized. Memory: mapped pages of the weight being read.
+    """A quantized checkpoint as a `QuantizedSource`; see open_quantized. Memory: mapped pages of one weight.
 
     transformers leaves lm_head, and without include_input_output_embeddings the embedding too, in float
     without a word: these are quantized here, with the bits `asked` for, and `notes` says so.
