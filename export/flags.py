@@ -35,7 +35,7 @@ def stage_parser(name: str, doc: str | None) -> ArgumentParser:
 
 
 def add_recipe(parser: ArgumentParser) -> None:
-    """The fields of `export.quantization.recipe.Recipe`, as `Recipe.from_flags` takes them."""
+    """The flags of `export.quantization.recipe.RecipeFlags`."""
     parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=32, help="columns to an int4 scale")
     parser.add_argument("--embedding-bits", type=int, choices=(8, 4), default=8)
     parser.add_argument("--head-bits", type=int, choices=(4, 8), default=4, help="bits of lm_head")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
 from export.models.kv_cache import CACHE_DTYPES
-from export.quantization.recipe import Recipe
+from export.quantization.recipe import Recipe, RecipeFlags
 
 MIN_CHUNK = 2  # torch.export makes a dynamic length of at least two values
 
@@ -43,7 +43,7 @@ class ExportOptions:
         self.recipe.check(config)
 
 
-class Flags(TypedDict, total=False):
+class Flags(RecipeFlags, total=False):
     """The same as flags of a command."""
 
     context: int
@@ -51,16 +51,13 @@ class Flags(TypedDict, total=False):
     kv_cache: str
     full_logits: bool
     quantize: bool
-    group_size: int
-    embedding_bits: int
-    head_bits: int
     bos_id: int | None
     eos_ids: tuple[int, ...] | None
 
 
 def from_flags(**flags: Unpack[Flags]) -> ExportOptions:
     """Options from flags; what is left out keeps its default."""
-    names = {"quantize": "quantized"} | {name: name for name in ("group_size", "embedding_bits", "head_bits")}
+    names = {"quantize": "quantized"} | {name: name for name in RecipeFlags.__annotations__}
     given: dict[str, Any] = dict(flags)
     recipe = {field: given[flag] for flag, field in names.items() if flag in given}
     own = {name: value for name, value in given.items() if name not in names}

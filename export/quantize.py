@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from checkpoints.errors import run
 from checkpoints.files import check_folder
@@ -17,7 +18,7 @@ from checkpoints.untied import Untied
 from checkpoints.weights import open_checkpoint
 from export.flags import add_adapters, add_recipe, stage_parser
 from export.progress import bar, quiet
-from export.quantization.recipe import Recipe
+from export.quantization.recipe import Recipe, RecipeFlags
 from export.quantization.rounding import Quantizing
 from export.quantization.saved_writer import nbytes, plan, save_quantized
 
@@ -29,15 +30,12 @@ def quantize(
     revision: str | None = None,
     adapter: Sequence[str | os.PathLike[str]] | None = None,
     adapter_scale: Sequence[float] | None = None,
-    group_size: int = 32,
-    embedding_bits: int = 8,
-    head_bits: int = 4,
+    **recipe: Unpack[RecipeFlags],
 ) -> Path:
     """Write a checkpoint (hub id, folder or "phi4-tiny") untied and quantized at `out`; whole or not at all."""
     source = find_source(checkpoint, revision=revision, adapter=adapter, adapter_scale=adapter_scale)
     check_folder(out := Path(out))
-    recipe = Recipe(True, group_size, embedding_bits, head_bits)
-    quantizing = Quantizing(Untied(open_checkpoint(source.folder, source.adapters)), recipe)
+    quantizing = Quantizing(Untied(open_checkpoint(source.folder, source.adapters)), Recipe(**recipe))
     with bar("quantize", nbytes(plan(quantizing))) as progress:
         save_quantized(quantizing, out, progress)
     return out

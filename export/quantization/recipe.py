@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
@@ -32,6 +32,14 @@ class Storage:
         """Bytes of each part of so many rows, "weight" and, where quantized, "scale"."""
         sizes = {"weight": rows * self.columns * self.bits // 8}
         return sizes | {"scale": rows * self.groups * self.scale_dtype.itemsize} if self.groups else sizes
+
+
+class RecipeFlags(TypedDict, total=False):
+    """What a command may choose of a Recipe: its flags are made in `export.flags.add_recipe`."""
+
+    group_size: int
+    embedding_bits: int
+    head_bits: int
 
 
 @dataclass(frozen=True)
