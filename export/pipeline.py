@@ -31,7 +31,7 @@ from export.engine.tokenizer import (
 from export.manifest import Inputs, Manifest, make_manifest
 from export.models.kv_cache import CACHE_DTYPES, cache_bytes
 from export.options import ExportOptions
-from export.program.weight_writer import end, place, program_room, weight_jobs
+from export.program.weight_writer import ENVIRONMENT, end, place, program_room, weight_jobs
 from export.progress import Counter, Stages
 from export.publishing import Companions, publish_all
 from export.quantization.saved_reader import open_quantized
@@ -72,7 +72,7 @@ def export_checkpoint(
     """
     stages = Stages()
     with (
-        Pool(PROCESSES, "export.program.weight_writer") as pool,
+        Pool(PROCESSES, "export.program.weight_writer", environment=ENVIRONMENT) as pool,
         stages.running(),
     ):  # they import while this process checks
         if quantized_out is not None:

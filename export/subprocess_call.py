@@ -17,13 +17,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from types import MappingProxyType
 from typing import IO, Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+NOTHING: Mapping[str, str] = MappingProxyType({})
 Job = Callable[[], Any]  # picklable: a partial
 
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from export.subprocess_call import _serve; _serve()"
@@ -40,16 +42,19 @@ class ChildKilled(ChildDied):
 class Child:
     """A new process that imports the modules named `imports` and then calls functions, one after another.
 
+    `environment` is added to this process's.
+
     A context manager: leaving it ends the process, whatever it is doing.
     """
 
-    def __init__(self, *imports: str) -> None:
+    def __init__(self, *imports: str, environment: Mapping[str, str] = NOTHING) -> None:
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", BOOT, json.dumps([path or os.getcwd() for path in sys.path])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            env=os.environ | environment,
         )
         self._threads = ThreadPoolExecutor(1)
         self._told: Callable[[Any], object] = lambda message: None
@@ -119,9 +124,9 @@ class Pool:
     A context manager: leaving it ends them, whatever they are doing.
     """
 
-    def __init__(self, count: int, *imports: str) -> None:
+    def __init__(self, count: int, *imports: str, environment: Mapping[str, str] = NOTHING) -> None:
         self._stack, self._lock = ExitStack(), threading.Lock()
-        self._children = [self._stack.enter_context(Child(*imports)) for _ in range(count)]
+        self._children = [self._stack.enter_context(Child(*imports, environment=environment)) for _ in range(count)]
         self._threads = self._stack.enter_context(ThreadPoolExecutor(count))
         self._stack.callback(self._kill)  # first of all, as the threads wait for them
 

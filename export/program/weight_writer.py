@@ -27,6 +27,9 @@ from export.quantization.rounding import QuantizedSource
 from export.quantization.saved_reader import open_quantized
 from export.subprocess_call import Job, tell
 
+# For the processes: glibc would give the temporaries of each piece back to the system and take them anew, page by
+# page, which costs a third on top.
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 ALIGNMENT = 128  # bytes; ExecuTorch's segment alignment, twice what XNNPACK asks of its constants
 
 
