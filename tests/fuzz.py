@@ -153,7 +153,7 @@ class Here(nullcontext[Any]):
 
     seconds = 0.0
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         super().__init__(self)
 
     def start(self, jobs: Sequence[tuple[str, Job]], told: object = None) -> "Here":

@@ -27,33 +27,31 @@ from checkpoints.weights import INDEX, open_checkpoint
 from export import pipeline
 from export.engine.memory import _cgroup_limits
 from export.generate import generate
+from export.program import trace
+from export.program.trace import build_graph
 from export.pte import export_pte
 from export.quantization.recipe import Recipe
 from export.quantization.saved_reader import open_quantized
 from export.quantize import quantize
 from export.reference.layerwise import CheckpointWeights, Stream, stream_logits
 from export.subprocess_call import Child
-from export.verification import verify as verification
+from export.verification import memory as verification_memory
 from export.verify import verify
 from tests.checkpoints.test_adapters import train
 from tests.checkpoints.test_weights import change, set_config, split
-from tests.fuzz import WritingHere
+from tests.fuzz import Here
 
 ROOT = Path(__file__).parent.parent
 SMALL: dict[str, Any] = {"layers": 2, "hidden": 64, "intermediate": 96, "heads": 4, "vocab": 512}
 LENGTHS: dict[str, Any] = {"context": 64, "prefill_chunk": 32}
-graph = functools.lru_cache(lambda config, options, build: build(config, options))
+graph = functools.lru_cache(build_graph)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights written in this process, and one graph for all checkpoints of one configuration."""
-    from export.program.trace import build_graph
-
-    monkeypatch.setattr(pipeline, "WeightWriter", WritingHere)
-    monkeypatch.setattr(
-        pipeline, "_graph", lambda config, options, stages: copy.deepcopy(graph(config, options, build_graph))
-    )
+    monkeypatch.setattr(pipeline, "Pool", Here)
+    monkeypatch.setattr(trace, "build_graph", lambda config, options, _: copy.deepcopy(graph(config, options)))
 
 
 def one_file(folder: Path) -> Path:
@@ -243,7 +241,7 @@ def test_what_is_used_is_a_file(name: str, tiny: Path, tmp_path: Path, monkeypat
     def no_work(*_: Any) -> None:
         raise AssertionError("it was to be known before the graph")
 
-    monkeypatch.setattr(pipeline, "_graph", no_work)
+    monkeypatch.setattr(trace, "build_graph", no_work)
     (tiny / name).unlink(missing_ok=True)
     (tiny / name).symlink_to("nowhere")
     with pytest.raises(BadInput, match=f"{name} is a link to nothing, not a file"):
@@ -317,8 +315,8 @@ def test_a_folder_with_the_embedded_models_name(tmp_path: Path, monkeypatch: pyt
 def test_memory_that_cannot_do_is_known_beforehand(
     tiny: Path, tiny_pte: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "memory_left", lambda: 100_000)
-    monkeypatch.setattr(WritingHere, "start", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(verification_memory, "memory_left", lambda: 100_000)
+    monkeypatch.setattr(Here, "start", lambda *_: pytest.fail("the work has begun"))
     with pytest.raises(
         BadInput, match=r"verifying .*f.pte takes about 0.0 GB of memory, 0.0 GB are left: --no-verify"
     ):

@@ -162,7 +162,7 @@ def test_interrupted_leaves_nothing(number: int, odd: Path, tmp_path: Path) -> N
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     # Python ends by the signal itself (which a shell shows as 130 too) where it comes in the middle of its own exit
-    assert process.returncode in (130, -signal.SIGINT)
+    assert process.returncode in (130, -signal.SIGINT), errors
     if process.returncode == 130:
         assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
