@@ -344,7 +344,7 @@ def test_killed_while_verifying(tiny_pte: Path, monkeypatch: pytest.MonkeyPatch)
         def start(self, function: Any, *args: Any) -> Any:  # type: ignore[override]
             return super().start(exec, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
 
-    monkeypatch.setattr(verification, "Child", Killed)
+    monkeypatch.setattr("export.verification.verify.Child", Killed)
     with pytest.raises(
         BadInput, match=r"was killed, most likely for memory: it needs about 0.0 GB; --no-verify skips"
     ):
