@@ -14,7 +14,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -92,22 +92,42 @@ def write_whole(path: Path, data: bytes) -> None:
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """An empty file beside `path` that is gone afterwards unless it was renamed, also after Ctrl-C and SIGTERM."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     handle, name = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(handle)
     try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not the main thread: its owner handles signals
-        before = None
-    try:
-        yield Path(name)
+        with _interruptible():
+            yield Path(name)
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
         Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM, like Ctrl-C, is a KeyboardInterrupt, whatever comes of it where it hits.
+
+    Some libraries swallow it with a bare `except` while they are imported, and are then only half there.
+    """
+    interrupted = False
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(ValueError):  # not the main thread: its owner handles signals
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, leave)
+    try:
+        yield
+    except Exception:
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def publish(partial: Path, path: Path) -> None:
