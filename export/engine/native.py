@@ -8,14 +8,26 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from ctypes import CFUNCTYPE, POINTER, byref, c_bool, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t
-from ctypes import c_uint64, c_void_p
-from dataclasses import dataclass
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    byref,
+    c_bool,
+    c_char,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+)
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cache
 from importlib.metadata import distribution, version
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -112,7 +124,7 @@ class NativeEngine:
     def __enter__(self) -> NativeEngine:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def load(
@@ -129,7 +141,7 @@ class NativeEngine:
         options = _LoadOptions(os.fsencode(model), folder, threads, prefill_chunk, progress, None)
         report = _LoadReport()
         self._call("load", byref(options), byref(report))
-        values = {name: getattr(report, name) for name, *_ in _LoadReport._fields_}
+        values = {field.name: getattr(report, field.name) for field in fields(Loaded)}
         values |= {"packing": Packing(report.packing), "packed_note": report.packed_note.decode(errors="replace")}
         return Loaded(**values)
 
@@ -177,7 +189,7 @@ class NativeEngine:
 
         texts = [text.encode() for text in sampling.stop_texts]
         how = _Generation(
-            **{name: getattr(sampling, name) for name, _ in _Generation._fields_[:8]},
+            **{name: getattr(sampling, name) for name in _PLAIN},
             stop_ids=(c_int64 * len(sampling.stop_ids))(*sampling.stop_ids),
             stop_id_count=len(sampling.stop_ids),
             stop_texts=(c_char_p * len(texts))(*texts),
@@ -250,7 +262,7 @@ def memory_use() -> dict[str, int]:
     """pocketphi_memory_use of this process, in bytes."""
     use = _MemoryUse()
     _library().pocketphi_memory(byref(use))
-    return {name: getattr(use, name) for name, _ in _MemoryUse._fields_}
+    return {name: getattr(use, name) for name in _MEMORY}
 
 
 @cache
@@ -269,7 +281,7 @@ def _build(folder: Path) -> None:
     includes = [f"-isystem{wheel}/include", f"-isystem{wheel}/include/executorch/runtime/core/portable_type/c10"]
     made = [*DEFINES, f'-DPOCKETPHI_EXECUTORCH_VERSION="{version("executorch")}"']
     link = [f"-L{wheel}/lib", "-lexecutorch", "-lexecutorch_threadpool", f"-Wl,-rpath,{wheel}/lib"]
-    out = ["-shared", "-o", folder / "libpocketphi.so"]
+    out = ("-shared", "-o", folder / "libpocketphi.so")
     run_compiler(os.environ.get("CXX") or "c++", *FLAGS, *made, *includes, *sorted(CPP.glob("*.cpp")), *out, *link)
 
 
@@ -316,6 +328,10 @@ class _LoadReport(ctypes.Structure):
     ]
 
 
+# What `Sampling` says by the same names.
+_PLAIN = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "ignore_eos")
+
+
 class _Generation(ctypes.Structure):
     _fields_ = [
         ("max_new_tokens", c_int64),
@@ -349,5 +365,8 @@ class _Result(ctypes.Structure):
     ]
 
 
+_MEMORY = ("anonymous", "file", "swapped", "dirty", "footprint")
+
+
 class _MemoryUse(ctypes.Structure):
-    _fields_ = [(name, c_uint64) for name in ("anonymous", "file", "swapped", "dirty", "footprint")]
+    _fields_ = [(name, c_uint64) for name in _MEMORY]

@@ -6,8 +6,6 @@ runner is compiled on first use and kept in a cache. Knows nothing of what the r
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
@@ -16,10 +14,9 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 from checkpoints.errors import BadInput
-from checkpoints.files import whole_folder
+from export.engine.compiled import CACHE, compiled, run_compiler
 
-CACHE = "POCKETPHI_CACHE"  # else the wheel is in SYSTEM, the runner in the user's own cache
-SYSTEM = "/var/cache/pocketphi"
+SYSTEM = "/var/cache/pocketphi"  # where the wheel is unless CACHE says otherwise
 COMPILER = "aarch64-linux-gnu-g++"
 HERE = Path(__file__).parent
 # In executorch 1.5.1 the operators of attention come in a library that also wants torch and the Python binding: by
@@ -71,23 +68,7 @@ def _library_folders() -> tuple[Path, Path]:
 def _runner() -> Path:
     """The folder of `run` and the stub: compiled here unless it is there, or another process is at it."""
     parts = [(HERE / name).read_bytes() for name in ("run.cpp", "torch_stub.cpp", "toolchain.py")]
-    digest = hashlib.sha256(b"\0".join([version("torch").encode(), *parts])).hexdigest()
-    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pocketphi")
-    cache = Path(os.environ.get(CACHE) or own)
-    folder = cache / f"arm64-runner-{version('executorch')}-{digest[:16]}"
-    if folder.is_dir():
-        return folder
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = (cache / ".lock").open("w")
-    except OSError as problem:
-        raise BadInput(f"{cache} cannot be written to: {problem.strerror}") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            with whole_folder(folder) as made:
-                _build(made)
-    return folder
+    return compiled(f"arm64-runner-{version('executorch')}", [version("torch").encode(), *parts], _build)
 
 
 def _build(folder: Path) -> None:
@@ -107,8 +88,4 @@ def _build(folder: Path) -> None:
 
 
 def _compile(*arguments: str | Path) -> str:
-    ran = subprocess.run([COMPILER, "-O1", "-w", *arguments], capture_output=True, text=True)
-    if ran.returncode:
-        errors = [line for line in ran.stderr.splitlines() if "error" in line] or ["no word of why"]
-        raise BadInput(f"{COMPILER} fails: {errors[0]}")
-    return ran.stdout
+    return run_compiler(COMPILER, "-O1", "-w", *arguments)
