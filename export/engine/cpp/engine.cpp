@@ -95,13 +95,6 @@ Loaded& model_of(pocketphi_engine* engine) {
 
 // ---- load
 
-// Upstream packs into private memory where it cannot use the file, and only logs it.
-void confirm_mapped(uint64_t grown, uint64_t length) {
-  constexpr uint64_t NOISE = 32 << 20;
-  if (length > NOISE && grown > length / 2)
-    failed("private memory grew by " + std::to_string(grown) + " bytes beside a packed file of " + std::to_string(length));
-}
-
 void load_packed(
     Loaded& loaded, const pocketphi_load_options& options, pocketphi_load_report& report, const std::atomic<bool>& stop,
     const Progress& progress) {
@@ -114,13 +107,13 @@ void load_packed(
     weights.packed();
     report.pack_ms = ms(begin);
   }
-  const uint64_t before = private_bytes(), length = weights.length();
+  const uint64_t before = private_bytes();
   loaded.model = std::make_unique<Model>(
       options.model, weights.path(), stop, report.packing == POCKETPHI_REUSED ? progress : Progress());
   const uint64_t after = private_bytes();
-  confirm_mapped(after > before ? after - before : 0, length);
+  weights.confirm(after > before ? after - before : 0);
   if (report.packing == POCKETPHI_PACKED) weights.publish();
-  report.packed_bytes = length;
+  report.packed_bytes = weights.length();
   loaded.lock = weights.release();
 }
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <fstream>
 #include <sstream>
 #include <thread>
 #include <vector>
@@ -159,6 +160,23 @@ void PackedWeights::packed() {
   if (length_ == 0) failed("XNNPACK packed nothing into " + path_);
   digest_ = file_digest(file_, stop_);
   if (flock(file_.descriptor(), LOCK_SH | LOCK_NB) != 0) failed(cannot(path_, "shared"));
+}
+
+void PackedWeights::confirm(uint64_t grown) const {
+#ifndef __APPLE__  // it has no such list
+  const auto inode = std::to_string(file_.status().st_ino);
+  std::ifstream maps("/proc/self/maps");
+  bool mapped = false;
+  for (std::string line, word; !mapped && std::getline(maps, line);) {
+    std::istringstream words(line);  // addresses, rights, offset, device, inode, path
+    for (int field = 0; field < 5; ++field) words >> word;
+    mapped = word == inode;
+  }
+  if (!mapped) failed("XNNPACK has not mapped " + path_);
+#endif
+  constexpr uint64_t NOISE = 32 << 20;
+  if (length_ > NOISE && grown > length_ / 2)
+    failed("private memory grew by " + std::to_string(grown) + " bytes beside the " + std::to_string(length_) + " of " + path_);
 }
 
 void PackedWeights::publish() {

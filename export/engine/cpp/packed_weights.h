@@ -31,6 +31,9 @@ class PackedWeights {
   // After packing and before the load that uses it: takes the digest, and locks the file against upstream's writing.
   // Throws Refusal where nothing was packed.
   void packed();
+  // Throws Refusal unless the file is mapped, and private memory has not grown by the like of it instead: where upstream
+  // cannot use the file, it packs into private memory and only logs it.
+  void confirm(uint64_t grown) const;
   // Gives the file, once loaded, its name and its check. Throws Refusal.
   void publish();
 
