@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from importlib.metadata import distribution
+from importlib.metadata import distribution, version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,6 +21,8 @@ import pytest
 
 from checkpoints.errors import BadInput
 from export.engine.chat_template import chat_prompt
+from export.engine.compiled import compiled
+from export.engine.native import CPP as ENGINE
 from export.engine.native import End, EngineFailed, Loaded, NativeEngine, Packing, Sampling, Stopped, _library
 from export.engine.session import Session
 from export.engine.tokenizer import load_tokenizer, runner_ids
@@ -247,6 +249,40 @@ def test_a_damaged_session_is_refused_and_the_own_one_stays(
     assert engine.tokens() == own
 
 
+def sealed(numbers: np.ndarray) -> np.ndarray:
+    """These uint64 with the digest that a session ends with."""
+    mask, sums = (1 << 64) - 1, [8 * len(numbers), 1, 2, 3]
+
+    def step(lane: int, word: int) -> None:
+        product = ((sums[lane] ^ word) * 0x9E3779B97F4A7C15) & mask
+        sums[lane] = product ^ product >> 29
+
+    padded = numbers.tolist() + [0] * (-len(numbers) % 4)
+    for at, word in enumerate(padded):
+        step(at % 4, word)
+    for lane in (1, 2, 3):
+        step(0, sums[lane])
+    step(0, 0)
+    return np.append(numbers, np.uint64(sums[0]))
+
+
+def test_a_session_made_up_to_do_harm_is_refused(engine: NativeEngine, tiny_pte: Path, tmp_path: Path) -> None:
+    engine.load(tiny_pte)
+    engine.feed([9, 8, 7], 2048)
+    engine.save(tmp_path / "session")
+    numbers = np.fromfile(tmp_path / "session", np.uint64)
+    np.testing.assert_array_equal(sealed(numbers[:-1]), numbers)
+    count = 3 + int(numbers[2])  # after magic, identity and the parts; then the tokens and the first stretch
+    assert numbers[count : count + 4].tolist() == [3, 9, 8, 7]
+    for place, value in ((0, 1 << 61), (0, 300), (1, 1 << 40), (4, 99), (5, 1 << 63), (6, 1 << 63), (6, 1 << 30)):
+        changed = numbers[:-1].copy()
+        changed[count + place] = value
+        sealed(changed).tofile(tmp_path / "session")
+        with pytest.raises(BadInput, match="is a damaged session"):
+            engine.restore(tmp_path / "session")
+        assert engine.tokens() == [9, 8, 7]
+
+
 def test_sessions_of_other_models_and_foreign_files(
     engine: NativeEngine, tiny_pte: Path, other_pte: Path, tmp_path: Path
 ) -> None:
@@ -277,6 +313,12 @@ def flip_in_secret(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def of_another_model(path: Path) -> None:
+    """The file and its check fit each other, but not the name."""
+    check = path.with_suffix(".check")
+    check.write_text(check.read_text().replace(path.name[:16], "0123456789abcdef"))
+
+
 def lose_check(path: Path) -> None:
     path.with_suffix(".check").unlink()
 
@@ -291,7 +333,19 @@ def left_partial(path: Path) -> None:
     path.rename(path.with_name(path.name + ".partial"))
 
 
-FAULT_NAMES = ["flipped", "secret", "cut", "foreign", "check", "digest", "gone", "unchecked", "stale", "partial"]
+FAULT_NAMES = [
+    "flipped",
+    "secret",
+    "cut",
+    "foreign",
+    "check",
+    "digest",
+    "gone",
+    "unchecked",
+    "renamed",
+    "stale",
+    "partial",
+]
 FAULTS: list[Callable[[Path], object]] = [
     lambda path: flip(path, path.stat().st_size // 2, 200_000),
     flip_in_secret,
@@ -301,6 +355,7 @@ FAULTS: list[Callable[[Path], object]] = [
     lambda path: flip(path.with_suffix(".check"), 10),
     Path.unlink,
     lose_check,
+    of_another_model,
     of_another_version,
     left_partial,
 ]
@@ -317,9 +372,7 @@ def test_a_faulty_packed_file_is_packed_again(
     loaded, found = load_and_answer(tiny_pte, folder)
     assert (loaded.packing, found) == (Packing.PACKED, expected)
     assert only(folder, ".packed").stat().st_size == len(sound)
-    assert {path.suffix for path in folder.iterdir()} == {".packed", ".check", ".txt"} and len(
-        list(folder.iterdir())
-    ) == 3
+    assert sorted(path.suffix for path in folder.iterdir()) == [".check", ".packed", ".txt"]
     assert load_and_answer(tiny_pte, folder)[0].packing == Packing.REUSED
 
 
@@ -550,18 +603,50 @@ def test_files_that_are_no_models(engine: NativeEngine, tiny_pte: Path, tmp_path
     assert not list((tmp_path / "cache").iterdir())
 
 
+def with_threads(model: Path) -> tuple[int, list[int], int, list[int], str]:
+    with NativeEngine() as other:
+        with NativeEngine() as engine:
+            one = engine.load(model, threads=1).threads
+            first = list(engine.generate(PROMPT, GREEDY).token_ids)
+            with pytest.raises(BadInput) as refusal:
+                other.load(model, threads=2)
+        two = other.load(model, threads=2).threads
+        return one, first, two, list(other.generate(PROMPT, GREEDY).token_ids), str(refusal.value)
+
+
+def test_threads_are_set_and_stay_while_an_engine_is_loaded(tiny_pte: Path, expected: list[int]) -> None:
+    with pool() as processes:
+        one, first, two, second, refusal = processes.submit(with_threads, tiny_pte).result()
+    assert (one, two) == (1, 2) and first == second == expected
+    assert refusal == "threads: 2 while another engine is loaded with 1"
+
+
 # ---- under the sanitizers
+
+
+def driver(sanitizers: str) -> Path:
+    """The folder of the driver with these sanitizers, compiled unless it is in the cache."""
+    packages = Path(str(distribution("executorch").locate_file("")))
+
+    def build(folder: Path) -> None:
+        command = ["cmake", "-S", str(CPP), "-B", str(folder), "-G", "Ninja", f"-DPOCKETPHI_SANITIZE={sanitizers}"]
+        command += [
+            f"-Dexecutorch_DIR={packages}/executorch/share/cmake",
+            f"-DTORCH_INCLUDE={packages}/torch/include",
+        ]
+        for line in (command, ["ninja", "-C", str(folder), "-j", "2"]):
+            made = subprocess.run(line, capture_output=True, text=True)
+            assert made.returncode == 0, made.stdout + made.stderr
+
+    parts = [path for folder in (CPP, ENGINE) for path in sorted(folder.iterdir()) if path.is_file()]
+    name = f"engine-{sanitizers.replace(',', '-')}-{version('executorch')}"
+    return compiled(name, [str(packages).encode(), *(path.read_bytes() for path in parts)], build)
 
 
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_no_sanitizer_complains(sanitizers: str, tiny_pte: Path, tmp_path: Path) -> None:
     need("phone", [tool for tool in ("cmake", "ninja", "c++") if not shutil.which(tool)])
-    build, packages = tmp_path / "build", Path(str(distribution("executorch").locate_file("")))
-    command = ["cmake", "-S", str(CPP), "-B", str(build), "-G", "Ninja", f"-DPOCKETPHI_SANITIZE={sanitizers}"]
-    command += [f"-Dexecutorch_DIR={packages}/executorch/share/cmake", f"-DTORCH_INCLUDE={packages}/torch/include"]
-    for line in (command, ["ninja", "-C", str(build), "-j", "2"]):
-        made = subprocess.run(line, capture_output=True, text=True)
-        assert made.returncode == 0, made.stdout + made.stderr
+    build = driver(sanitizers)
     # ThreadSanitizer sees no atomics in libraries that were compiled without it, and takes their work for races.
     watched = {"LD_LIBRARY_PATH": str(build), "TSAN_OPTIONS": "ignore_noninstrumented_modules=1"}
     for mode in ("alone", "together"):

@@ -81,6 +81,8 @@ pocketphi_status call(pocketphi_engine* engine, pocketphi_error* error, Work wor
     status = told(error, refusal.status, refusal.what());
   } catch (const std::bad_alloc&) {
     status = told(error, POCKETPHI_FAILED, "memory has run out");
+  } catch (const std::exception& problem) {
+    status = told(error, POCKETPHI_FAILED, problem.what());
   }
   const std::lock_guard<std::mutex> lock(engine->gate);
   engine->busy = false;
@@ -358,6 +360,7 @@ pocketphi_status pocketphi_release(pocketphi_engine* engine, pocketphi_error* er
 pocketphi_status pocketphi_save(pocketphi_engine* engine, const char* path, pocketphi_error* error) {
   return call(engine, error, [&] {
     Loaded& loaded = model_of(engine);
+    if (path == nullptr) bad_input("no path is given");
     save_session(path, loaded.identity, *loaded.model, loaded.tokens);
   });
 }
@@ -365,6 +368,7 @@ pocketphi_status pocketphi_save(pocketphi_engine* engine, const char* path, pock
 pocketphi_status pocketphi_restore(pocketphi_engine* engine, const char* path, pocketphi_error* error) {
   return call(engine, error, [&] {
     Loaded& loaded = model_of(engine);
+    if (path == nullptr) bad_input("no path is given");
     loaded.tokens = restore_session(path, loaded.identity, *loaded.model);
   });
 }

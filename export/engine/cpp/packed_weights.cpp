@@ -94,8 +94,8 @@ bool PackedWeights::sound() {
   length_ = static_cast<uint64_t>(file_.status().st_size);
   std::istringstream check(read_small(name_ + CHECK));
   uint64_t length = 0;
-  std::string sum;
-  if (!(check >> length >> sum) || length != length_) return false;
+  std::string sum, name;
+  if (!(check >> length >> sum >> name) || length != length_ || name != base()) return false;
   if (flock(file_.descriptor(), LOCK_SH | LOCK_NB) != 0) failed(cannot(path_, "shared"));
   if (check.str() == check_line(std::strtoull(sum.c_str(), nullptr, 16))) return true;
   digest_ = file_digest(file_, stop_);  // touched since it was written: a copy, a backup or a fault
@@ -103,6 +103,8 @@ bool PackedWeights::sound() {
   (void)write_small(name_ + CHECK, check_line(digest_));
   return true;
 }
+
+std::string PackedWeights::base() const { return name_.substr(folder_.size() + 1); }
 
 std::string PackedWeights::check_line(uint64_t sum) const {
   const struct stat now = file_.status();
@@ -112,7 +114,7 @@ std::string PackedWeights::check_line(uint64_t sum) const {
   const timespec times[] = {now.st_mtim, now.st_ctim};
 #endif
   std::ostringstream line;
-  line << now.st_size << ' ' << hex(sum) << ' ' << now.st_ino;
+  line << now.st_size << ' ' << hex(sum) << ' ' << base() << ' ' << now.st_ino;
   for (const timespec& time : times) line << ' ' << time.tv_sec << '.' << time.tv_nsec;
   line << '\n' << model_ << '\n';
   return line.str();

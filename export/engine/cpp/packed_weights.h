@@ -45,6 +45,7 @@ class PackedWeights {
  private:
   void lock_folder(int kind);
   bool sound();
+  std::string base() const;
   std::string check_line(uint64_t sum) const;
   void clean() const;
 

@@ -96,14 +96,27 @@ std::vector<int64_t> restore_session(const std::string& path, uint64_t identity,
   bool same = number() == identity && number() == parts.size();
   for (size_t part = 0; same && part < parts.size(); ++part) same = number() == parts[part].size();
   if (!same) bad_input(path + " is a session of another model than " + model.path());
-  std::vector<int64_t> tokens(std::min<uint64_t>(number(), end / sizeof(uint64_t)));
-  for (int64_t& token : tokens) token = static_cast<int64_t>(number());
-  model.memory().release();
-  while (at < end) {
-    const uint64_t part = number(), place = number(), length = number();
-    std::memcpy(parts[part].data() + place, all.data() + at, length);
-    at += length;
+  const uint64_t count = number();
+  if (count > static_cast<uint64_t>(model.context)) bad_input(path + " is a damaged session");
+  std::vector<int64_t> tokens(count);
+  for (int64_t& token : tokens) {
+    token = static_cast<int64_t>(number());
+    if (token < 0 || token >= model.vocab) bad_input(path + " is a damaged session");
   }
+  const auto each = [&](auto work) {
+    for (size_t from = at; from < end;) {
+      std::swap(at, from);
+      const uint64_t part = number(), place = number(), length = number();
+      const bool fits = part < parts.size() && place <= parts[part].size() && length <= parts[part].size() - place;
+      if (!fits || length > end - at) bad_input(path + " is a damaged session");
+      work(parts[part].data() + place, all.data() + at, length);
+      at += length;
+      std::swap(at, from);
+    }
+  };
+  each([](uint8_t*, const uint8_t*, size_t) {});  // nothing is changed unless all of it fits
+  model.memory().release();
+  each([](uint8_t* to, const uint8_t* from, size_t length) { std::memcpy(to, from, length); });
   return tokens;
 }
 
