@@ -28,6 +28,7 @@ from export.engine.session import Session
 from export.engine.tokenizer import load_tokenizer, runner_ids
 from export.generate import generate
 from export.pte import export_pte
+from export.verification.arm64.toolchain import command, link, missing
 from tests.engine.test_generate import ANSWER, export_script
 from tests.tools import need
 
@@ -621,7 +622,7 @@ def test_threads_are_set_and_stay_while_an_engine_is_loaded(tiny_pte: Path, expe
     assert refusal == "threads: 2 while another engine is loaded with 1"
 
 
-# ---- under the sanitizers
+# ---- by a program of its own: under the sanitizers, and on a phone's CPU
 
 
 def driver(sanitizers: str) -> Path:
@@ -638,9 +639,14 @@ def driver(sanitizers: str) -> Path:
             made = subprocess.run(line, capture_output=True, text=True)
             assert made.returncode == 0, made.stdout + made.stderr
 
-    parts = [path for folder in (CPP, ENGINE) for path in sorted(folder.iterdir()) if path.is_file()]
     name = f"engine-{sanitizers.replace(',', '-')}-{version('executorch')}"
-    return compiled(name, [str(packages).encode(), *(path.read_bytes() for path in parts)], build)
+    return compiled(name, [str(packages).encode(), *driver_parts()], build)
+
+
+def driver_parts() -> list[bytes]:
+    """What a driver is made from."""
+    files = [path for folder in (CPP, ENGINE) for path in sorted(folder.iterdir()) if path.is_file()]
+    return [path.read_bytes() for path in files]
 
 
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
@@ -649,10 +655,26 @@ def test_no_sanitizer_complains(sanitizers: str, tiny_pte: Path, tmp_path: Path)
     build = driver(sanitizers)
     # ThreadSanitizer sees no atomics in libraries that were compiled without it, and takes their work for races.
     watched = {"LD_LIBRARY_PATH": str(build), "TSAN_OPTIONS": "ignore_noninstrumented_modules=1"}
+    run_driver([str(build / "driver")], tiny_pte, tmp_path, watched)
+
+
+@pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76"])
+def test_emulated_arm64_answers_alike(cpu: str, tiny_pte: Path, tmp_path: Path) -> None:
+    need("arm64", missing())
+    define = f'-DPOCKETPHI_EXECUTORCH_VERSION="{version("executorch")}"'
+    sources = [define, "-ffp-contract=off", f"-I{ENGINE}", *sorted(ENGINE.glob("*.cpp")), CPP / "driver.cpp"]
+    name = f"engine-arm64-{version('executorch')}"
+    build = compiled(name, driver_parts(), lambda folder: link(folder / "driver", *sources))
+    run_driver(command(cpu, build / "driver"), tiny_pte, tmp_path, {})
+    assert "-arm64_" in only(tmp_path / "alone", ".packed").name
+
+
+def run_driver(start: list[str], model: Path, folder: Path, environment: dict[str, str]) -> None:
+    """Both ways of driver.cpp, and the answer it prints: that of the Python runtime on this machine."""
     for mode in ("alone", "together"):
-        line = [str(build / "driver"), mode, str(tiny_pte), str(tmp_path / mode), str(tmp_path / "session")]
-        ran = subprocess.run(line, capture_output=True, text=True, env=os.environ | watched)
+        line = [*start, mode, str(model), str(folder / mode), str(folder / "session")]
+        ran = subprocess.run(line, capture_output=True, text=True, env=os.environ | environment)
         assert ran.returncode == 0, ran.stderr[-4000:]
         if mode == "alone":
             prompt = [72, 101, 108, 108, 111, 32, 119, 111, 114]
-            assert [int(word) for word in ran.stdout.split()] == greedy(Session(tiny_pte), prompt, 4)
+            assert [int(word) for word in ran.stdout.split()] == greedy(Session(model), prompt, 4)

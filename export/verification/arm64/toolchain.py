@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 # In executorch 1.5.1 the operators of attention come in a library that also wants torch and the Python binding: by
 # these names it finds our stub. Wheels have no headers of some parts and no CMake package, so flags are spelled out.
 STUB = ("libtorch.so", "libtorch_cpu.so", "libc10.so", "_C.cpython-311-aarch64-linux-gnu.so")
-LIBRARIES = ("", "_kernels_optimized", "_kernels_quantized", "_backend_xnnpack")  # of libexecutorch
+LIBRARIES = ("", "_kernels_optimized", "_kernels_quantized", "_backend_xnnpack", "_threadpool")  # of libexecutorch
 DEFINES = ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
 
 
@@ -43,13 +43,25 @@ def check_cpus(cpus: Sequence[str]) -> None:
             raise BadInput(f"--cpu {cpu or '(empty)'} is none of the CPUs that qemu emulates: {', '.join(known)}")
 
 
-def command(cpu: str) -> list[str]:
-    """How to start run.cpp on a CPU that `check_cpus` accepts; the `.pte` is still to be added."""
+def command(cpu: str, program: Path | None = None) -> list[str]:
+    """How to start run.cpp, or another program that `link` made, on a CPU that `check_cpus` accepts.
+
+    What the program is told is still to be added.
+    """
     runner = _runner()
     libc = Path(_compile("-print-file-name=libc.so.6").strip()).resolve()
     found = ":".join(map(str, (runner, *_library_folders())))
     qemu = [_qemu(), "-cpu", cpu, "-L", str(libc.parent.parent), "-E", f"LD_LIBRARY_PATH={found}"]
-    return [*qemu, str(runner / "run")]
+    return [*qemu, str(program or runner / "run")]
+
+
+def link(out: Path, *sources: str | Path) -> None:
+    """Compile a program against the wheel; `sources` may have flags among them."""
+    executorch = Path(str(distribution("executorch").locate_file("executorch/include")))
+    includes = [f"-I{executorch}", f"-I{executorch}/executorch/runtime/core/portable_type/c10"]
+    libraries = [f"-L{place}" for place in _library_folders()] + [f"-lexecutorch{part}" for part in LIBRARIES]
+    lazy = "-Wl,--no-as-needed,--allow-shlib-undefined,-z,lazy"
+    _compile("-std=c++17", *DEFINES, *includes, *sources, "-o", out, lazy, *libraries, "-lcustom_ops_aot_lib")
 
 
 def _qemu() -> str:
@@ -78,13 +90,7 @@ def _build(folder: Path) -> None:
     _compile("-std=c++20", "-shared", "-fPIC", *includes, HERE / "torch_stub.cpp", "-o", folder / first)
     for name in others:
         (folder / name).symlink_to(first)
-    executorch = Path(str(distribution("executorch").locate_file("executorch/include")))
-    includes = [f"-I{executorch}", f"-I{executorch}/executorch/runtime/core/portable_type/c10"]
-    link = [f"-L{place}" for place in _library_folders()] + [f"-lexecutorch{part}" for part in LIBRARIES]
-    lazy = "-Wl,--no-as-needed,--allow-shlib-undefined,-z,lazy"
-    _compile(
-        "-std=c++17", *DEFINES, *includes, HERE / "run.cpp", "-o", folder / "run", lazy, *link, "-lcustom_ops_aot_lib"
-    )
+    link(folder / "run", HERE / "run.cpp")
 
 
 def _compile(*arguments: str | Path) -> str:
