@@ -3,16 +3,20 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace pocketphi {
 
 // e^x for x <= 0, of additions and multiplications alone: the C library's is not the same everywhere.
 static double exponential(double x) {
   constexpr double LOG2E = 1.4426950408889634, LN2_HIGH = 0.693147180369123816490, LN2_LOW = 1.90821492927058770002e-10;
+  constexpr double INVERSE_FACTORIALS[] = {  // of 13 down to 0; Taylor's rest is below 1e-17 where |r| <= ln 2 / 2
+      1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+      1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       1.0 / 2,      1,           1};
   if (x < -700) return 0;
-  const double n = std::floor(x * LOG2E + 0.5), r = (x - n * LN2_HIGH) - n * LN2_LOW;  // |r| <= ln 2 / 2
-  double sum = 1;
-  for (int i = 13; i > 0; --i) sum = 1 + sum * r / i;  // Taylor: the rest is below 1e-17
+  const double n = std::floor(x * LOG2E + 0.5), r = (x - n * LN2_HIGH) - n * LN2_LOW;
+  double sum = 0;
+  for (const double each : INVERSE_FACTORIALS) sum = sum * r + each;
   return std::ldexp(sum, static_cast<int>(n));
 }
 
@@ -48,39 +52,43 @@ int64_t Sampler::choose(const float* logits, size_t vocab, const std::vector<int
   const auto weight = [&](size_t id) {
     return exponential((static_cast<double>(logits[id]) - *likeliest) / how_.temperature);
   };
-  const bool all = how_.top_k == 0 && how_.top_p == 1 && how_.min_p == 0;
-  order_.resize(vocab);
-  for (size_t id = 0; id < vocab; ++id) order_[id] = static_cast<int32_t>(id);
-  auto end = order_.end();
-  if (!all) {  // a heap gives the likeliest ones in order, and no more of them than are kept
-    const auto rarer = [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] < logits[b] : a > b; };
-    double mass = 0;
-    const size_t most = how_.top_k > 0 ? std::min<size_t>(static_cast<size_t>(how_.top_k), vocab) : vocab;
-    std::make_heap(order_.begin(), order_.end(), rarer);
-    const auto pop = [&](size_t count) { std::pop_heap(order_.begin(), order_.end() - static_cast<ptrdiff_t>(count), rarer); };
-    size_t kept = 0;
-    if (how_.top_k > 0) {  // top-p is of the probability that top-k leaves
-      for (; kept < most; ++kept) pop(kept), mass += weight(static_cast<size_t>(order_[vocab - 1 - kept]));
-    } else {
-      for (size_t id = 0; id < vocab; ++id) mass += weight(id);
-    }
-    double sum = 0;
-    size_t wanted = 0;
-    while (wanted < most && (wanted == 0 || how_.top_p == 1 || sum < how_.top_p * mass)) {
-      if (wanted == kept) pop(kept++);
-      const double next = weight(static_cast<size_t>(order_[vocab - 1 - wanted]));
-      if (wanted > 0 && next < how_.min_p) break;
-      sum += next, ++wanted;
-    }
-    std::reverse(order_.begin(), order_.end());
-    end = order_.begin() + static_cast<ptrdiff_t>(wanted);
+  weights_.clear();
+  if (how_.top_k == 0 && how_.top_p == 1 && how_.min_p == 0) {
+    for (size_t id = 0; id < vocab; ++id) weights_.push_back(weight(id));
+    return static_cast<int64_t>(draw(vocab));
   }
-  double total = 0;
-  for (auto id = order_.begin(); id != end; ++id) total += weight(static_cast<size_t>(*id));
-  double rest = uniform() * total;
-  for (auto id = order_.begin(); id != end; ++id)
-    if ((rest -= weight(static_cast<size_t>(*id))) < 0) return *id;
-  return *order_.begin();  // rounding has left a last crumb
+
+  // A heap gives the likeliest in order, and no more of them than are asked for: they gather at the end of order_.
+  const auto rarer = [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] < logits[b] : a > b; };
+  order_.resize(vocab);
+  std::iota(order_.begin(), order_.end(), 0);
+  std::make_heap(order_.begin(), order_.end(), rarer);
+  const auto take = [&] {
+    std::pop_heap(order_.begin(), order_.end() - static_cast<ptrdiff_t>(weights_.size()), rarer);
+    weights_.push_back(weight(static_cast<size_t>(order_[vocab - 1 - weights_.size()])));
+  };
+  size_t most = vocab;
+  double mass = 0;
+  if (how_.top_k > 0) {
+    most = std::min<size_t>(static_cast<size_t>(how_.top_k), vocab);
+    while (weights_.size() < most) take(), mass += weights_.back();  // top-p is of the probability that top-k leaves
+  } else if (how_.top_p < 1) {
+    for (size_t id = 0; id < vocab; ++id) mass += weight(id);
+  }
+  size_t kept = 0;
+  for (double sum = 0; kept < most && (kept == 0 || how_.top_p == 1 || sum < how_.top_p * mass); ++kept) {
+    if (kept == weights_.size()) take();
+    if (kept > 0 && weights_[kept] < how_.min_p) break;
+    sum += weights_[kept];
+  }
+  return order_[vocab - 1 - draw(kept)];
+}
+
+size_t Sampler::draw(size_t count) {
+  double rest = uniform() * std::accumulate(weights_.begin(), weights_.begin() + static_cast<ptrdiff_t>(count), 0.0);
+  for (size_t at = 0; at < count; ++at)
+    if ((rest -= weights_[at]) < 0) return at;
+  return 0;  // rounding has left a last crumb
 }
 
 }  // namespace pocketphi

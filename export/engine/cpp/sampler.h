@@ -24,10 +24,13 @@ class Sampler {
 
  private:
   double uniform();
+  // One of the first `count` of weights_, each as often as it weighs.
+  size_t draw(size_t count);
   Sampling how_;
   uint64_t state_;
   std::vector<float> logits_;
   std::vector<int32_t> order_;
+  std::vector<double> weights_;
   std::vector<bool> seen_;
 };
 
