@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from checkpoints.errors import run
 from export.engine.native_output import hushed, to_nothing
@@ -30,6 +30,8 @@ def generate(
     raw: bool = False,
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
+    engine: Literal["runner", "ours"] = "runner",
+    packed: str | os.PathLike[str] | None = None,
     on_text: Callable[[str], object] = lambda text: None,
     verbose: bool = False,
 ) -> Generation:
@@ -38,7 +40,8 @@ def generate(
     with hushed(f"{path}: ExecuTorch's runtime ended the process on this file", verbose):
         from export.engine.generation import Request, answer  # imports torch
 
-        request = Request(prompt, system, raw, max_new_tokens, temperature)
+        folder = None if packed is None else Path(packed)
+        request = Request(prompt, system, raw, max_new_tokens, temperature, engine, folder)
         request.check()
         read_head(path)
         return answer(path, words, request, on_text)
@@ -79,6 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--temperature", type=float, metavar="T", default=0.0, help="0 (default) always takes the likeliest token"
     )
+    parser.add_argument(
+        "--engine", choices=("runner", "ours"), default="runner", help="upstream's runner (default) or our C++ engine"
+    )
+    parser.add_argument("--packed", metavar="DIR", help="where our engine keeps packed weights between starts")
     parser.add_argument("--json", action="store_true", help="print answer and measurements for a program, at the end")
     parser.add_argument("--verbose", action="store_true", help="show the runner's logs")
     flags = vars(parser.parse_args(argv))

@@ -1,4 +1,4 @@
-"""Answers a prompt with a `.pte`, by the C++ runner the phone apps use.
+"""Answers a prompt with a `.pte`, by the C++ runner the phone apps use, or by our own C++ engine.
 
 The runner is `TextLLMRunner` of the executorch wheel; two things of its 1.5.1 are worked around. Its Python binding
 hands out every token as str, which fails where a token is only part of a character (an emoji is up to four tokens).
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from checkpoints.errors import BadInput
 from export.engine.chat_template import chat_prompt
@@ -85,6 +85,8 @@ class Request:
     raw: bool = False  # without chat template
     max_new_tokens: int | None = None  # None: until it ends or the context is full
     temperature: float = 0.0  # 0 always takes the likeliest token
+    engine: Literal["runner", "ours"] = "runner"
+    packed: Path | None = None  # folder where our engine keeps packed weights between starts
 
     def check(self) -> None:
         """Raise BadInput for what no file can do."""
@@ -94,6 +96,8 @@ class Request:
             raise BadInput(f"--temperature {self.temperature} is not within 0 to {MAX_TEMPERATURE}")
         if self.raw and self.system is not None:
             raise BadInput("--system needs the chat template, which --raw leaves out")
+        if self.packed is not None and self.engine != "ours":
+            raise BadInput("--packed is for --engine ours: the runner keeps no packed weights")
 
 
 def answer(path: Path, tokenizer_path: Path | None, request: Request, on_text: Callable[[str], object]) -> Generation:
@@ -123,6 +127,8 @@ def answer(path: Path, tokenizer_path: Path | None, request: Request, on_text: C
         raise BadInput(f"the prompt has {len(ids)} tokens, {path} has a context of {facts.context}")
     room = facts.context - len(ids)
     limit = room if request.max_new_tokens is None else min(room, request.max_new_tokens)
+    if request.engine == "ours":
+        return _run_ours(path, tokenizer, ids, limit, request, on_text)
     return _run(path, facts, tokenizer, ids, limit, request.temperature, on_text)
 
 
@@ -181,9 +187,41 @@ def _run(
     return Generation("".join(pieces), answer, ended, stats)
 
 
+def _run_ours(
+    path: Path, tokenizer: Tokenizer, ids: list[int], limit: int, request: Request, on_text: Callable[[str], object]
+) -> Generation:
+    from export.engine.native import End, NativeEngine, Sampling  # compiled on first use
+
+    pieces = list[str]()
+
+    def take(text: str) -> None:
+        pieces.append(text)
+        on_text(text)
+
+    with NativeEngine() as engine:
+        trim()
+        before = own_memory().private_dirty
+        loaded = engine.load(path, request.packed)
+        sampling = Sampling(max_new_tokens=limit, temperature=request.temperature)
+        found = engine.generate(ids, sampling, tokenizer.decode, take)
+        memory = own_memory()
+    stats = Stats(
+        len(ids),
+        len(found.token_ids),
+        round(loaded.load_ms),
+        round(found.first_token_ms),
+        _rate(len(ids), found.prefill_ms),
+        _rate(len(found.token_ids) - 1, found.decode_ms),
+        memory.peak_resident,
+        memory.private_dirty,
+        max(0, memory.private_dirty - before),
+    )
+    return Generation("".join(pieces), found.token_ids, found.end == End.TOKEN, stats)
+
+
 class RunnerFailed(RuntimeError):
     """The runner gave up on a file that looked right; the last lines of its log are shown on stderr."""
 
 
-def _rate(count: int, ms: int) -> float | None:
+def _rate(count: int, ms: float) -> float | None:
     return round(1000 * count / ms, 2) if ms > 0 and count else None

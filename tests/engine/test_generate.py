@@ -168,6 +168,20 @@ def test_greedy_tokens_are_those_of_the_python_runtime(tiny_pte: Path) -> None:
     assert generation.text == "The capital of France is Paris."
 
 
+def test_our_engine_answers_like_the_runner(tiny_pte: Path, tmp_path: Path) -> None:
+    question, packed = "What is the capital of France?", tmp_path / "packed"
+    pieces: list[str] = []
+    wanted = generate(tiny_pte, question)
+    for _ in ("packing", "packed"):
+        found = generate(tiny_pte, question, engine="ours", packed=packed, on_text=pieces.append)
+        assert (found.text, found.token_ids, found.ended) == (wanted.text, wanted.token_ids, True)
+        assert found.stats.prompt_tokens == wanted.stats.prompt_tokens
+    assert "".join(pieces) == 2 * wanted.text and list(packed.glob("*.packed"))
+    done = command(tiny_pte, question, "--engine", "ours", "--packed", packed)
+    assert (done.returncode, done.stdout) == (0, wanted.text + "\n")
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["prompt", "answer", "loading", "memory"]
+
+
 def test_system_message_and_raw_change_the_prompt(tiny_pte: Path) -> None:
     plain = generate(tiny_pte, "Hello", max_new_tokens=1).stats.prompt_tokens
     told = generate(tiny_pte, "Hello", system="Be brief.", max_new_tokens=1).stats.prompt_tokens
@@ -183,6 +197,7 @@ def test_system_message_and_raw_change_the_prompt(tiny_pte: Path) -> None:
         ({"temperature": float("nan")}, "--temperature nan is not within"),
         ({"raw": True, "system": "Be brief."}, "--system needs the chat template"),
         ({"raw": True, "prompt": ""}, "the prompt is empty"),
+        ({"packed": "folder"}, "--packed is for --engine ours"),
         ({"tokenizer": "nowhere.json"}, "nowhere.json cannot be read"),
         ({"file": "nowhere.pte"}, "nowhere.pte does not exist"),
         ({"file": __file__}, "test_generate.py is not an ExecuTorch program"),

@@ -6,8 +6,6 @@ runner is compiled on first use and kept in a cache. Knows nothing of what the r
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
@@ -16,16 +14,15 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 from checkpoints.errors import BadInput
-from checkpoints.files import whole_folder
+from export.engine.compiled import CACHE, compiled, run_compiler
 
-CACHE = "POCKETPHI_CACHE"  # else the wheel is in SYSTEM, the runner in the user's own cache
-SYSTEM = "/var/cache/pocketphi"
+SYSTEM = "/var/cache/pocketphi"  # where the wheel is unless CACHE says otherwise
 COMPILER = "aarch64-linux-gnu-g++"
 HERE = Path(__file__).parent
 # In executorch 1.5.1 the operators of attention come in a library that also wants torch and the Python binding: by
 # these names it finds our stub. Wheels have no headers of some parts and no CMake package, so flags are spelled out.
 STUB = ("libtorch.so", "libtorch_cpu.so", "libc10.so", "_C.cpython-311-aarch64-linux-gnu.so")
-LIBRARIES = ("", "_kernels_optimized", "_kernels_quantized", "_backend_xnnpack")  # of libexecutorch
+LIBRARIES = ("", "_kernels_optimized", "_kernels_quantized", "_backend_xnnpack", "_threadpool")  # of libexecutorch
 DEFINES = ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
 
 
@@ -46,13 +43,25 @@ def check_cpus(cpus: Sequence[str]) -> None:
             raise BadInput(f"--cpu {cpu or '(empty)'} is none of the CPUs that qemu emulates: {', '.join(known)}")
 
 
-def command(cpu: str) -> list[str]:
-    """How to start run.cpp on a CPU that `check_cpus` accepts; the `.pte` is still to be added."""
+def command(cpu: str, program: Path | None = None) -> list[str]:
+    """How to start run.cpp, or another program that `link` made, on a CPU that `check_cpus` accepts.
+
+    What the program is told is still to be added.
+    """
     runner = _runner()
     libc = Path(_compile("-print-file-name=libc.so.6").strip()).resolve()
     found = ":".join(map(str, (runner, *_library_folders())))
     qemu = [_qemu(), "-cpu", cpu, "-L", str(libc.parent.parent), "-E", f"LD_LIBRARY_PATH={found}"]
-    return [*qemu, str(runner / "run")]
+    return [*qemu, str(program or runner / "run")]
+
+
+def link(out: Path, *sources: str | Path) -> None:
+    """Compile a program against the wheel; `sources` may have flags among them."""
+    executorch = Path(str(distribution("executorch").locate_file("executorch/include")))
+    includes = [f"-I{executorch}", f"-I{executorch}/executorch/runtime/core/portable_type/c10"]
+    libraries = [f"-L{place}" for place in _library_folders()] + [f"-lexecutorch{part}" for part in LIBRARIES]
+    lazy = "-Wl,--no-as-needed,--allow-shlib-undefined,-z,lazy"
+    _compile("-std=c++17", *DEFINES, *includes, *sources, "-o", out, lazy, *libraries, "-lcustom_ops_aot_lib")
 
 
 def _qemu() -> str:
@@ -71,23 +80,7 @@ def _library_folders() -> tuple[Path, Path]:
 def _runner() -> Path:
     """The folder of `run` and the stub: compiled here unless it is there, or another process is at it."""
     parts = [(HERE / name).read_bytes() for name in ("run.cpp", "torch_stub.cpp", "toolchain.py")]
-    digest = hashlib.sha256(b"\0".join([version("torch").encode(), *parts])).hexdigest()
-    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pocketphi")
-    cache = Path(os.environ.get(CACHE) or own)
-    folder = cache / f"arm64-runner-{version('executorch')}-{digest[:16]}"
-    if folder.is_dir():
-        return folder
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = (cache / ".lock").open("w")
-    except OSError as problem:
-        raise BadInput(f"{cache} cannot be written to: {problem.strerror}") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            with whole_folder(folder) as made:
-                _build(made)
-    return folder
+    return compiled(f"arm64-runner-{version('executorch')}", [version("torch").encode(), *parts], _build)
 
 
 def _build(folder: Path) -> None:
@@ -97,18 +90,8 @@ def _build(folder: Path) -> None:
     _compile("-std=c++20", "-shared", "-fPIC", *includes, HERE / "torch_stub.cpp", "-o", folder / first)
     for name in others:
         (folder / name).symlink_to(first)
-    executorch = Path(str(distribution("executorch").locate_file("executorch/include")))
-    includes = [f"-I{executorch}", f"-I{executorch}/executorch/runtime/core/portable_type/c10"]
-    link = [f"-L{place}" for place in _library_folders()] + [f"-lexecutorch{part}" for part in LIBRARIES]
-    lazy = "-Wl,--no-as-needed,--allow-shlib-undefined,-z,lazy"
-    _compile(
-        "-std=c++17", *DEFINES, *includes, HERE / "run.cpp", "-o", folder / "run", lazy, *link, "-lcustom_ops_aot_lib"
-    )
+    link(folder / "run", HERE / "run.cpp")
 
 
 def _compile(*arguments: str | Path) -> str:
-    ran = subprocess.run([COMPILER, "-O1", "-w", *arguments], capture_output=True, text=True)
-    if ran.returncode:
-        errors = [line for line in ran.stderr.splitlines() if "error" in line] or ["no word of why"]
-        raise BadInput(f"{COMPILER} fails: {errors[0]}")
-    return ran.stdout
+    return run_compiler(COMPILER, "-O1", "-w", *arguments)

@@ -1,0 +1,51 @@
+"""C++ of ours that is compiled on first use and kept in a cache, once for each version of what it is made from."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from checkpoints.errors import BadInput
+from checkpoints.files import whole_folder
+
+CACHE = "POCKETPHI_CACHE"  # else the user's own cache
+
+
+def compiled(name: str, parts: Iterable[bytes], build: Callable[[Path], None]) -> Path:
+    """The folder that `build` filled from `parts`: filled here unless it is there, or another process is at it.
+
+    BadInput where the cache cannot be written to.
+    """
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pocketphi")
+    cache = Path(os.environ.get(CACHE) or own)
+    folder = cache / f"{name}-{digest[:16]}"
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = (cache / ".lock").open("w")
+    except OSError as problem:
+        raise BadInput(f"{cache} cannot be written to: {problem.strerror}") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            with whole_folder(folder) as made:
+                build(made)
+    return folder
+
+
+def run_compiler(compiler: str, *arguments: str | Path) -> str:
+    """What the compiler prints; BadInput with its first error where it fails or is not there."""
+    try:
+        ran = subprocess.run([compiler, *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise BadInput(f"{compiler} is not installed: a C++ compiler is needed") from None
+    if ran.returncode:
+        errors = [line for line in ran.stderr.splitlines() if "error" in line] or ["no word of why"]
+        raise BadInput(f"{compiler} fails: {errors[0]}")
+    return ran.stdout

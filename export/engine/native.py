@@ -1,0 +1,372 @@
+"""The C++ engine of both apps in this process, by the functions of `cpp/pocketphi.h`; compiled on first use.
+
+Knows ids, text through a function that decodes ids, and files of sessions; nothing of prompts or chat templates.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    byref,
+    c_bool,
+    c_char,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+)
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from functools import cache
+from importlib.metadata import distribution, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from checkpoints.errors import BadInput
+from export.engine.compiled import compiled, run_compiler
+from export.engine.runner import import_runner
+
+CPP = Path(__file__).parent / "cpp"
+OK, BAD_INPUT, STOPPED, BUSY, FAILED = range(5)  # pocketphi_status
+FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror", "-ffp-contract=off", "-fPIC")
+DEFINES = ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
+
+
+class Packing(IntEnum):
+    UNPACKED = 0
+    PACKED = 1  # a cold load
+    REUSED = 2  # a warm one
+
+
+class End(IntEnum):
+    TOKEN = 0
+    TEXT = 1
+    LIMIT = 2
+    CONTEXT = 3
+    STOPPED = 4
+
+
+class Stopped(Exception):
+    """`NativeEngine.stop` or `close` ended a load."""
+
+
+class EngineFailed(RuntimeError):
+    """The runtime or the system failed in the engine, or two threads called it at once."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """pocketphi_load_report."""
+
+    context_length: int
+    prefill_chunk: int
+    vocab_size: int
+    packing: Packing
+    threads: int
+    load_ms: float
+    pack_ms: float
+    packed_bytes: int
+    planned_bytes: int
+    private_bytes: int
+    packed_note: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """pocketphi_result, and the tokens themselves."""
+
+    token_ids: tuple[int, ...]
+    token_ms: tuple[float, ...]
+    end: End
+    prompt_tokens: int
+    reused_tokens: int
+    prefill_ms: float
+    first_token_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen and where the answer ends: pocketphi_generation without its functions."""
+
+    max_new_tokens: int = 0  # 0: until it ends or the context is full
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    ignore_eos: bool = False
+    stop_ids: tuple[int, ...] = ()
+    stop_texts: tuple[str, ...] = ()
+
+
+class NativeEngine:
+    """One engine: load, answer, session. Calls release the GIL; `stop` may come from another thread.
+
+    BadInput for what the engine says is wrong with what was given, EngineFailed for the rest.
+    """
+
+    def __init__(self) -> None:
+        self._library = _library()
+        self._handle = c_void_p(self._library.pocketphi_create())
+
+    def __enter__(self) -> NativeEngine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def load(
+        self,
+        model: Path,
+        cache_dir: Path | None = None,
+        threads: int = 0,
+        prefill_chunk: int = 0,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> Loaded:
+        """Load a `.pte`; its packed weights are kept in `cache_dir` between starts."""
+        progress = _Progress(lambda _, done, total: on_progress and on_progress(done, total))
+        folder = None if cache_dir is None else os.fsencode(cache_dir)
+        options = _LoadOptions(os.fsencode(model), folder, threads, prefill_chunk, progress, None)
+        report = _LoadReport()
+        self._call("load", byref(options), byref(report))
+        values = {field.name: getattr(report, field.name) for field in fields(Loaded)}
+        values |= {"packing": Packing(report.packing), "packed_note": report.packed_note.decode(errors="replace")}
+        return Loaded(**values)
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling = Sampling(),
+        decode: Callable[[Sequence[int]], str] | None = None,
+        on_text: Callable[[str], object] | None = None,
+        on_token: Callable[[int], object] | None = None,
+    ) -> Answer:
+        """Answer a prompt of ids; an exception in a callback ends the answer and comes out here."""
+        tokens, times, raised = list[int](), list[float](), list[BaseException]()
+
+        def guarded(work: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                try:
+                    return work(*arguments) if not raised else 0
+                except BaseException as problem:
+                    raised.append(problem)
+                    self.stop()
+                    return 0
+
+            return call
+
+        @guarded
+        def decoded(_: None, ids: Any, count: int, out: int, capacity: int) -> int:
+            assert decode is not None
+            text = decode(ids[:count]).encode()
+            if len(text) <= capacity:
+                ctypes.memmove(out, text, len(text))
+            return len(text)
+
+        @guarded
+        def token(_: None, token_id: int, ms: float) -> None:
+            tokens.append(token_id)
+            times.append(ms)
+            if on_token is not None:
+                on_token(token_id)
+
+        @guarded
+        def piece(_: None, text: int, length: int) -> None:
+            if on_text is not None:
+                on_text(ctypes.string_at(text, length).decode(errors="replace"))
+
+        texts = [text.encode() for text in sampling.stop_texts]
+        how = _Generation(
+            **{name: getattr(sampling, name) for name in _PLAIN},
+            stop_ids=(c_int64 * len(sampling.stop_ids))(*sampling.stop_ids),
+            stop_id_count=len(sampling.stop_ids),
+            stop_texts=(c_char_p * len(texts))(*texts),
+            stop_text_count=len(texts),
+            decode=_Decode(decoded) if decode is not None else _Decode(),
+            on_token=_OnToken(token),
+            on_text=_OnText(piece),
+        )
+        result = _Result()
+        self._call("generate", *_ids(ids), byref(how), byref(result))
+        if raised:
+            raise raised[0]
+        timed = {name: getattr(result, name) for name in ("prefill_ms", "first_token_ms", "decode_ms")}
+        return Answer(
+            tuple(tokens), tuple(times), End(result.end), result.prompt_tokens, result.reused_tokens, **timed
+        )
+
+    def feed(self, ids: Sequence[int], vocab_size: int) -> np.ndarray:
+        """Float32 logits [vocab_size] of the last of these tokens."""
+        logits = np.empty(vocab_size, np.float32)
+        self._call("feed", *_ids(ids), c_void_p(logits.ctypes.data))
+        return logits
+
+    def tokens(self) -> list[int]:
+        """Those that the session holds."""
+        count = c_size_t()
+        self._call("tokens", None, c_size_t(), byref(count))
+        found = (c_int64 * count.value)()
+        self._call("tokens", found, count, byref(count))
+        return list(found)
+
+    def rewind(self, count: int) -> None:
+        """Forget all tokens after the first `count`."""
+        self._call("rewind", c_size_t(count))
+
+    def release(self) -> None:
+        """Forget the session and give its memory back."""
+        self._call("release")
+
+    def save(self, path: Path) -> None:
+        """Write the session to a file."""
+        self._call("save", os.fsencode(path))
+
+    def restore(self, path: Path) -> None:
+        """Take up a saved session."""
+        self._call("restore", os.fsencode(path))
+
+    def stop(self) -> None:
+        """End the running load or answer."""
+        self._library.pocketphi_stop(self._handle)
+
+    def close(self) -> None:
+        """Stop, and free everything."""
+        self._call("close")
+        self._handle = c_void_p()
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        error = _Error()
+        status = getattr(self._library, f"pocketphi_{name}")(self._handle, *arguments, byref(error))
+        sentence = error.text.decode(errors="replace")
+        if status == BAD_INPUT:
+            raise BadInput(sentence)
+        if status == STOPPED:
+            raise Stopped(sentence)
+        if status:
+            raise EngineFailed(sentence)
+
+
+def memory_use() -> dict[str, int]:
+    """pocketphi_memory_use of this process, in bytes."""
+    use = _MemoryUse()
+    _library().pocketphi_memory(byref(use))
+    return {name: getattr(use, name) for name in _MEMORY}
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    import_runner()  # the kernels; the engine's library has none of its own, for two of a name end the process
+    parts = sorted(CPP.glob("*.h")) + sorted(CPP.glob("*.cpp")) + [Path(__file__)]
+    folder = compiled(f"engine-{version('executorch')}", [path.read_bytes() for path in parts], _build)
+    library = ctypes.CDLL(str(folder / "libpocketphi.so"))
+    library.pocketphi_create.restype = c_void_p
+    library.pocketphi_memory.restype = library.pocketphi_stop.restype = None
+    return library
+
+
+def _build(folder: Path) -> None:
+    wheel = Path(str(distribution("executorch").locate_file("executorch")))
+    includes = [f"-isystem{wheel}/include", f"-isystem{wheel}/include/executorch/runtime/core/portable_type/c10"]
+    made = [*DEFINES, f'-DPOCKETPHI_EXECUTORCH_VERSION="{version("executorch")}"']
+    link = [f"-L{wheel}/lib", "-lexecutorch", "-lexecutorch_threadpool", f"-Wl,-rpath,{wheel}/lib"]
+    out = ("-shared", "-o", folder / "libpocketphi.so")
+    run_compiler(os.environ.get("CXX") or "c++", *FLAGS, *made, *includes, *sorted(CPP.glob("*.cpp")), *out, *link)
+
+
+def _ids(ids: Sequence[int]) -> tuple[Any, c_size_t]:
+    return (c_int64 * len(ids))(*ids), c_size_t(len(ids))
+
+
+# ---- the structs of pocketphi.h
+
+_Progress = CFUNCTYPE(None, c_void_p, c_uint64, c_uint64)
+_Decode = CFUNCTYPE(c_size_t, c_void_p, POINTER(c_int64), c_size_t, c_void_p, c_size_t)
+_OnToken = CFUNCTYPE(None, c_void_p, c_int64, c_double)
+_OnText = CFUNCTYPE(None, c_void_p, c_void_p, c_size_t)
+
+
+class _Error(ctypes.Structure):
+    _fields_ = [("text", c_char * 1024)]
+
+
+class _LoadOptions(ctypes.Structure):
+    _fields_ = [
+        ("model", c_char_p),
+        ("cache_dir", c_char_p),
+        ("threads", c_int32),
+        ("prefill_chunk", c_int32),
+        ("on_progress", _Progress),
+        ("context", c_void_p),
+    ]
+
+
+class _LoadReport(ctypes.Structure):
+    _fields_ = [
+        ("context_length", c_int64),
+        ("prefill_chunk", c_int64),
+        ("vocab_size", c_int64),
+        ("packing", c_int32),
+        ("threads", c_int32),
+        ("load_ms", c_double),
+        ("pack_ms", c_double),
+        ("packed_bytes", c_uint64),
+        ("planned_bytes", c_uint64),
+        ("private_bytes", c_uint64),
+        ("packed_note", c_char * 512),
+    ]
+
+
+# What `Sampling` says by the same names.
+_PLAIN = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "ignore_eos")
+
+
+class _Generation(ctypes.Structure):
+    _fields_ = [
+        ("max_new_tokens", c_int64),
+        ("temperature", c_float),
+        ("top_k", c_int32),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("repetition_penalty", c_float),
+        ("seed", c_uint64),
+        ("ignore_eos", c_bool),
+        ("stop_ids", POINTER(c_int64)),
+        ("stop_id_count", c_size_t),
+        ("stop_texts", POINTER(c_char_p)),
+        ("stop_text_count", c_size_t),
+        ("decode", _Decode),
+        ("on_token", _OnToken),
+        ("on_text", _OnText),
+        ("context", c_void_p),
+    ]
+
+
+class _Result(ctypes.Structure):
+    _fields_ = [
+        ("end", c_int32),
+        ("prompt_tokens", c_int64),
+        ("reused_tokens", c_int64),
+        ("new_tokens", c_int64),
+        ("prefill_ms", c_double),
+        ("first_token_ms", c_double),
+        ("decode_ms", c_double),
+    ]
+
+
+_MEMORY = ("anonymous", "file", "swapped", "dirty", "footprint")
+
+
+class _MemoryUse(ctypes.Structure):
+    _fields_ = [(name, c_uint64) for name in _MEMORY]
