@@ -12,7 +12,9 @@ from checkpoints.config import read_object
 from checkpoints.errors import BadInput
 from checkpoints.files import present
 from export.engine.tokenizer import named_tokens, read_settings
-from export.models.phi3.family import Phi3
+
+# For a tokenizer without a template. The apps have the same in export/bench/contract/bundled/contract.json.
+PHI4_MINI = "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}<|end|>{% endfor %}<|assistant|>"
 
 # White_Space of Unicode: what lstrip and rstrip of an added token remove (Python's \s has four more).
 SPACES = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
@@ -22,7 +24,7 @@ def chat_prompt(folder: Path, messages: list[dict[str, Any]]) -> str:
     """The text of a conversation for the runner to answer; `folder` is a checkpoint's or that of a .pte.
 
     Rendered by transformers' sandboxed Jinja from chat_template.jinja, else tokenizer_config.json (`folder`
-    may be this file), else the family's format; less the white space that added tokens of tokenizer.json
+    may be this file), else Phi-4-mini's format; less the white space that added tokens of tokenizer.json
     strip, since the runner does not. Special tokens within a message stay special.
     """
     from transformers.utils.chat_template_utils import render_jinja_template  # slow to import
@@ -52,7 +54,7 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str:
     template = settings.get("chat_template")
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return Phi3.chat_format if template is None else template
+    return PHI4_MINI if template is None else template
 
 
 def _strip_spaces(folder: Path, text: str) -> str:  # what added tokens with lstrip or rstrip would swallow

@@ -38,8 +38,6 @@ class ReferenceModules:
 class Family(Protocol):
     """One family. Heavy imports belong into the methods."""
 
-    chat_format: str  # a Jinja template, for a checkpoint without one
-
     def layout(self, config: ModelConfig) -> dict[str, Rows]:
         """ExecuTorch name to the rows it is made of, for an untied model, in the order of the graph."""
         ...

@@ -1,4 +1,7 @@
-"""The families that can be exported, by `ModelConfig.family`."""
+"""The families that can be exported, by `ModelConfig.family`.
+
+What a family is on disk stands in `checkpoints.config` (architectures) and `checkpoints.families` (names of tensors).
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 class Phi3(Family):
     """See `export.models.family`."""
 
-    chat_format = "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}<|end|>{% endfor %}<|assistant|>"
-
     def layout(self, config: ModelConfig) -> dict[str, Rows]:
         return layout(config)
 
