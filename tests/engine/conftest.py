@@ -10,7 +10,12 @@ import pytest
 from export.engine.native import NativeEngine, Packing
 from export.engine.session import Session
 from export.pte import export_pte
-from tests.engine.native import PROMPT, greedy, load_and_answer
+from tests.engine.native import PROMPT, greedy, load_and_answer, need_compiler
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    need_compiler()
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +31,7 @@ def other_pte(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
-def packed(tiny_pte: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed(compiler: None, tiny_pte: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the packed weights of tiny_pte; not to be changed."""
     folder = tmp_path_factory.mktemp("packed") / "cache"
     assert load_and_answer(tiny_pte, folder)[0].packing == Packing.PACKED
@@ -34,6 +39,6 @@ def packed(tiny_pte: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine() -> Iterator[NativeEngine]:
+def engine(compiler: None) -> Iterator[NativeEngine]:
     with NativeEngine() as engine:
         yield engine

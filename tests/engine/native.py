@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 from export.engine.native import Loaded, NativeEngine, Sampling
 from export.engine.session import Session
+from tests.tools import need
 
 PROMPT = [72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100, 33, 10]
 COUNT = 24
 GREEDY = Sampling(max_new_tokens=COUNT, ignore_eos=True)
+
+
+def need_compiler() -> None:
+    """The engine is compiled on first use."""
+    need("phone", [] if shutil.which("c++") else ["c++"])
 
 
 def greedy(session: Session, prompt: list[int], chunk: int) -> list[int]:

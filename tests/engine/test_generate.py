@@ -168,7 +168,7 @@ def test_greedy_tokens_are_those_of_the_python_runtime(tiny_pte: Path) -> None:
     assert generation.text == "The capital of France is Paris."
 
 
-def test_our_engine_answers_like_the_runner(tiny_pte: Path, tmp_path: Path) -> None:
+def test_our_engine_answers_like_the_runner(compiler: None, tiny_pte: Path, tmp_path: Path) -> None:
     question, packed = "What is the capital of France?", tmp_path / "packed"
     pieces: list[str] = []
     wanted = generate(tiny_pte, question)

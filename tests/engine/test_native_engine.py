@@ -20,6 +20,8 @@ from tests.engine.test_generate import ANSWER, export_script
 
 # ---- equal to the Python runtime
 
+pytestmark = pytest.mark.usefixtures("compiler")
+
 
 @pytest.mark.parametrize("chunk", [1, 3, 256])
 @pytest.mark.parametrize("packing", list(Packing), ids=lambda packing: packing.name)

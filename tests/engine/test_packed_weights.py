@@ -20,6 +20,8 @@ from tests.engine.native import GREEDY, PROMPT, flip, greedy, load_and_answer, o
 
 NOBODY = 65534
 
+pytestmark = pytest.mark.usefixtures("compiler")
+
 
 def flip_in_secret(path: Path) -> None:
     """As the file was, by size and by the times a program can set."""

@@ -13,6 +13,8 @@ from checkpoints.errors import BadInput
 from export.engine.native import NativeEngine
 from tests.engine.native import GREEDY, PROMPT, flip
 
+pytestmark = pytest.mark.usefixtures("compiler")
+
 
 def test_a_saved_session_goes_on_in_another_engine(
     engine: NativeEngine, tiny_pte: Path, packed: Path, expected: list[int], tmp_path: Path
