@@ -71,6 +71,7 @@ class Loaded:
     context_length: int
     prefill_chunk: int
     vocab_size: int
+    logits_positions: int
     packing: Packing
     threads: int
     load_ms: float
@@ -90,6 +91,9 @@ class Answer:
     end: End
     prompt_tokens: int
     reused_tokens: int
+    steps: int  # of decoding, each of one token and its drafts
+    drafted_tokens: int
+    accepted_tokens: int
     prefill_ms: float
     first_token_ms: float
     decode_ms: float
@@ -106,6 +110,7 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    draft_tokens: int = 0  # guessed ahead at most, with a file exported with --speculate
     ignore_eos: bool = False
     stop_ids: tuple[int, ...] = ()
     stop_texts: tuple[str, ...] = ()
@@ -202,10 +207,8 @@ class NativeEngine:
         self._call("generate", *_ids(ids), byref(how), byref(result))
         if raised:
             raise raised[0]
-        timed = {name: getattr(result, name) for name in ("prefill_ms", "first_token_ms", "decode_ms")}
-        return Answer(
-            tuple(tokens), tuple(times), End(result.end), result.prompt_tokens, result.reused_tokens, **timed
-        )
+        told = {field.name: getattr(result, field.name) for field in fields(Answer) if hasattr(result, field.name)}
+        return Answer(**told | {"token_ids": tuple(tokens), "token_ms": tuple(times), "end": End(result.end)})
 
     def feed(self, ids: Sequence[int], vocab_size: int) -> np.ndarray:
         """Float32 logits [vocab_size] of the last of these tokens."""
@@ -317,6 +320,7 @@ class _LoadReport(ctypes.Structure):
         ("context_length", c_int64),
         ("prefill_chunk", c_int64),
         ("vocab_size", c_int64),
+        ("logits_positions", c_int64),
         ("packing", c_int32),
         ("threads", c_int32),
         ("load_ms", c_double),
@@ -329,7 +333,8 @@ class _LoadReport(ctypes.Structure):
 
 
 # What `Sampling` says by the same names.
-_PLAIN = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "ignore_eos")
+_PLAIN = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_PLAIN += ("draft_tokens", "ignore_eos")
 
 
 class _Generation(ctypes.Structure):
@@ -341,6 +346,7 @@ class _Generation(ctypes.Structure):
         ("min_p", c_float),
         ("repetition_penalty", c_float),
         ("seed", c_uint64),
+        ("draft_tokens", c_int32),
         ("ignore_eos", c_bool),
         ("stop_ids", POINTER(c_int64)),
         ("stop_id_count", c_size_t),
@@ -359,6 +365,9 @@ class _Result(ctypes.Structure):
         ("prompt_tokens", c_int64),
         ("reused_tokens", c_int64),
         ("new_tokens", c_int64),
+        ("steps", c_int64),
+        ("drafted_tokens", c_int64),
+        ("accepted_tokens", c_int64),
         ("prefill_ms", c_double),
         ("first_token_ms", c_double),
         ("decode_ms", c_double),

@@ -70,6 +70,7 @@ typedef struct {
   int64_t context_length; /* tokens */
   int64_t prefill_chunk;  /* tokens */
   int64_t vocab_size;
+  int64_t logits_positions; /* of how many last tokens a step gives logits: with more than 1 drafts can be checked */
   int32_t packing; /* pocketphi_packing */
   int32_t threads;
   double load_ms;        /* all of it */
@@ -102,6 +103,10 @@ typedef struct {
   float min_p;              /* only those with this part of the likeliest one's probability; 0: all */
   float repetition_penalty; /* > 1 makes tokens of prompt and answer less likely (CTRL's rule); 0 or 1: none */
   uint64_t seed;            /* equal seeds and logits give equal tokens on every platform */
+  /* Prompt-lookup speculative decoding: at most so many tokens are guessed, from n-grams of prompt and answer, and
+   * checked in one step; a guess is kept only where it is the token that would have been chosen. 0: none. Cut to what
+   * the file can check (logits_positions - 1). */
+  int32_t draft_tokens;
   bool ignore_eos;          /* go on after the file's own stop ids, to measure */
   const int64_t* stop_ids;  /* besides the file's own */
   size_t stop_id_count;
@@ -122,6 +127,9 @@ typedef struct {
   int64_t prompt_tokens;
   int64_t reused_tokens;  /* of the prompt, which the session held already */
   int64_t new_tokens;     /* without the one that ended the answer */
+  int64_t steps;          /* of decoding, each of one token and its drafts */
+  int64_t drafted_tokens; /* guessed */
+  int64_t accepted_tokens; /* of them, the right ones */
   double prefill_ms;      /* of the prompt's other tokens */
   double first_token_ms;  /* prefill and the choice of the first token */
   double decode_ms;       /* from the first token on */
