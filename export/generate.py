@@ -32,6 +32,7 @@ def generate(
     temperature: float = 0.0,
     engine: Literal["runner", "ours"] = "runner",
     packed: str | os.PathLike[str] | None = None,
+    draft_tokens: int = 0,
     on_text: Callable[[str], object] = lambda text: None,
     verbose: bool = False,
 ) -> Generation:
@@ -41,7 +42,7 @@ def generate(
         from export.engine.generation import Request, answer  # imports torch
 
         folder = None if packed is None else Path(packed)
-        request = Request(prompt, system, raw, max_new_tokens, temperature, engine, folder)
+        request = Request(prompt, system, raw, max_new_tokens, temperature, engine, folder, draft_tokens)
         request.check()
         read_head(path)
         return answer(path, words, request, on_text)
@@ -65,6 +66,8 @@ def show_stats(generation: Generation) -> None:
         "loading": f"{stats.load_ms:,} ms",
         "memory": f"{peak} at most, {dirty} dirty with Python and torch, {own} of it for the file",
     }
+    if stats.drafted_tokens:
+        lines["guesses"] = f"{stats.accepted_tokens} of {stats.drafted_tokens} were right"
     for name, value in lines.items():
         print(f"{name:<8} {value}", file=sys.stderr)
 
@@ -86,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--engine", choices=("runner", "ours"), default="runner", help="upstream's runner (default) or our C++ engine"
     )
     parser.add_argument("--packed", metavar="DIR", help="where our engine keeps packed weights between starts")
+    parser.add_argument(
+        "--draft-tokens", type=int, metavar="N", default=0, help="our engine guesses ahead at most (default: none)"
+    )
     parser.add_argument("--json", action="store_true", help="print answer and measurements for a program, at the end")
     parser.add_argument("--verbose", action="store_true", help="show the runner's logs")
     flags = vars(parser.parse_args(argv))

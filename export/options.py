@@ -20,10 +20,16 @@ class ExportOptions:
     context: int = 4096  # tokens the KV cache holds
     prefill_chunk: int = 256  # tokens fed at once at most
     kv_cache: str = "bf16"  # a key of `export.models.kv_cache.CACHE_DTYPES`
+    speculate: int = 7  # tokens guessed ahead that one call can check: it gives the logits of one more
     full_logits: bool = False  # of all positions of a call
     recipe: Recipe = field(default_factory=Recipe)
     bos_id: int | None = None  # None and (): the checkpoint's
     eos_ids: tuple[int, ...] = ()
+
+    @property
+    def logits(self) -> int | None:
+        """How many last tokens of a call have their logits given; None: all."""
+        return None if self.full_logits else min(self.speculate + 1, self.prefill_chunk)
 
     def check(self, config: ModelConfig) -> None:
         """Raise BadInput where a length or the recipe does not suit the model; ids are checked with its tokenizer."""
@@ -40,6 +46,8 @@ class ExportOptions:
                 f"{config.told('sliding_window')} is shorter than the context {context}, "
                 f"and files have no sliding window: give --context {config.sliding_window} or less"
             )
+        if self.speculate < 0:
+            raise BadInput(f"--speculate {self.speculate} is below 0")
         self.recipe.check(config)
 
 
@@ -49,6 +57,7 @@ class Flags(RecipeFlags, total=False):
     context: int
     prefill_chunk: int
     kv_cache: str
+    speculate: int
     full_logits: bool
     quantize: bool
     bos_id: int | None

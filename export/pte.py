@@ -88,6 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--prefill-chunk", type=int, default=256, help="tokens fed at once at most (default: %(default)s)"
     )
     parser.add_argument("--kv-cache", default="bf16", help="type of its elements: bf16 (default) or fp32")
+    parser.add_argument(
+        "--speculate",
+        type=int,
+        default=7,
+        metavar="N",
+        help="guessed tokens that one call can check (default: %(default)s)",
+    )
     parser.add_argument("--full-logits", action="store_true", help="logits of all positions, for evaluation")
     parser.add_argument("--no-quantize", dest="quantize", action="store_false", help="float32, for reference")
     add_recipe(parser)

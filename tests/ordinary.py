@@ -21,10 +21,10 @@ from export.models.phi3.layout import layout
 from export.quantization.recipe import Recipe
 
 
-def eager_model(untied: Untied, recipe: Recipe, context: int, kv_cache: str, full_logits: bool) -> Transformer:
+def eager_model(untied: Untied, recipe: Recipe, context: int, kv_cache: str, logits: int | None = 1) -> Transformer:
     """Our graph with float weights, quantized by torchao in place, all at once."""
     config: ModelConfig = untied.config
-    model = Transformer(config, context, CACHE_DTYPES[kv_cache], full_logits)
+    model = Transformer(config, context, CACHE_DTYPES[kv_cache], logits)
     rows = layout(config).items()
     weights = {name: untied.tensor(r.name)[r.start : r.stop].float() for name, r in rows}
     model.load_state_dict(weights, strict=True)
@@ -37,10 +37,10 @@ def eager_model(untied: Untied, recipe: Recipe, context: int, kv_cache: str, ful
 
 
 def lower_ordinarily(
-    untied: Untied, recipe: Recipe, out: Path, *, context: int, chunk: int, kv_cache: str, full_logits: bool = False
+    untied: Untied, recipe: Recipe, out: Path, *, context: int, chunk: int, kv_cache: str, logits: int | None = 1
 ) -> None:
     """Write a `.pte` of the model lowered whole."""
-    model = eager_model(untied, recipe, context, kv_cache, full_logits)
+    model = eager_model(untied, recipe, context, kv_cache, logits)
     example = (torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, dtype=torch.long))
     length = torch.export.Dim("length", min=1, max=chunk)
     program = torch.export.export(model, example, dynamic_shapes=({1: length}, None), strict=False)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,36 +101,34 @@ def test_computes_what_torchao_computes(options: dict, odd: Path, tmp_path: Path
         options.get("head_bits", 4),
     )
     untied = Untied(open_checkpoint(odd))
-    model = eager_model(untied, recipe, 64, options["kv_cache"], full_logits=False)
+    model = eager_model(untied, recipe, 64, options["kv_cache"])
     prompt = prompt_for(untied.config.vocab_size)
     with torch.no_grad():
         wanted = model(torch.tensor([prompt]), torch.tensor([0]))
     # A value that lies between two int8 steps, or two bfloat16, may fall to either side: sums differ in order.
     bound = 1e-5 if not recipe.quantized else 3e-2 if options["kv_cache"] == "bf16" else 1e-2
-    assert relative_error(logits_of(out, prompt), wanted) < bound
+    assert relative_error(logits_of(out, prompt)[-1:], wanted) < bound
     assert exported.manifest["recipe"] == str(recipe)
     assert Recipe(**exported.manifest["options"]["recipe"]) == recipe
 
 
-def test_full_logits_are_those_of_every_position(odd: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [{"full_logits": True}, {"speculate": 0}, {"speculate": 4}, {"speculate": 100}])
+def test_logits_are_those_of_the_last_positions(flags: dict[str, Any], odd: Path, tmp_path: Path) -> None:
     out = tmp_path / "f.pte"
     export_pte(
-        str(odd),
-        out=out,
-        context=64,
-        prefill_chunk=32,
-        verify=False,
-        full_logits=True,
-        kv_cache="fp32",
-        quantize=False,
+        str(odd), out=out, context=64, prefill_chunk=32, verify=False, kv_cache="fp32", quantize=False, **flags
     )
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(odd, dtype=torch.float32)
-    prompt = prompt_for(reference.config.vocab_size, 32)
+    prompt = prompt_for(reference.config.vocab_size, 46)
     with torch.no_grad():
         wanted = reference(torch.tensor([prompt])).logits[0]
-    assert relative_error(Session(out).step(prompt, 0), wanted) < 1e-5
+    session, at = Session(out), 0
+    for count in (32, 1, 3, 4, 6):
+        logits, at = session.step(prompt[at : at + count], at), at + count
+        rows = count if "full_logits" in flags else min(count, flags["speculate"] + 1)
+        assert logits.shape[0] == rows and relative_error(logits, wanted[at - rows : at]) < 1e-5
 
 
 def test_same_input_same_bytes_and_what_lies_beside(odd: Path, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ class Stats:
     peak_resident_bytes: int  # of the whole process, Python and torch too
     dirty_bytes: int  # private memory of the process at the end, which cannot be dropped and read again
     model_dirty_bytes: int  # what of it came with the file: KV cache, activations, packed weights
+    drafted_tokens: int = 0  # guessed
+    accepted_tokens: int = 0  # of them, the right ones
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Request:
     temperature: float = 0.0  # 0 always takes the likeliest token
     engine: Literal["runner", "ours"] = "runner"
     packed: Path | None = None  # folder where our engine keeps packed weights between starts
+    draft_tokens: int = 0  # our engine guesses ahead at most
 
     def check(self) -> None:
         """Raise BadInput for what no file can do."""
@@ -98,6 +101,10 @@ class Request:
             raise BadInput("--system needs the chat template, which --raw leaves out")
         if self.packed is not None and self.engine != "ours":
             raise BadInput("--packed is for --engine ours: the runner keeps no packed weights")
+        if self.draft_tokens < 0:
+            raise BadInput(f"--draft-tokens {self.draft_tokens} is below 0")
+        if self.draft_tokens and self.engine != "ours":
+            raise BadInput("--draft-tokens is for --engine ours: the runner does not guess")
 
 
 def answer(path: Path, tokenizer_path: Path | None, request: Request, on_text: Callable[[str], object]) -> Generation:
@@ -202,7 +209,9 @@ def _run_ours(
         trim()
         before = own_memory().private_dirty
         loaded = engine.load(path, request.packed)
-        sampling = Sampling(max_new_tokens=limit, temperature=request.temperature)
+        if request.draft_tokens and loaded.logits_positions == 1:
+            raise BadInput(f"{path} cannot check guesses: it was exported with --speculate 0")
+        sampling = Sampling(limit, request.temperature, draft_tokens=request.draft_tokens)
         found = engine.generate(ids, sampling, tokenizer.decode, take)
         memory = own_memory()
     stats = Stats(
@@ -215,6 +224,8 @@ def _run_ours(
         memory.peak_resident,
         memory.private_dirty,
         max(0, memory.private_dirty - before),
+        found.drafted_tokens,
+        found.accepted_tokens,
     )
     return Generation("".join(pieces), found.token_ids, found.end == End.TOKEN, stats)
 

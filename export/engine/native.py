@@ -332,9 +332,8 @@ class _LoadReport(ctypes.Structure):
     ]
 
 
-# What `Sampling` says by the same names.
-_PLAIN = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-_PLAIN += ("draft_tokens", "ignore_eos")
+# What the engine gets as it is.
+_PLAIN = [field.name for field in fields(Sampling) if not field.name.startswith("stop_")]
 
 
 class _Generation(ctypes.Structure):

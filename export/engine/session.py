@@ -56,8 +56,8 @@ class Session:
     def step(self, tokens: Sequence[int], start_pos: int) -> Tensor:
         """Feed tokens, the first at position `start_pos`; what the cache holds from there on is overwritten.
 
-        Returns float32 logits [1, V] of the last token, or [S, V] of all S of them where the file was exported with
-        full logits. BadInput where the runtime fails, as with more tokens than get_max_seq_len.
+        Returns float32 logits [rows, V]: of the last tokens, as many of them as the file gives. BadInput where the
+        runtime fails, as with more tokens than get_max_seq_len.
         """
         inputs = (torch.tensor([list(tokens)], dtype=torch.long), torch.tensor([start_pos], dtype=torch.long))
         what = f"{len(tokens)} tokens at position {start_pos}"
@@ -73,13 +73,13 @@ class Feed:
 
     name: str
     calls: tuple[int, ...]
-    every: bool = True  # keep the logits of every position where a file gives them, not only of each call's last
+    every: bool = True  # keep the logits of every position that a file gives, not only of each call's last
 
-    def positions(self, full_logits: bool) -> list[int]:
-        """Where `run_feeds` keeps logits, of a file that gives those of all tokens of a call or of the last only."""
-        if full_logits and self.every:
-            return list(range(sum(self.calls)))
-        return [end - 1 for end in accumulate(self.calls)]
+    def positions(self, logits: int) -> list[int]:
+        """Where `run_feeds` keeps logits, of a file that gives those of up to so many last tokens of a call."""
+        kept = [min(count, logits) if self.every else 1 for count in self.calls]
+        ends = zip(accumulate(self.calls), kept, strict=True)
+        return [position for end, rows in ends for position in range(end - rows, end)]
 
 
 Step = Callable[[Sequence[int], int], np.ndarray]  # tokens, position of the first -> float32 logits [rows, V]

@@ -42,14 +42,16 @@ class Family(Protocol):
         """ExecuTorch name to the rows it is made of, for an untied model, in the order of the graph."""
         ...
 
-    def decoder(self, config: ModelConfig, context: int, cache_dtype: torch.dtype, full_logits: bool) -> nn.Module:
-        """tokens [1, S] int64 and input_pos [1] int64 to logits; parameters have the names of `layout`.
+    def decoder(self, config: ModelConfig, context: int, cache_dtype: torch.dtype, logits: int | None) -> nn.Module:
+        """tokens [1, S] int64 and input_pos [1] int64 to the logits of the last `logits` tokens, of all where None.
+
+        Parameters have the names of `layout`.
 
         Norms are `RMSNorm`s and the table is `tok_embeddings`, of `export.models.modules`.
         """
         ...
 
-    def pieces(self, config: ModelConfig, recipe: Recipe, chunk: int, full_logits: bool) -> dict[str, Piece]:
+    def pieces(self, config: ModelConfig, recipe: Recipe, chunk: int, logits: int | None) -> dict[str, Piece]:
         """What XNNPACK computes, for calls of up to `chunk` tokens."""
         ...
 

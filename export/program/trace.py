@@ -66,7 +66,7 @@ def build_graph(
     config: ModelConfig, options: ExportOptions, progress: Callable[[str], object] = lambda step: None
 ) -> Graph:
     """Trace, plan memory and emit; a deep model is emitted shallow and made deep where its layers repeat."""
-    pieces = family_of(config).pieces(config, options.recipe, options.prefill_chunk, options.full_logits)
+    pieces = family_of(config).pieces(config, options.recipe, options.prefill_chunk, options.logits)
     layers = config.num_hidden_layers
     if layers > SHALLOW:
         program, constants = emit(dataclasses.replace(config, num_hidden_layers=SHALLOW), options, pieces, progress)
@@ -83,7 +83,7 @@ def emit(
     """The whole model by upstream's own way; its program, and the named constant buffers."""
     chunk, cache_dtype = options.prefill_chunk, kv_cache.CACHE_DTYPES[options.kv_cache]
     with torch.device("meta"):
-        model = family_of(config).decoder(config, options.context, cache_dtype, options.full_logits)
+        model = family_of(config).decoder(config, options.context, cache_dtype, options.logits)
     placeholders = _placeholders(model, config, options)
     family_of(config).call_pieces(model, _calls(pieces))
     progress("trace")

@@ -167,8 +167,8 @@ def run_bytes(file: PteFile) -> int:
     return file.size + sum(int(size) for size in forward.non_const_buffer_sizes)
 
 
-def gives_all_logits(file: PteFile) -> bool:
-    """Whether `forward` returns the logits of all tokens of a call, [1, S, V], not only of the last, [1, V]."""
+def logits_positions(file: PteFile) -> int:
+    """Of how many last tokens of a call `forward` returns logits: [1, V] of the last alone, or [1, that many, V]."""
     forward = next(plan for plan in file.program.execution_plan if plan.name == "forward")
     output = forward.values[forward.outputs[0]].val
-    return isinstance(output, TensorValue) and prod(output.sizes[:-1]) > 1
+    return prod(output.sizes[:-1]) if isinstance(output, TensorValue) else 1

@@ -21,7 +21,7 @@ from checkpoints.source import Source
 from export.engine.session import Feed, Runs
 from export.engine.tokenizer import find_tokenizer, load_tokenizer
 from export.ptefile.reader import open_pte
-from export.ptefile.weights import FileWeights, cache_dtype, constant, gives_all_logits, run_bytes
+from export.ptefile.weights import FileWeights, cache_dtype, constant, logits_positions, run_bytes
 from export.quantization.rounding import Quantizing
 from export.quantization.saved_reader import open_quantized
 from export.reference.layerwise import CheckpointWeights, Stream, stream_logits
@@ -111,7 +111,7 @@ def compare(
     sequence = list(islice(cycle(ids), max(sum(feed.calls) for feed in feeds)))
 
     kind = _rotary_factors(config, context)
-    positions = [feed.positions(gives_all_logits(opened)) for feed in feeds]
+    positions = [feed.positions(logits_positions(opened)) for feed in feeds]
     streams = _streams(count, positions, config, context, kind)
     weighed = checks.WeightComparison(exact=not isinstance(original, Quantizing))
     progress("running the file, and the reference beside it")

@@ -177,6 +177,8 @@ def test_our_engine_answers_like_the_runner(compiler: None, tiny_pte: Path, tmp_
         assert (found.text, found.token_ids, found.ended) == (wanted.text, wanted.token_ids, True)
         assert found.stats.prompt_tokens == wanted.stats.prompt_tokens
     assert "".join(pieces) == 2 * wanted.text and list(packed.glob("*.packed"))
+    guessed = generate(tiny_pte, question, engine="ours", packed=packed, draft_tokens=7)
+    assert guessed.text == wanted.text and guessed.stats.drafted_tokens > 0
     done = command(tiny_pte, question, "--engine", "ours", "--packed", packed)
     assert (done.returncode, done.stdout) == (0, wanted.text + "\n")
     assert [line.split()[0] for line in done.stderr.splitlines()] == ["prompt", "answer", "loading", "memory"]
@@ -198,6 +200,8 @@ def test_system_message_and_raw_change_the_prompt(tiny_pte: Path) -> None:
         ({"raw": True, "system": "Be brief."}, "--system needs the chat template"),
         ({"raw": True, "prompt": ""}, "the prompt is empty"),
         ({"packed": "folder"}, "--packed is for --engine ours"),
+        ({"draft_tokens": 2}, "--draft-tokens is for --engine ours"),
+        ({"draft_tokens": -1, "engine": "ours"}, "--draft-tokens -1 is below 0"),
         ({"tokenizer": "nowhere.json"}, "nowhere.json cannot be read"),
         ({"file": "nowhere.pte"}, "nowhere.pte does not exist"),
         ({"file": __file__}, "test_generate.py is not an ExecuTorch program"),

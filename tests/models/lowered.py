@@ -86,12 +86,14 @@ def lower_pieces(config: ModelConfig, options: ExportOptions) -> dict[str, XNNGr
     """project, finish, feed and head."""
     layer, chunk = dataclasses.replace(config, num_hidden_layers=1), options.prefill_chunk
     heads, kv = config.num_attention_heads, config.num_key_value_heads
-    probe = Transformer(layer, MIN_LENGTH, full_logits=options.full_logits)
+    probe = Transformer(layer, MIN_LENGTH, logits=options.logits)
     block: Any = probe.layers[0]
     length = {1: torch.export.Dim("length", min=1, max=chunk)}
     h = torch.zeros(1, min(MIN_LENGTH, chunk), config.hidden_size)
     attended = torch.zeros(kv, h.shape[1], heads // kv, config.head_dim)
-    last, last_length = (h, length) if options.full_logits else (h[:, -1], {})
+    last, last_length = h[:, -1], {}
+    if options.logits != 1:
+        last, last_length = h, {1: torch.export.Dim("rows", min=1, max=options.logits or chunk)}
     qkv, feed = dict.fromkeys(("wq", "wk", "wv"), Role.LINEAR), dict.fromkeys(("w1", "w3", "w2"), Role.LINEAR)
     two = (length, length)
     return {

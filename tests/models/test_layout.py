@@ -75,7 +75,7 @@ def upstream(folder: Path, context: int) -> nn.Module:
 
 
 def ours(folder: Path, checkpoint: Path, context: int) -> Transformer:
-    model = Transformer(read_config(checkpoint), context, full_logits=True)
+    model = Transformer(read_config(checkpoint), context, logits=None)
     state = torch.load(folder / "consolidated.00.pth", weights_only=True)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
     return model

@@ -23,13 +23,14 @@ SHAPES = {
 OPTIONS = {
     "default": ExportOptions(),
     "all logits, int8 head": ExportOptions(prefill_chunk=7, full_logits=True, recipe=Recipe(head_bits=8)),
+    "logits of the last": ExportOptions(speculate=0),
     "float32": ExportOptions(recipe=Recipe(quantized=False)),
     "groups of 64": ExportOptions(prefill_chunk=2, recipe=Recipe(group_size=64)),
 }
 
 
 def pieces(config: ModelConfig, options: ExportOptions) -> dict[str, Piece]:
-    return family_of(config).pieces(config, options.recipe, options.prefill_chunk, options.full_logits)
+    return family_of(config).pieces(config, options.recipe, options.prefill_chunk, options.logits)
 
 
 @pytest.mark.parametrize(

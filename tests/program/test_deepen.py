@@ -17,7 +17,7 @@ from export.quantization.recipe import Recipe
 CONFIG = read_config(resolve("phi4-tiny").folder)
 ALIKE = {"num_attention_heads": 3, "num_key_value_heads": 3}  # every head its own keys
 OPTIONS = [
-    (4, {}, ExportOptions(context=64, prefill_chunk=16, bos_id=1, eos_ids=(2, 3))),
+    (4, {}, ExportOptions(context=64, prefill_chunk=16, bos_id=1, eos_ids=(2, 3), speculate=0)),
     (11, {}, ExportOptions(context=64, prefill_chunk=16, kv_cache="fp32", bos_id=1, eos_ids=(2,))),
     (6, ALIKE, ExportOptions(context=300, prefill_chunk=9, full_logits=True, recipe=Recipe(False), bos_id=1)),
     (5, {}, ExportOptions(context=64, prefill_chunk=2, recipe=Recipe(embedding_bits=4, head_bits=8), bos_id=1)),
@@ -26,7 +26,7 @@ OPTIONS = [
 
 def emitted(config: ModelConfig, options: ExportOptions, layers: int):  # type: ignore[no-untyped-def]
     shallow = dataclasses.replace(config, num_hidden_layers=layers)
-    pieces = family_of(config).pieces(config, options.recipe, options.prefill_chunk, options.full_logits)
+    pieces = family_of(config).pieces(config, options.recipe, options.prefill_chunk, options.logits)
     return emit(shallow, options, pieces, lambda step: None)
 
 

@@ -10,6 +10,7 @@
 #include <new>
 #include <thread>
 
+#include "drafts.h"
 #include "files.h"
 #include "model.h"
 #include "packed_weights.h"
@@ -152,7 +153,7 @@ void load(pocketphi_engine* engine, const pocketphi_load_options& options, pocke
 
   const Model& model = *loaded->model;
   loaded->chunk = options.prefill_chunk > 0 ? std::min<int64_t>(options.prefill_chunk, model.chunk) : model.chunk;
-  report.context_length = model.context, report.vocab_size = model.vocab, report.logits_positions = 1, report.prefill_chunk = loaded->chunk;
+  report.context_length = model.context, report.vocab_size = model.vocab, report.logits_positions = model.logits_positions, report.prefill_chunk = loaded->chunk;
   report.threads = loaded->threads.count();
   report.planned_bytes = loaded->model->memory().bytes();
   std::snprintf(report.packed_note, sizeof report.packed_note, "%s", note.c_str());
@@ -176,7 +177,8 @@ void check_ids(const Loaded& loaded, const int64_t* ids, size_t count, int64_t r
                 std::to_string(model.vocab));
 }
 
-// Feeds what the session does not hold already, at least the last token; its logits, nullptr where stopped before.
+// Feeds what the session does not hold already, at least the last token; the logits of that one, nullptr where stopped
+// before.
 const float* feed(Loaded& loaded, const int64_t* ids, size_t count, const std::atomic<bool>& stop, int64_t* reused) {
   auto& tokens = loaded.tokens;
   const auto most = std::min(tokens.size(), count - 1);
@@ -187,7 +189,8 @@ const float* feed(Loaded& loaded, const int64_t* ids, size_t count, const std::a
   while (tokens.size() < count) {
     if (stop) return nullptr;
     const size_t at = tokens.size(), size = std::min(count - at, static_cast<size_t>(loaded.chunk));
-    logits = loaded.model->step(ids + at, size, static_cast<int64_t>(at));
+    const auto found = loaded.model->step(ids + at, size, static_cast<int64_t>(at));
+    logits = found.data + (found.rows - 1) * static_cast<size_t>(loaded.model->vocab);
     tokens.insert(tokens.end(), ids + at, ids + at + size);
   }
   return logits;
@@ -204,7 +207,8 @@ Sampling sampling(const pocketphi_generation& how) {
   within("top_p", found.top_p, 1);
   within("min_p", found.min_p, 1);
   within("repetition_penalty", found.repetition_penalty, 100);
-  if (found.top_k < 0 || how.max_new_tokens < 0) bad_input("top_k and max_new_tokens are not below 0");
+  if (found.top_k < 0 || how.max_new_tokens < 0 || how.draft_tokens < 0)
+    bad_input("top_k, max_new_tokens and draft_tokens are not below 0");
   return found;
 }
 
@@ -238,6 +242,10 @@ pocketphi_end decode(
     return own || std::count(how.stop_ids, how.stop_ids + how.stop_id_count, id) > 0;
   };
   const int64_t room = model.context - static_cast<int64_t>(loaded.tokens.size());
+  const int64_t most = how.max_new_tokens > 0 ? std::min(how.max_new_tokens, room) : room;
+  Drafts drafts(static_cast<size_t>(std::min<int64_t>(how.draft_tokens, std::min(model.logits_positions, model.chunk) - 1)));
+  std::vector<int64_t> fed;  // the last token fed and the guesses after it
+  size_t right = 0;          // of those, the guesses found right so far
   auto last = Clock::now();
   for (;;) {
     const int64_t id = sampler.choose(logits, static_cast<size_t>(model.vocab), loaded.tokens);
@@ -252,7 +260,17 @@ pocketphi_end decode(
     if (result.new_tokens == room) return POCKETPHI_END_CONTEXT;
     if (result.new_tokens == how.max_new_tokens) return POCKETPHI_END_LIMIT;
     if (stop) return POCKETPHI_END_STOPPED;
-    logits = loaded.model->step(&id, 1, static_cast<int64_t>(loaded.tokens.size()));
+    if (right + 1 < fed.size() && fed[right + 1] == id) {  // its keys and values are in the cache already
+      ++right, ++result.accepted_tokens;
+      logits += model.vocab;
+    } else {
+      if (!fed.empty()) drafts.learn(fed.size() - 1, right);
+      fed = drafts.guess(loaded.tokens, id, static_cast<size_t>(most - result.new_tokens - 1));
+      result.drafted_tokens += static_cast<int64_t>(fed.size());
+      fed.insert(fed.begin(), id);
+      logits = loaded.model->step(fed.data(), fed.size(), static_cast<int64_t>(loaded.tokens.size())).data;
+      right = 0, ++result.steps;
+    }
     loaded.tokens.push_back(id);
   }
 }

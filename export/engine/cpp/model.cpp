@@ -132,6 +132,8 @@ Model::Model(const std::string& path, const std::string& packed, const std::atom
 
   const auto meta = module_->method_meta("forward");
   check(meta.error(), "finds no forward in it");
+  if (const auto logits = meta->output_tensor_meta(0); logits.ok() && logits->sizes().size() == 3)
+    logits_positions = logits->sizes()[1];
   std::vector<size_t> sizes;
   for (size_t at = 0; at < meta->num_memory_planned_buffers(); ++at)
     sizes.push_back(static_cast<size_t>(meta->memory_planned_buffer_size(at).get()));
@@ -147,7 +149,7 @@ int64_t Model::constant(const char* name) {
   return values->at(0).toInt();
 }
 
-const float* Model::step(const int64_t* ids, size_t count, int64_t position) {
+Model::Logits Model::step(const int64_t* ids, size_t count, int64_t position) {
   const std::string what = std::to_string(count) + " tokens at position " + std::to_string(position);
   auto tokens = from_blob(const_cast<int64_t*>(ids), {1, static_cast<int>(count)}, ScalarType::Long);
   auto start = from_blob(&position, {1}, ScalarType::Long);
@@ -157,7 +159,7 @@ const float* Model::step(const int64_t* ids, size_t count, int64_t position) {
   const auto logits = outputs->at(0).toTensor();
   if (logits.scalar_type() != ScalarType::Float || logits.numel() < vocab || logits.numel() % vocab != 0)
     failed(path_ + " gives no float32 logits of " + std::to_string(vocab) + " for " + what);
-  return logits.const_data_ptr<float>() + logits.numel() - vocab;
+  return {logits.const_data_ptr<float>(), static_cast<size_t>(logits.numel() / vocab)};
 }
 
 }  // namespace pocketphi

@@ -40,12 +40,17 @@ class Model {
   // bytes of each weight and ends early where `stop` is set. Throws Refusal.
   Model(const std::string& path, const std::string& packed, const std::atomic<bool>& stop, const Progress& progress);
 
-  // Feeds tokens, the first at `position`; float32 logits [vocab] of the last one, good until the next step.
-  const float* step(const int64_t* ids, size_t count, int64_t position);
+  struct Logits {
+    const float* data = nullptr;  // float32 [rows, vocab] of the last tokens, good until the next step
+    size_t rows = 0;
+  };
+  // Feeds tokens, the first at `position`.
+  Logits step(const int64_t* ids, size_t count, int64_t position);
 
   const std::string& path() const { return path_; }
   PlannedMemory& memory() { return *memory_; }
   int64_t context = 0, chunk = 0, vocab = 0;  // tokens; the context, and how many one step takes
+  int64_t logits_positions = 1;               // rows of logits a step gives at most
   std::vector<int64_t> eos;
 
  private:

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -34,16 +35,32 @@ bool ends_with(const std::string& text, const std::string& end) {
 
 bool exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
 
+// Reads front to back and does not map: what Linux brings into memory this way comes in large folios, whose pages lie side
+// by side. Decoding from the small ones that faults bring is slower by an eighth (x86-64, 2.2 GB: misses of the TLB).
 uint64_t file_digest(const File& file, const std::atomic<bool>& stop) {
-  constexpr size_t PIECE = 64 << 20;
-  const Mapping bytes(file);
+  constexpr uint64_t PIECE = 4 << 20;
+  std::vector<char> piece(PIECE);
   uint64_t sum = 0;
-  for (size_t at = 0; at < bytes.size(); at += PIECE) {
+  for (uint64_t at = 0, size = static_cast<uint64_t>(file.status().st_size); at < size; at += PIECE) {
     if (stop) stopped();
-    sum = digest(bytes.data() + at, std::min(PIECE, bytes.size() - at), sum);
+    const auto count = static_cast<size_t>(std::min(PIECE, size - at));
+    if (!file.read(piece.data(), count, at)) failed("packed weights cannot be read at byte " + std::to_string(at));
+    sum = digest(piece.data(), count, sum);
   }
   return sum;
 }
+
+#ifdef __linux__
+// Whether most of the file has to come from the disk first.
+bool cold(const File& file) {
+  const Mapping bytes(file);
+  std::vector<unsigned char> pages((bytes.size() >> 12) + 1);
+  if (bytes.size() == 0 || mincore(const_cast<uint8_t*>(bytes.data()), bytes.size(), pages.data()) != 0) return false;
+  const size_t count = (bytes.size() - 1) / static_cast<size_t>(sysconf(_SC_PAGESIZE)) + 1;
+  return static_cast<size_t>(std::count_if(pages.begin(), pages.begin() + static_cast<ptrdiff_t>(count),
+                                           [](unsigned char page) { return (page & 1) != 0; })) < count / 2;
+}
+#endif
 
 // "TAG": what besides the model decides what is packed.
 std::string tag() { return "-" POCKETPHI_EXECUTORCH_VERSION "-" + cpu_features(); }
@@ -97,7 +114,12 @@ bool PackedWeights::sound() {
   std::string sum, name;
   if (!(check >> length >> sum >> name) || length != length_ || name != base()) return false;
   if (flock(file_.descriptor(), LOCK_SH | LOCK_NB) != 0) failed(cannot(path_, "shared"));
-  if (check.str() == check_line(std::strtoull(sum.c_str(), nullptr, 16))) return true;
+  if (check.str() == check_line(std::strtoull(sum.c_str(), nullptr, 16))) {
+#ifdef __linux__
+    if (cold(file_)) (void)file_digest(file_, stop_);
+#endif
+    return true;
+  }
   digest_ = file_digest(file_, stop_);  // touched since it was written: a copy, a backup or a fault
   if (hex(digest_) != sum) return false;
   (void)write_small(name_ + CHECK, check_line(digest_));
@@ -160,6 +182,10 @@ void PackedWeights::packed() {
   file_ = File(path_, O_RDONLY);
   length_ = file_ ? static_cast<uint64_t>(file_.status().st_size) : 0;
   if (length_ == 0) failed("XNNPACK packed nothing into " + path_);
+#ifdef __linux__  // packing brought it into memory fault by fault: see file_digest
+  if (fsync(file_.descriptor()) != 0) failed(cannot(path_, "written"));
+  (void)posix_fadvise(file_.descriptor(), 0, 0, POSIX_FADV_DONTNEED);
+#endif
   digest_ = file_digest(file_, stop_);
   if (flock(file_.descriptor(), LOCK_SH | LOCK_NB) != 0) failed(cannot(path_, "shared"));
 }

@@ -127,9 +127,10 @@ def rope_tables(config: ModelConfig, context: int) -> tuple[Tensor, Tensor]:
 
 
 class Transformer(nn.Module):
-    """tokens [1, S] int64 and input_pos [1] int64 (position of the first) to logits [1, V] float32.
+    """tokens [1, S] int64 and input_pos [1] int64 (position of the first) to logits float32.
 
-    With `full_logits` the logits of all S positions come back, [1, S, V].
+    They are those of the last token, [1, V]; with `logits` above 1 of that many at most, [1, min(S, logits), V]; with
+    None of all, [1, S, V].
     """
 
     tok_embeddings: Any  # nn.Embedding or QuantizedEmbedding
@@ -137,11 +138,11 @@ class Transformer(nn.Module):
     freqs_sin: Tensor
 
     def __init__(
-        self, config: ModelConfig, context: int, cache_dtype: torch.dtype = torch.float32, full_logits: bool = False
+        self, config: ModelConfig, context: int, cache_dtype: torch.dtype = torch.float32, logits: int | None = 1
     ) -> None:
         super().__init__()
         self.config = config
-        self.context, self.full_logits, self.head_dim = context, full_logits, config.head_dim
+        self.context, self.logits, self.head_dim = context, logits, config.head_dim
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             TransformerBlock(config, context, cache_dtype) for _ in range(config.num_hidden_layers)
@@ -166,6 +167,13 @@ class Transformer(nn.Module):
         h = self.tok_embeddings(tokens)
         for layer in self.layers:
             h = layer(h, cos, sin, start_pos)
-        if not self.full_logits:
+        if self.logits == 1:
             h = h[:, -1]
+        elif self.logits is not None:
+            # min(length, logits), read out of a tensor: torch.export cannot tell the minimum of a length from 0 and 1
+            rows = cast(int, torch.full((1,), length).clamp(max=self.logits).item())
+            torch._check(rows >= 1)
+            torch._check(rows <= self.logits)
+            torch._check(rows <= length)
+            h = h.narrow(1, length - rows, rows)
         return self.head(self.norm(h))

@@ -24,15 +24,15 @@ class Phi3(Family):
     def layout(self, config: ModelConfig) -> dict[str, Rows]:
         return layout(config)
 
-    def decoder(self, config: ModelConfig, context: int, cache_dtype: torch.dtype, full_logits: bool) -> nn.Module:
+    def decoder(self, config: ModelConfig, context: int, cache_dtype: torch.dtype, logits: int | None) -> nn.Module:
         from export.models.phi3.decoder import Transformer
 
-        return Transformer(config, context, cache_dtype, full_logits)
+        return Transformer(config, context, cache_dtype, logits)
 
-    def pieces(self, config: ModelConfig, recipe: Recipe, chunk: int, full_logits: bool) -> dict[str, Piece]:
+    def pieces(self, config: ModelConfig, recipe: Recipe, chunk: int, logits: int | None) -> dict[str, Piece]:
         from export.models.phi3.pieces import make_pieces
 
-        return make_pieces(config, recipe, chunk, full_logits)
+        return make_pieces(config, recipe, chunk, logits)
 
     def call_pieces(self, decoder: Any, call: Callable[[str, str], Callable[..., Any]]) -> None:
         for i, block in enumerate(decoder.layers):

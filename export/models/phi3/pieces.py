@@ -17,8 +17,8 @@ from export.quantization.recipe import Recipe, Storage
 from export.xnnpack.drawing import Blobs, Drawing
 
 
-def make_pieces(config: ModelConfig, recipe: Recipe, chunk: int, full_logits: bool) -> dict[str, Piece]:
-    """project, finish, feed and head, for calls of up to `chunk` tokens."""
+def make_pieces(config: ModelConfig, recipe: Recipe, chunk: int, logits: int | None) -> dict[str, Piece]:
+    """project, finish, feed and head, for calls of up to `chunk` tokens; `logits` as of `Transformer`."""
     hidden, size = config.hidden_size, config.head_dim
     heads, kv = config.num_attention_heads, config.num_key_value_heads
 
@@ -52,7 +52,7 @@ def make_pieces(config: ModelConfig, recipe: Recipe, chunk: int, full_logits: bo
     feed.output(feed.add(feed.input([1, chunk, hidden]), y))
 
     head = Drawing()
-    x = head.input([1, chunk, hidden] if full_logits else [1, hidden])
+    x = head.input([1, hidden] if logits == 1 else [1, min(logits or chunk, chunk), hidden])
     head.output(head.linear(x, config.vocab_size, "output", storage(Role.HEAD, hidden)))
 
     def projected(x: Tensor) -> tuple[Tensor, ...]:
@@ -61,12 +61,12 @@ def make_pieces(config: ModelConfig, recipe: Recipe, chunk: int, full_logits: bo
     def like_residual(x: Tensor, residual: Tensor) -> tuple[Tensor, ...]:
         return (torch.empty_like(residual),)
 
-    def logits(x: Tensor) -> tuple[Tensor, ...]:
+    def logits_of(x: Tensor) -> tuple[Tensor, ...]:
         return (x.new_empty(*x.shape[:-1], config.vocab_size),)
 
     return {
         "project": Piece(Blobs(project.graph), projected),
         "finish": Piece(Blobs(finish.graph), like_residual),
         "feed": Piece(Blobs(feed.graph), like_residual),
-        "head": Piece(Blobs(head.graph), logits),
+        "head": Piece(Blobs(head.graph), logits_of),
     }

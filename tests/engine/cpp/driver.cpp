@@ -27,10 +27,11 @@ static size_t spell(void*, const int64_t* ids, size_t count, char* out, size_t c
 
 static void collect_id(void* context, int64_t id, double) { static_cast<std::vector<int64_t>*>(context)->push_back(id); }
 
-static std::vector<int64_t> answer(pocketphi_engine* engine, const std::vector<int64_t>& prompt, int64_t count) {
+static std::vector<int64_t> answer(
+    pocketphi_engine* engine, const std::vector<int64_t>& prompt, int64_t count, int32_t drafts = 0) {
   std::vector<int64_t> found;
   pocketphi_generation how = {};
-  how.max_new_tokens = count, how.ignore_eos = true, how.on_token = collect_id, how.context = &found;
+  how.max_new_tokens = count, how.draft_tokens = drafts, how.ignore_eos = true, how.on_token = collect_id, how.context = &found;
   CHECK(pocketphi_generate(engine, prompt.data(), prompt.size(), &how, nullptr, nullptr) == POCKETPHI_OK);
   return found;
 }
@@ -52,6 +53,7 @@ static void alone(const char* model, const char* folder, const char* session) {
   for (const int32_t packing : {POCKETPHI_PACKED, POCKETPHI_REUSED}) {
     load(engine, model, folder, packing);
     CHECK(answer(engine, PROMPT, 24) == expected);
+    CHECK(answer(engine, PROMPT, 24, 7) == expected);
   }
   CHECK(pocketphi_save(engine, session, nullptr) == POCKETPHI_OK);
   CHECK(pocketphi_release(engine, nullptr) == POCKETPHI_OK);

@@ -1,0 +1,31 @@
+#include "drafts.h"
+
+#include <algorithm>
+
+namespace pocketphi {
+
+namespace {
+constexpr size_t LEAST = 2, LONGEST = 8;  // tokens in common: a single one says too little
+}
+
+std::vector<int64_t> Drafts::guess(const std::vector<int64_t>& tokens, int64_t last, size_t room) const {
+  std::vector<int64_t> found;
+  const size_t size = std::min(length_, room), end = tokens.size() + 1;
+  const auto token = [&](size_t at) { return at < tokens.size() ? tokens[at] : at < end ? last : found[at - end]; };
+  size_t best = needed_ - 1, place = 0;
+  for (size_t at = end; --at > 0 && best < LONGEST;) {  // tokens before the continuation
+    size_t common = 0;
+    while (common < std::min(at, LONGEST) && token(at - 1 - common) == token(end - 1 - common)) ++common;
+    if (common > best) best = common, place = at;
+  }
+  while (place > 0 && found.size() < size) found.push_back(token(place + found.size()));  // may repeat itself
+  return found;
+}
+
+void Drafts::learn(size_t guessed, size_t right) {
+  if (guessed == 0) return;
+  length_ = right == guessed ? std::min(most_, 2 * length_) : std::max<size_t>(right, 1);
+  needed_ = right > 0 ? LEAST : std::min(needed_ + 1, LONGEST);
+}
+
+}  // namespace pocketphi
