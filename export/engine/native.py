@@ -279,13 +279,22 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def compile_flags() -> list[str]:
+    """What every compiler of the engine's sources is given, against the wheel's headers."""
+    include = _wheel() / "include"
+    includes = [f"-isystem{include}", f"-isystem{include}/executorch/runtime/core/portable_type/c10"]
+    return [*FLAGS, *DEFINES, f'-DPOCKETPHI_EXECUTORCH_VERSION="{version("executorch")}"', *includes]
+
+
 def _build(folder: Path) -> None:
-    wheel = Path(str(distribution("executorch").locate_file("executorch")))
-    includes = [f"-isystem{wheel}/include", f"-isystem{wheel}/include/executorch/runtime/core/portable_type/c10"]
-    made = [*DEFINES, f'-DPOCKETPHI_EXECUTORCH_VERSION="{version("executorch")}"']
-    link = [f"-L{wheel}/lib", "-lexecutorch", "-lexecutorch_threadpool", f"-Wl,-rpath,{wheel}/lib"]
+    libraries = _wheel() / "lib"
+    link = [f"-L{libraries}", "-lexecutorch", "-lexecutorch_threadpool", f"-Wl,-rpath,{libraries}"]
     out = ("-shared", "-o", folder / "libpocketphi.so")
-    run_compiler(os.environ.get("CXX") or "c++", *FLAGS, *made, *includes, *sorted(CPP.glob("*.cpp")), *out, *link)
+    run_compiler(os.environ.get("CXX") or "c++", *compile_flags(), *sorted(CPP.glob("*.cpp")), *out, *link)
+
+
+def _wheel() -> Path:
+    return Path(str(distribution("executorch").locate_file("executorch")))
 
 
 def _ids(ids: Sequence[int]) -> tuple[Any, c_size_t]:

@@ -128,6 +128,7 @@ Model::Model(const std::string& path, const std::string& packed, const std::atom
   context = constant("get_max_context_len"), chunk = constant("get_max_seq_len"), vocab = constant("get_vocab_size");
   const auto ends = module_->execute("get_eos_ids", std::vector<executorch::runtime::EValue>());
   check(ends.error(), "fails in get_eos_ids");
+  eos.reserve(ends->size());
   for (const auto& value : *ends) eos.push_back(value.toInt());
 
   const auto meta = module_->method_meta("forward");
@@ -135,6 +136,7 @@ Model::Model(const std::string& path, const std::string& packed, const std::atom
   if (const auto logits = meta->output_tensor_meta(0); logits.ok() && logits->sizes().size() == 3)
     logits_positions = logits->sizes()[1];
   std::vector<size_t> sizes;
+  sizes.reserve(meta->num_memory_planned_buffers());
   for (size_t at = 0; at < meta->num_memory_planned_buffers(); ++at)
     sizes.push_back(static_cast<size_t>(meta->memory_planned_buffer_size(at).get()));
   memory_ = std::make_unique<PlannedMemory>(sizes);

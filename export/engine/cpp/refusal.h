@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cerrno>
-#include <cstring>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 #include "pocketphi.h"
 
@@ -21,7 +21,9 @@ struct Refusal : std::runtime_error {
 
 // "PATH cannot be DONE: No such file or directory", of the system call that has just failed.
 inline std::string cannot(const std::string& path, const char* done) {
-  return path + " cannot be " + done + ": " + std::strerror(errno);
+  const int code = errno;
+  // Not strerror, which on some systems has one text for all threads.
+  return path + " cannot be " + done + ": " + std::generic_category().message(code);
 }
 
 }  // namespace pocketphi

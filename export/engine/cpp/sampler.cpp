@@ -86,8 +86,10 @@ int64_t Sampler::choose(const float* logits, size_t vocab, const std::vector<int
 
 size_t Sampler::draw(size_t count) {
   double rest = uniform() * std::accumulate(weights_.begin(), weights_.begin() + static_cast<ptrdiff_t>(count), 0.0);
-  for (size_t at = 0; at < count; ++at)
-    if ((rest -= weights_[at]) < 0) return at;
+  for (size_t at = 0; at < count; ++at) {
+    rest -= weights_[at];
+    if (rest < 0) return at;
+  }
   return 0;  // rounding has left a last crumb
 }
 

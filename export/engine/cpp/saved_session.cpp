@@ -31,8 +31,8 @@ static void each_stretch(const Bytes& part, Keep keep) {
   for (size_t block = 0; block < blocks;) {
     const size_t first = block;
     const bool empty = zero(part, block);
-    while (++block < blocks && zero(part, block) == empty) {
-    }
+    do ++block;
+    while (block < blocks && zero(part, block) == empty);
     const size_t place = first * BLOCK, length = std::min(block * BLOCK, part.size()) - place;
     if (empty)
       PlannedMemory::release(part.data() + place, length);

@@ -4,7 +4,7 @@
 
 namespace pocketphi {
 
-static const std::string REPLACEMENT = "\xef\xbf\xbd";  // U+FFFD
+static constexpr const char* REPLACEMENT = "\xef\xbf\xbd";  // U+FFFD
 
 // How many bytes at the end are the start of a character whose rest is missing.
 static size_t unfinished(const std::string& text) {
