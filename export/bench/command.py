@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Literal, Unpack
 
 from checkpoints.errors import run
 from export.bench.contract import OPTIONS, Option
@@ -65,11 +65,21 @@ def path_of(given: StrPath | None) -> Path | None:
     return None if given is None else Path(given)
 
 
-def bench_desktop(**flags: Unpack[Flags]) -> Finished:
-    """Measure on this machine, with the wheel's runner."""
-    from export.bench.desktop import desktop
+def bench_desktop(
+    *,
+    engine: Literal["runner", "ours"] = "runner",
+    packed: StrPath | None = None,
+    draft_tokens: int = 0,
+    **flags: Unpack[Flags],
+) -> Finished:
+    """Measure on this machine, with the wheel's runner or our own engine.
 
-    return bench(lambda plan, watch: [desktop.measure(plan, watch)], **flags)
+    Ours keeps its packed weights in `packed`, or drops them at the end, and guesses up to `draft_tokens` ahead.
+    """
+    from export.bench.desktop.desktop import Desktop, measure
+
+    options = Desktop(engine, path_of(packed), draft_tokens)
+    return bench(lambda plan, watch: [measure(plan, watch, options)], **flags)
 
 
 def bench_android(
@@ -134,7 +144,17 @@ def _add_option(parser: argparse.ArgumentParser, name: str, option: Option) -> N
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.bench", description=(__doc__ or "").split("\n\n")[0])
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="desktop|android|ios")
-    add_common(kinds.add_parser("desktop", help="this machine, with the wheel's runner"))
+    desktop = kinds.add_parser("desktop", help="this machine")
+    add_common(desktop)
+    desktop.add_argument(
+        "--engine", choices=("runner", "ours"), default="runner", help="upstream's runner (default) or our C++ engine"
+    )
+    desktop.add_argument(
+        "--packed", type=Path, metavar="DIR", help="keep our engine's packed weights there (default: nowhere)"
+    )
+    desktop.add_argument(
+        "--draft-tokens", type=int, metavar="N", default=0, help="guessed ahead at most by our engine (default: 0)"
+    )
     android = kinds.add_parser("android", help="phones and emulators over adb")
     add_common(android)
     android.add_argument("--serial", nargs="+", metavar="S", default=[], help="devices, measured side by side")

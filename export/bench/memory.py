@@ -8,12 +8,15 @@ from typing import Any, Final
 
 from export.bench.contract import MEMORY_KEYS
 
-# Of smaps_rollup; of status, which kernels before 4.14 have instead; of meminfo.
+# Of status, which the kernel keeps count of; of smaps_rollup, which it walks through all pages for; of meminfo.
 LINES: Final = {
+    "VmRSS": "rss_bytes",
+    "RssAnon": "anonymous_bytes",
+    "RssFile": "file_bytes",
+    "VmSwap": "swap_bytes",
     "Pss": "pss_bytes",
     "Rss": "rss_bytes",
     "Private_Dirty": "private_dirty_bytes",
-    "VmRSS": "rss_bytes",
     "MemAvailable": "available_bytes",
 }
 LINE = re.compile(r"^(\w+):\s+(\d+) kB", re.MULTILINE)
@@ -30,6 +33,8 @@ def parse_memory(text: str) -> dict[str, int | None]:
     for name, kib in LINE.findall(text):
         if name in LINES:
             memory[LINES[name]] = int(kib) * 1024
+    if (anonymous := memory["anonymous_bytes"]) is not None:
+        memory["private_bytes"] = anonymous + (memory["swap_bytes"] or 0)
     return memory
 
 
@@ -47,7 +52,7 @@ def with_peak(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The samples and the highest of each kind, of available memory the lowest."""
     peak = nothing()
     for key in MEMORY_KEYS:
-        known = [value for entry in samples if (value := entry["memory"][key]) is not None]
+        known = [value for entry in samples if (value := entry["memory"].get(key)) is not None]
         if known:
             peak[key] = min(known) if key == "available_bytes" else max(known)
     return {"samples": list(samples), "peak": peak}

@@ -1,4 +1,4 @@
-"""export.bench desktop: measured with the wheel's runner, and finished repeats kept when that ends early."""
+"""export.bench desktop: measured with either engine, and finished repeats kept when that ends early."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from export.bench.command import bench_desktop
-from export.bench.results.result import read_result
+from export.bench.desktop.models import OurModel
+from export.bench.results.result import read_result, validate
+from export.bench.results.table import notes_of
+from export.engine.compiled import cache_folder
+from export.engine.native import Answer
 from tests.bench.conftest import QUICK, Ran, start
+from tests.engine.native import need_compiler
 
 Bench = Callable[..., Ran]
 
@@ -28,6 +34,7 @@ def test_a_run(tiny_pte: Path, bench: Bench, tmp_path: Path) -> None:
     assert document["model"]["sha256"] == manifest["file"]["sha256"]
     assert document["model"]["manifest"]["planned_memory_bytes"] == sum(manifest["planned"].values())
     assert document["device"]["kind"] == "desktop" and document["build"]["executorch"] == "1.5.1"
+    assert document["build"]["engine"] == "TextLLMRunner"
     assert document["runs"][0]["repeats"][0]["memory"]["samples"][0]["phase"] == "load"
     assert {sample["phase"] for sample in document["runs"][1]["repeats"][0]["memory"]["samples"]} & {"load"} == set()
     loads = [repeat["load_ms"] for run in document["runs"] for repeat in run["repeats"]]
@@ -41,7 +48,11 @@ def test_a_run(tiny_pte: Path, bench: Bench, tmp_path: Path) -> None:
             if rest:
                 expected = 1e3 * (repeat["generated_tokens"] - 1) / rest
                 assert repeat["decode_tokens_per_s"] == pytest.approx(expected, rel=0.01)
-            assert repeat["memory"]["peak"]["rss_bytes"] > 50e6
+            peak = repeat["memory"]["peak"]
+            assert peak["rss_bytes"] > 50e6 and peak["private_bytes"] == peak["anonymous_bytes"] > 20e6
+            # The page walk comes at the ends of phases alone, and is there.
+            walked = [s["phase"] for s in repeat["memory"]["samples"] if s["memory"]["pss_bytes"] is not None]
+            assert walked and len(walked) <= (3 if repeat["load_ms"] else 2) and peak["pss_bytes"] > 20e6
     assert "16 tokens, repeat 2 of 2" in ran.err
 
 
@@ -53,6 +64,65 @@ def test_loading_for_every_repeat(tiny_pte: Path) -> None:
     assert finished.exit_code == 0 and device.json_path is None and device.outcome.document is not None
     (run,) = device.outcome.document["runs"]
     assert all(repeat["load_ms"] > 0 for repeat in run["repeats"])
+
+
+def ours(tiny_pte: Path, **flags: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The document and repeats of our engine, loaded for each of two."""
+    need_compiler()
+    flags = {"prompt_tokens": (16,), "new_tokens": 8, "repeats": 2, "warmups": 0, "cooldown": 0} | flags
+    finished = bench_desktop(pte=tiny_pte, engine="ours", load_mode="each", **flags)
+    assert finished.exit_code == 0
+    document = finished.devices[0].outcome.document
+    assert document is not None
+    return validate(document, "ours"), document["runs"][0]["repeats"]
+
+
+def test_our_engine(tiny_pte: Path, tmp_path: Path) -> None:
+    temporary = sorted(cache_folder().glob("bench-*"))
+    document, (cold, warm) = ours(tiny_pte)
+    assert document["build"]["engine"] == "pocketphi"
+    assert [(one["packing"], one["packing_note"]) for one in (cold, warm)] == [("cold", None), ("warm", None)]
+    assert 0 < warm["load_ms"] < cold["load_ms"]
+    assert sorted(cache_folder().glob("bench-*")) == temporary  # a file as large as the model does not stay
+    for repeat in (cold, warm):
+        assert (repeat["prompt_tokens"], repeat["generated_tokens"], len(repeat["token_ms"])) == (16, 8, 7)
+        assert repeat["decode_tokens_per_s"] == pytest.approx(7e3 / sum(repeat["token_ms"]), rel=0.05)
+        assert repeat["prefill_tokens_per_s"] >= 16e3 / repeat["time_to_first_token_ms"]
+        assert (repeat["drafted_tokens"], repeat["accepted_tokens"]) == (0, 0)
+        assert {sample["phase"] for sample in repeat["memory"]["samples"]} >= {"load"}
+    kept = tmp_path / "packed"
+    assert [repeat["packing"] for repeat in ours(tiny_pte, packed=kept)[1]] == ["cold", "warm"]
+    document, repeats = ours(tiny_pte, packed=kept)
+    assert [repeat["packing"] for repeat in repeats] == ["warm", "warm"]
+    readonly = tmp_path / "file"
+    readonly.write_text("")
+    document, repeats = ours(tiny_pte, packed=readonly)
+    assert [repeat["packing"] for repeat in repeats] == ["none", "none"]
+    assert any(
+        "No packed weights were kept in a file" in note and str(readonly) in note for note in notes_of(document)
+    )
+
+
+def test_no_answer_finds_the_session_of_another(tiny_pte: Path, tmp_path: Path) -> None:
+    need_compiler()
+    answers = list[Answer]()
+    with OurModel(tiny_pte, tmp_path / "packed", 0, lambda event, **more: None) as model:
+        generate = model.engine.generate
+        model.engine.generate = lambda *given, **more: answers.append(generate(*given, **more)) or answers[-1]  # type: ignore
+        model.load()
+        for _ in range(2):
+            model.answer([1, 2, 3, 4], 4)
+    assert [answer.reused_tokens for answer in answers] == [0, 0]
+    assert answers[0].token_ids == answers[1].token_ids
+
+
+def test_options_of_our_engine(tiny_pte: Path, bench: Bench, tmp_path: Path) -> None:
+    for flags in (["--packed", tmp_path], ["--draft-tokens", 4]):
+        ran = bench(*flags, kind="desktop", file=tiny_pte)
+        assert ran.code == 2 and ran.errors == [f"error: {flags[0]} is for --engine ours"]
+    need_compiler()
+    ran = bench("--engine", "ours", "--draft-tokens", 4, kind="desktop", file=tiny_pte)
+    assert ran.code == 2 and "--draft-tokens 4 needs a file that can check drafts" in ran.errors[0]
 
 
 def test_what_does_not_go_together(tiny_pte: Path, pte: Path, bench: Bench, tmp_path: Path) -> None:

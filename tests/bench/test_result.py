@@ -17,6 +17,7 @@ from export.bench.memory import kib_of, nothing, parse_memory, sample, with_peak
 from export.bench.prompts import make_prompts
 from export.bench.results import result
 from export.bench.results.baseline import Change, compare, differences
+from export.bench.results.table import notes_of
 from export.engine.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -152,6 +153,29 @@ def test_another_phone_is_noted() -> None:
     assert differences(other, make(20.0)) == ["the baseline's device model is Tablet, this one's Phone"]
 
 
+def test_other_loads_and_drafts_are_noted() -> None:
+    cold, warm = make(20.0), make(20.0)
+    for document, packing in ((cold, "cold"), (warm, "warm")):
+        document["runs"][0]["repeats"][0]["packing"] = packing
+    warm["runs"][0]["configuration"]["draft_tokens"] = 8
+    assert result.validate(warm, "warm") == warm
+    assert differences(cold, warm) == [
+        "the baseline's packing is cold, this one's warm",
+        "the baseline's draft_tokens is 0, this one's 8",
+    ]
+    assert differences(make(20.0), cold) == []
+
+
+def test_drafts_and_missing_packed_files_are_remarked_on() -> None:
+    document = make(20.0)
+    for repeat in document["runs"][0]["repeats"]:
+        repeat |= {"packing": "none", "packing_note": "no space", "drafted_tokens": 5, "accepted_tokens": 2}
+    assert notes_of(document) == [
+        "16 tokens: No packed weights were kept in a file: no space.",
+        "16 tokens: Of 15 tokens that were guessed ahead 6 were right.",
+    ]
+
+
 @pytest.mark.parametrize("lengths", [(1,), (2, 3, 5), (64, 512), (1000,)])
 def test_prompts_have_exactly_as_many_tokens(lengths: tuple[int, ...]) -> None:
     tokenizer = ROOT / "checkpoints/phi4-tiny/tokenizer.json"
@@ -166,6 +190,10 @@ def test_memory_of_this_process() -> None:
     assert pss is not None and rss is not None and 1 << 20 < pss <= rss
     assert memory["native_heap_bytes"] is None and kib_of(text, "MemTotal") > rss  # type: ignore[operator]
     assert parse_memory("") == nothing()
+    counted = parse_memory(Path("/proc/self/status").read_text())
+    assert counted["pss_bytes"] is None and counted["rss_bytes"] > counted["anonymous_bytes"] > 1 << 20  # type: ignore[operator]
+    swapped = parse_memory("RssAnon:\t 3 kB\nRssFile:\t 4 kB\nVmSwap:\t 2 kB\n")
+    assert (swapped["private_bytes"], swapped["file_bytes"]) == (5 << 10, 4 << 10)
 
 
 def test_peaks_are_highest_and_of_free_memory_lowest() -> None:

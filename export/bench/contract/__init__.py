@@ -65,7 +65,7 @@ MEMORY: Final = tuple(metric for metric in METRICS if metric.place[0] == "memory
 MEASURED: Final = tuple(
     metric.name for metric in METRICS if metric.place == (metric.name,) and metric.name != "token_ms"
 )
-MEMORY_KEYS: Final = tuple(SCHEMA["$defs"]["memory"]["required"])
+MEMORY_KEYS: Final = tuple(SCHEMA["$defs"]["memory"]["properties"])
 THERMAL: Final = tuple(SCHEMA["$defs"]["thermal"]["properties"]["status"]["enum"])  # by severity; last unknown
 HOT: Final = frozenset(_data["hot"])
 REMARKS: Final[dict[str, str]] = _data["remarks"]

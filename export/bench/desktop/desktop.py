@@ -1,6 +1,8 @@
-"""This machine: the wheel's C++ runner in a process of its own, measured from outside.
+"""This machine: a C++ engine in a process of its own, measured from outside.
 
-`private_dirty_bytes` and the like are the whole process's, Python and torch with it.
+Memory is the whole process's, Python and torch with it. What the kernel keeps count of (anonymous, file, swapped) is
+asked for all the time; what it must walk through all pages for (PSS, private dirty) once loaded and after an answer,
+while the process waits: the walk would disturb decoding.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -30,6 +34,7 @@ from export.bench.plan import Plan
 from export.bench.process import lines
 from export.bench.results import result
 from export.bench.results.numbers import size
+from export.engine.compiled import cache_folder
 from export.subprocess_call import last_line
 
 INTERVAL_S = 0.02
@@ -37,6 +42,38 @@ MOST = 0.05  # of the time may go into asking: a large process's tables take lon
 ROOT = Path(__file__).resolve().parents[3]
 WORKER = ["-m", "export.bench.desktop.worker"]
 Keep = Callable[[int, dict[str, Any]], object]  # gets a configuration's index and a repeat of it
+
+
+@dataclass(frozen=True)
+class Desktop:
+    """What only this machine is asked for; BadInput for what does not go together."""
+
+    engine: Literal["runner", "ours"] = "runner"
+    packed: Path | None = None  # where our engine keeps packed weights; by default nowhere after the measurement
+    draft_tokens: int = 0  # guessed ahead at most
+
+    def __post_init__(self) -> None:
+        if self.draft_tokens < 0:
+            raise BadInput(f"--draft-tokens {self.draft_tokens} is below 0")
+        if self.engine != "ours":
+            for flag, given in (("packed", self.packed is not None), ("draft-tokens", self.draft_tokens > 0)):
+                if given:
+                    raise BadInput(f"--{flag} is for --engine ours")
+
+    @property
+    def engine_name(self) -> str:
+        """As the result calls it."""
+        return {"runner": "TextLLMRunner", "ours": "pocketphi"}[self.engine]
+
+    @contextmanager
+    def folder(self) -> Iterator[Path | None]:
+        """For packed weights. Without one given a new one, so that every measurement starts with a cold load and a
+        file of the size of the model does not stay."""
+        if self.engine != "ours" or self.packed is not None:
+            yield self.packed
+            return
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=cache_folder()) as made:
+            yield Path(made, "packed")
 
 
 class Sampler:
@@ -51,7 +88,7 @@ class Sampler:
     def _run(self) -> None:
         while True:
             begun = time.monotonic()
-            memory = self._ask()
+            memory = self._ask(walk=False)
             if memory is None or self._stop.is_set():
                 return
             self.taken.append((begun, memory))
@@ -59,17 +96,22 @@ class Sampler:
                 return
 
     def take(self, at: float) -> None:
-        """One more sample, of a moment that is just over."""
-        if (memory := self._ask()) is not None:
+        """One more sample with everything, of a process that waits."""
+        if (memory := self._ask(walk=True)) is not None:
             self.taken.append((at, memory))
 
-    def _ask(self) -> dict[str, int | None] | None:
+    def _ask(self, walk: bool) -> dict[str, int | None] | None:
         try:
             if sys.platform == "linux":
-                memory = parse_memory(Path(f"/proc/{self._process.pid}/smaps_rollup").read_text())
-            else:
+                files = ["status", "smaps_rollup"] if walk else ["status"]
+                memory = parse_memory(
+                    "".join(Path(f"/proc/{self._process.pid}/{name}").read_text() for name in files)
+                )
+            elif walk:
                 info = self._process.memory_full_info()
                 memory = nothing() | {"rss_bytes": info.rss, "private_dirty_bytes": info.uss}
+            else:
+                memory = nothing() | {"rss_bytes": self._process.memory_info().rss}
             return memory | {"available_bytes": psutil.virtual_memory().available}
         except (OSError, psutil.Error):
             return None
@@ -89,9 +131,10 @@ class Run:
         self,
         plan: Plan,
         watch: Watch,
+        options: Desktop = Desktop(),
         on_repeat: Keep = lambda index, repeat: None,
     ) -> None:
-        self.plan, self.watch, self.on_repeat = plan, watch, on_repeat
+        self.plan, self.watch, self.options, self.on_repeat = plan, watch, options, on_repeat
         self.repeats: list[list[dict[str, Any]]] = [[] for _ in plan.prompt_tokens]
         self._phases: list[tuple[float, str]] = []
         self._before: dict[str, Any] = {}
@@ -99,13 +142,19 @@ class Run:
 
     def follow(self) -> str | None:
         """Run to the end; what went wrong, in a sentence. KeyboardInterrupt ends the worker and goes on."""
-        plan = self.plan
+        with self.options.folder() as packed:
+            return self._follow(packed)
+
+    def _follow(self, packed: Path | None) -> str | None:
+        plan, options = self.plan, self.options
         keys = ("new_tokens", "repeats", "warmups", "cooldown_s", "load_mode", "prompt_tokens")
         spec = {key: getattr(plan, key) for key in keys} | {"pte": str(plan.pte), "tokenizer": str(plan.tokenizer)}
+        spec |= {"engine": options.engine, "packed": str(packed), "draft_tokens": options.draft_tokens}
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             worker = subprocess.Popen(
                 [sys.executable, *WORKER, json.dumps(spec)],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -143,6 +192,11 @@ class Run:
             if event["event"] == "done":
                 return None
             self._take(event, sampler)
+            if event.get("phase") == "idle":  # it has been looked at and may go on
+                assert worker.stdin is not None
+                with suppress(BrokenPipeError):
+                    worker.stdin.write("\n")
+                    worker.stdin.flush()
         worker.wait()
         return ""
 
@@ -174,6 +228,7 @@ class Run:
         repeat = result.make_repeat(
             event["measures"],
             **event["counted"],
+            **event["told"],
             new_tokens=self.plan.new_tokens,
             memory=with_peak(samples),
             thermal={"before": self._before, "after": thermal()},
@@ -224,29 +279,32 @@ def device_facts() -> dict[str, Any]:
     }
 
 
-def measure(plan: Plan, watch: Watch) -> Outcome:
+def measure(plan: Plan, watch: Watch, options: Desktop = Desktop()) -> Outcome:
     """Measure on this machine; finished repeats are kept whatever happens after them.
 
-    BadInput where file, tokenizer and plan do not go together.
+    BadInput where file, tokenizer, plan and options do not go together.
     """
-    run, interrupted = Run(plan, watch), False
+    run, interrupted = Run(plan, watch, options), False
     try:
         problem = run.follow()
     except KeyboardInterrupt:
         problem, interrupted = "stopped by Ctrl-C", True
     if not any(run.repeats):
         return Outcome("desktop", None, problem, interrupted)
-    version = importlib.metadata.version
+    version, drafts = importlib.metadata.version, options.draft_tokens
     document = result.make_document(
         device=device_facts(),
         build={
             "app": "export.bench",
             "app_version": version("pocketphi"),
-            "engine": "TextLLMRunner",
+            "engine": options.engine_name,
             "executorch": version("executorch"),
         },
         model=make_model(plan.pte, plan.tokenizer, local_file(plan.pte).sha256),
-        runs=list(zip(plan.configurations(), run.repeats, strict=True)),
+        runs=[
+            (configuration | ({"draft_tokens": drafts} if drafts else {}), repeats)
+            for configuration, repeats in zip(plan.configurations(), run.repeats, strict=True)
+        ],
         problem=problem,
     )
     return Outcome("desktop", document, problem, interrupted)

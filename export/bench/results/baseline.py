@@ -78,13 +78,24 @@ def compare(baseline: Document, document: Document, tolerance: float | None = No
 
 
 def differences(baseline: Document, document: Document) -> list[str]:
-    """What else is not the same, in sentences: another phone or engine makes other numbers."""
+    """What else is not the same, in sentences: another phone, engine or kind of load makes other numbers."""
     notes = []
-    for part, key in (("device", "model"), ("build", "engine"), ("model", "sha256")):
-        was, is_ = baseline[part][key], document[part][key]
+    for (what, was), is_ in zip(_facts(baseline).items(), _facts(document).values(), strict=True):
         if was and is_ and was != is_:
-            notes.append(f"the baseline's {part} {key} is {was[:40]}, this one's {is_[:40]}")
+            notes.append(f"the baseline's {what} is {was[:40]}, this one's {is_[:40]}")
     return notes
+
+
+def _facts(document: Document) -> dict[str, str | None]:
+    runs = document["runs"]
+    return {
+        **{f"{part} {key}": document[part][key] for part, key in (("device", "model"), ("build", "engine"))},
+        "model sha256": document["model"]["sha256"],
+        "packing": " and ".join(
+            sorted({one["packing"] for run in runs for one in run["repeats"] if "packing" in one})
+        ),
+        "draft_tokens": "/".join(sorted({str(run["configuration"].get("draft_tokens", 0)) for run in runs})),
+    }
 
 
 def _summaries(document: Document) -> dict[tuple[int, int], dict[str, Any]]:

@@ -126,19 +126,21 @@ def memory(document: Document) -> str | None:
             took = (repeat["time_to_first_token_ms"] or 0) + sum(repeat["token_ms"])
             at += max([took, *(sample["at_ms"] for sample in samples)]) / 1e3
     kinds = {metric.place[-1]: metric.label.removeprefix("peak ") for metric in contract.MEMORY}
-    names = [key for key in kinds if any(entry[key] is not None for _, entry in timeline)][: len(SERIES)]
+    names = [key for key in kinds if any(entry.get(key) is not None for _, entry in timeline)][: len(SERIES)]
     if not names:
         return None
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
         for key, colour in zip(names, SERIES, strict=False):
-            points = [(x, entry[key] / 1e6) for x, entry in timeline if entry[key] is not None]
+            points = [(x, entry[key] / 1e6) for x, entry in timeline if entry.get(key) is not None]
             style = "o-" if len(points) < 40 else "-"
             ax.plot(*_split(points), style, color=colour, label=kinds[key], markersize=3.5)
         for start in starts[1:]:
             ax.axvline(start, color=GRID, linewidth=0.8)
-        ax.set_ylim(bottom=0, top=1.25 * max(entry[key] or 0 for _, entry in timeline for key in names) / 1e6 or 1)
+        ax.set_ylim(
+            bottom=0, top=1.25 * max(entry.get(key) or 0 for _, entry in timeline for key in names) / 1e6 or 1
+        )
         ax.set_xlabel("seconds, rests left out; lines between repeats")
         ax.set_title("MB of the process")
         ax.legend(ncols=len(names), loc="upper left", borderaxespad=0, handlelength=1.4)

@@ -51,13 +51,18 @@ def make_repeat(
     token_ms: Sequence[float],
     memory: Mapping[str, Any],
     thermal: Mapping[str, Mapping[str, Any]],
+    **told: Any,
 ) -> Repeat:
-    """One repeat that ended by itself. `measures` by the contract's names; those that lack are not known."""
+    """One repeat that ended by itself. `measures` by the contract's names; those that lack are not known.
+
+    `told` are the schema's optional keys, such as packing.
+    """
     if unknown := measures.keys() - set(contract.MEASURED):
         raise KeyError(f"contract.json has no metric {', '.join(sorted(unknown))}")
     return {
         **dict.fromkeys(contract.MEASURED),
         **measures,
+        **told,
         "prompt_tokens": prompt_tokens,
         "generated_tokens": generated_tokens,
         "token_ms": list(token_ms),

@@ -76,6 +76,11 @@ def _remarks(repeats: Sequence[dict[str, Any]]) -> list[str]:
     remarks = []
     if hot := [str(number) for number, repeat in enumerate(repeats, 1) if repeat["throttled"]]:
         remarks.append(REMARKS["hot"].format(repeats=", ".join(hot)))
+    if unpacked := sorted({str(repeat["packing_note"]) for repeat in repeats if repeat.get("packing") == "none"}):
+        remarks.append(REMARKS["not_packed"].format(note="; ".join(unpacked)))
+    if drafted := sum(repeat.get("drafted_tokens", 0) for repeat in repeats):
+        accepted = sum(repeat.get("accepted_tokens", 0) for repeat in repeats)
+        remarks.append(REMARKS["drafts"].format(drafted=drafted, accepted=accepted))
     if low := sum(repeat["low_memory_events"] for repeat in repeats):
         remarks.append(REMARKS["low_memory"].format(count=low))
     if short := [repeat["generated_tokens"] for repeat in repeats if repeat["stop_reason"] == "end_of_turn"]:
