@@ -8,7 +8,6 @@ says that a limit held and not how much was needed. Knows nothing of what the co
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -141,20 +140,13 @@ def private_bytes(processes: Sequence[psutil.Process]) -> int:
     return total
 
 
-def private_dirty_bytes() -> int:
-    """Memory that this process alone holds and has written to: what a phone counts against an app."""
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs, swapped out or not: what Linux's killers, Android's too, count."""
     try:
-        text = Path("/proc/self/smaps_rollup").read_text()
+        status = Path("/proc/self/status").read_text().split()
     except OSError:  # not Linux
         return int(psutil.Process().memory_full_info().uss)
-    line = next(line for line in text.splitlines() if line.startswith("Private_Dirty:"))
-    return int(line.split()[1]) * 1024
-
-
-def trim_heap() -> None:
-    """Give memory that was freed back to the system: what comes next would else be served from it, unseen."""
-    with suppress(OSError, AttributeError):  # glibc alone has it
-        ctypes.CDLL(None).malloc_trim(0)
+    return sum(1024 * int(status[status.index(key) + 1]) for key in ("RssAnon:", "VmSwap:"))
 
 
 def machine() -> dict[str, str | int]:

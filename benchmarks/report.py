@@ -1,7 +1,8 @@
-"""Prints what `benchmarks.export` measured as tables. Knows the keys of its report and nothing else."""
+"""Prints what `benchmarks.export` and `benchmarks.run` measured as tables. Knows the keys of their reports alone."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -91,4 +92,62 @@ def _print_limits(report: dict[str, Any], console: Console) -> None:
         unit = "G elements/s" if part is quantize else "GB/s"
         ratio = f"{ours['seconds'] / seconds:.2f}" if ours else "–"
         table.add_row(label, f"{seconds:.1f}", f"{rate / seconds:.2f} {unit}", ratio)
+    console.print(table)
+
+
+def print_engines(report: dict[str, Any], console: Console) -> None:
+    """What `benchmarks.run` measured: contestants beside each other, and what drafts bring."""
+    results = report["results"]
+
+    def keys(start: str) -> list[str]:
+        found = {key for result in results for key in result["median"] if key.startswith(start)}
+        return sorted(found, key=lambda key: int(key.rsplit("_", 1)[1]))
+
+    prompt = results[0]["median"]["prompt_tokens"]
+    rows: list[tuple[str, str, float]] = [  # label, key, divisor
+        ("first load, ms", "first_load_ms", 1),
+        ("later loads, ms", "load_ms", 1),
+        ("private memory, MB, after load", "private_bytes_loaded", 1e6),
+        *((f"… after {key.rsplit('_', 1)[1]} tokens", key, 1e6) for key in keys("private_bytes_at_")),
+        ("… at most, loading too", "peak_private_bytes", 1e6),
+        ("tokens fed at once", "chunk_tokens", 1),
+        (f"prefill of {prompt:.0f} tokens, tokens/s", "prompt_tokens_per_s", 1),
+        *((f"decode at {key.rsplit('_', 1)[1]}, ms/token", key, 1) for key in keys("decode_ms_at_")),
+    ]
+    table = Table("", title=f"medians of {report['rounds']} rounds; (×) is the ratio to the first")
+    for result in results:
+        table.add_column(f"{Path(result['file']).name}\n{result['engine']}", justify="right")
+    for label, key, divisor in rows:
+        cells = []
+        for number, result in enumerate(results):
+            if key not in result["median"]:
+                cells.append("–")
+                continue
+            ratio = f"  (×{result['ratio_to_first'][key]:.2f})" if number and key in result["ratio_to_first"] else ""
+            cells.append(f"{result['median'][key] / divisor:,.{0 if key == 'chunk_tokens' else 2}f}{ratio}")
+        table.add_row(label, *cells)
+    console.print(table)
+    for result in results:
+        for sentence in result["skipped"]:
+            console.print(sentence, soft_wrap=True)
+    for kind, drafts in report["drafts"].items():
+        _print_drafts(kind, drafts, console)
+
+
+def _print_drafts(kind: str, drafts: dict[str, Any], console: Console) -> None:
+    told = {"forced": "the text to be written is given", "answered": "the model's own answers"}[kind]
+    table = Table("", title=f"{Path(drafts['file']).name}, up to {drafts['draft_tokens']} drafts a step; {told}")
+    for name in ("tokens", "tokens/s without", "tokens/s with", "with ÷ without", "tokens a step", "drafts right"):
+        table.add_column(name, justify="right")
+    for name, task in drafts["tasks"].items():
+        ways = task["plain"], task["drafts"]
+        other = "" if task.get("same_tokens", True) else " (other tokens with drafts)"
+        table.add_row(
+            name + other,
+            str(ways[1]["tokens"]),
+            *(f"{way['tokens_per_s']:.1f}" for way in ways),
+            f"{task['ratio']:.2f}",
+            f"{ways[1]['tokens'] / max(1, ways[1]['steps']):.2f}",
+            f"{ways[1]['accepted']} of {ways[1]['drafted']}",
+        )
     console.print(table)

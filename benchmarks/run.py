@@ -1,12 +1,14 @@
-"""Measures `.pte` files in the C++ runtime of the wheel: load, memory, prefill, decode at several positions.
+"""Measures files in engines beside each other: loads, private memory by position, prefill, decode, drafts.
 
-    python -m benchmarks.run FILE.pte [OTHER.pte ...] [--positions 64,1000,4000] [--rounds 3] [--json]
+    python -m benchmarks.run FILE.pte [OTHER.pte | FILE.gguf …] [--engines ours,wheel] [--positions 64,1000,4000]
+        [--memory-at 16,200,2000] [--prompt 512] [--drafts] [--draft-model FILE.pte] [--rounds 3] [--json]
 
-Every trial is a process of its own, and files take turns, A B A B …, so that a machine that slows down slows
-both; ratios are medians of the ratios within a round. Tokens are random: the cost does not depend on them.
-Decoding at position 4000 does not feed 4000 tokens first: the attention kernel reads the zero-filled cache
-just as it would read a full one, so a step costs the same. Knows nothing of text, and not whether the logits
-are right.
+A `.pte` is measured in each of --engines: `ours` is our C++ engine with packed weights in a file, `wheel`
+upstream's C++ runtime as its libraries for phones are configured. A `.gguf` is measured in llama.cpp, where
+llama-cpp-python is installed (`uv run --group peers`); `benchmarks.as_gguf` makes one of a checkpoint. Every trial
+is a process of its own, and they take turns, A B C A B C …, so that a machine that slows down slows all; ratios
+are medians of the ratios within a round. Files are in the page cache before they are loaded. Knows nothing of
+text, but for --drafts (`benchmarks.drafts`), and not whether the logits are right.
 """
 
 from __future__ import annotations
@@ -14,213 +16,151 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import measure
+from benchmarks import drafts, measure
+from benchmarks.engines import GGUF, PTE, prepare
+from benchmarks.report import print_engines
+from benchmarks.trial import Trial, round_of
 from checkpoints.errors import BadInput, run
 
-POSITIONS = (64, 1000, 4000)
+# For packed weights: /tmp is memory on many systems.
+DISK = Path("/var/tmp") if Path("/var/tmp").is_dir() else Path(tempfile.gettempdir())
+Progress = Callable[[str], object]
 
 
-def trial(path: Path, positions: Sequence[int], new_tokens: int, prompt_tokens: int) -> dict[str, Any]:
-    """Load and run one file in this process. Times are medians over the calls of their kind."""
-    import executorch.extension.llm.custom_ops.custom_ops
-    import executorch.kernels.quantized  # noqa: F401  registers the quantized embeddings
-    import torch
-    from executorch.runtime import Runtime, Verification
+@dataclass(frozen=True)
+class Plan:
+    """What each trial does, and how often."""
 
-    measure.trim_heap()
-    base_bytes, base = measure.private_bytes([psutil.Process()]), measure.private_dirty_bytes()
-    start = time.perf_counter()
-    # Minimal verification is what Module, and so the LLM runners on phones, load with.
-    program = Runtime.get().load_program(path, verification=Verification.Minimal)
-    forward = program.load_method("forward")
-    load_ms = 1e3 * (time.perf_counter() - start)
-    loaded = measure.private_dirty_bytes()
-    assert forward is not None
+    positions: tuple[int, ...] = (64, 1000, 4000)
+    memory_at: tuple[int, ...] = (16, 200, 2000)
+    new_tokens: int = 16
+    prompt: int = 512
+    context: int = 4096
+    rounds: int = 3
+    engines: tuple[str, ...] = PTE
+    work: Path = DISK
+    draft_tokens: int = drafts.MOST
 
-    def constant(name: str) -> int:
-        method = program.load_method(name)
-        assert method is not None
-        return int(method.execute([])[0])
-
-    # The planned size of the tokens' tensor is the most that can be fed at once: get_max_seq_len in our
-    # files, one less than that in upstream's.
-    chunk = int(forward.metadata.input_tensor_meta(0).sizes()[1])
-    context = constant("get_max_context_len" if "get_max_context_len" in program.method_names else "get_max_seq_len")
-    tokens = torch.randint(
-        0, constant("get_vocab_size"), (1, max(chunk, 1)), generator=torch.Generator().manual_seed(0)
-    )
-
-    def step(count: int, position: int) -> float:
-        """Feed `count` tokens at `position`; milliseconds."""
-        inputs = (tokens[:, :count], torch.tensor([position]))
-        begun = time.perf_counter()
-        forward.execute(inputs)
-        return 1e3 * (time.perf_counter() - begun)
-
-    step(1, 0)  # touches weights and arenas for the first time
-    skipped = []
-    if prompt_tokens > context:
-        skipped.append(f"{path.name} holds {context} tokens: the prompt of {prompt_tokens} is cut to that")
-    prompt = min(prompt_tokens, context)
-    lengths = [min(chunk, prompt - at) for at in range(0, prompt, chunk)]
-    chunks_ms = [step(length, chunk * number) for number, length in enumerate(lengths)]
-    decode_ms = {}
-    for position in positions:
-        if position + new_tokens > context:
-            skipped.append(
-                f"{path.name} holds {context} tokens: {new_tokens} at position {position} are not measured"
-            )
-        else:
-            decode_ms[position] = statistics.median(step(1, position + i) for i in range(new_tokens))
-    return {
-        "load_ms": load_ms,
-        "base_private_bytes": base_bytes,
-        "loaded_private_dirty_bytes": loaded - base,
-        "final_private_dirty_bytes": measure.private_dirty_bytes() - base,
-        "context_tokens": context,
-        "chunk_tokens": lengths[0],
-        "chunk_tokens_per_s": 1e3 * lengths[0] / chunks_ms[0],
-        "prompt_tokens": prompt,
-        "prompt_tokens_per_s": 1e3 * prompt / sum(chunks_ms),
-        **{f"decode_ms_at_{position}": value for position, value in decode_ms.items()},
-        "skipped": skipped,
-    }
+    def __post_init__(self) -> None:
+        for name in ("new_tokens", "prompt", "rounds", "context", "draft_tokens"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"--{name.replace('_', '-')} {getattr(self, name)} is not at least 1")
+        for name in ("positions", "memory_at"):
+            if any(position < 1 for position in getattr(self, name)):
+                raise BadInput(f"--{name.replace('_', '-')} {','.join(map(str, getattr(self, name)))}: below 1")
+        if strangers := set(self.engines) - set(PTE):
+            raise BadInput(f"--engines has {', '.join(sorted(strangers))}, not {' or '.join(PTE)}")
+        if not self.work.is_dir():
+            raise BadInput(f"--work {self.work} is not a folder")
 
 
-def trial_in_child(path: Path, positions: Sequence[int], new_tokens: int, prompt_tokens: int) -> dict[str, Any]:
-    """`trial` in a process of its own, with that process's peak of memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        into = Path(folder, "trial.json")
-        options = ("--positions", ",".join(map(str, positions)), "--new-tokens", str(new_tokens))
-        done = measure.run(
-            (sys.executable, "-m", "benchmarks.run", str(path.resolve()), *options)
-            + ("--prompt", str(prompt_tokens), "--trial", str(into))
-        )
-        if done.failure:
-            last = done.tail.strip().splitlines()[-1:]
-            raise BadInput(f"{path} could not be measured ({done.failure}): {''.join(last)}")
-        result: dict[str, Any] = json.loads(into.read_text())
-    # What the file added to a process that had Python and torch in it already; for a file of a few megabytes the
-    # process was larger while it imported them, and this is too much.
-    result["peak_private_bytes"] = max(
-        done.private_peak_bytes - result.pop("base_private_bytes"), result["final_private_dirty_bytes"]
-    )
-    return result
+def contestants(files: Sequence[Path], engines: Sequence[str]) -> list[tuple[Path, str]]:
+    """Every file with every engine that can run it; BadInput where there is none."""
+    found = []
+    for path in files:
+        if not path.is_file():
+            raise BadInput(f"{path} does not exist or is not a file")
+        found += [(path, engine) for engine in (GGUF if path.suffix == ".gguf" else engines)]
+    return found
 
 
-def compare(
-    files: Sequence[Path],
-    positions: Sequence[int] = POSITIONS,
-    new_tokens: int = 16,
-    prompt_tokens: int = 1000,
-    rounds: int = 3,
-    progress: Callable[[str], object] = lambda line: None,
-) -> dict[str, Any]:
-    """Measure files in turns. Returns all trials, medians a file, and ratios of every file to the first."""
-    trials: list[list[dict[str, Any]]] = [[] for _ in files]
-    for number in range(rounds):
-        for index, path in enumerate(files):
-            progress(f"round {number + 1} of {rounds}: {path.name}")
-            trials[index].append(trial_in_child(path, positions, new_tokens, prompt_tokens))
+def compare(files: Sequence[Path], plan: Plan, progress: Progress = lambda line: None) -> dict[str, Any]:
+    """Measure in turns. Returns all trials, the medians of each contestant, and its ratios to the first."""
+    field = contestants(files, plan.engines)
+    for engine in {engine for _, engine in field}:
+        prepare(engine)  # before the first of many minutes, not in the middle
+    trials: list[list[dict[str, Any]]] = [[] for _ in field]
+    with tempfile.TemporaryDirectory(prefix="pocketphi-", dir=plan.work) as packed:
+        for number in range(plan.rounds):
+            for index, (path, engine) in enumerate(field):
+                progress(f"round {number + 1} of {plan.rounds}: {path.name} in {engine}")
+                _into_page_cache(path)
+                what = (plan.positions, plan.memory_at, plan.new_tokens, plan.prompt, plan.context)
+                trials[index].append(round_of(Trial(str(path.resolve()), engine, packed, *what)))
     results = []
-    for index, path in enumerate(files):
-        numbers = [key for key, value in trials[index][0].items() if key != "skipped"]
-        medians = {key: statistics.median(trial[key] for trial in trials[index]) for key in numbers}
-        shared = [key for key in numbers if key in trials[0][0]]
+    for (path, engine), own in zip(field, trials, strict=True):
+        numbers = [key for key in own[0] if key != "skipped"]
         ratios = {
-            key: statistics.median(own[key] / first[key] for own, first in zip(trials[index], trials[0], strict=True))
-            for key in shared
-            if all(first[key] for first in trials[0])
+            key: statistics.median(one[key] / first[key] for one, first in zip(own, trials[0], strict=True))
+            for key in numbers
+            if all(first.get(key, 0) > 0 for first in trials[0])
         }
         results.append(
             {
                 "file": str(path),
+                "engine": engine,
                 "bytes": path.stat().st_size,
-                "median": medians,
+                "median": {key: statistics.median(trial[key] for trial in own) for key in numbers},
                 "ratio_to_first": ratios,
-                "skipped": trials[index][0]["skipped"],
-                "trials": trials[index],
+                "skipped": own[0]["skipped"],
+                "trials": own,
             }
         )
-    return {"machine": measure.machine(), "rounds": rounds, "new_tokens": new_tokens, "files": results}
+    return {"machine": measure.machine(), "rounds": plan.rounds, "new_tokens": plan.new_tokens, "results": results}
 
 
-def print_comparison(report: dict[str, Any], console: Console) -> None:
-    files = report["files"]
-    decode = sorted(
-        {key for file in files for key in file["median"] if key.startswith("decode_ms_at_")},
-        key=lambda key: int(key.rsplit("_", 1)[1]),
-    )
-    prompt = files[0]["median"]["prompt_tokens"]
-    rows: list[tuple[str, str, float]] = [  # label, key, divisor
-        ("load, ms", "load_ms", 1),
-        ("private dirty after load, MB", "loaded_private_dirty_bytes", 1e6),
-        ("peak memory added, MB", "peak_private_bytes", 1e6),
-        ("tokens fed at once", "chunk_tokens", 1),
-        ("prefill, that many, tokens/s", "chunk_tokens_per_s", 1),
-        (f"prefill, prompt of {prompt:.0f}, tokens/s", "prompt_tokens_per_s", 1),
-        *((f"decode at {key.rsplit('_', 1)[1]}, ms/token", key, 1) for key in decode),
-    ]
-    table = Table("", title=f"medians of {report['rounds']} rounds; (×) is the ratio to the first file")
-    for file in files:
-        table.add_column(Path(file["file"]).name, justify="right")
-    for label, key, divisor in rows:
-        cells = []
-        for number, file in enumerate(files):
-            if key not in file["median"]:
-                cells.append("–")
-                continue
-            ratio = f"  (×{file['ratio_to_first'][key]:.2f})" if number and key in file["ratio_to_first"] else ""
-            cells.append(f"{file['median'][key] / divisor:,.{0 if key == 'chunk_tokens' else 2}f}{ratio}")
-        table.add_row(label, *cells)
-    console.print(table)
-    for file in files:
-        for sentence in file["skipped"]:
-            console.print(sentence, soft_wrap=True)
+def _into_page_cache(path: Path) -> None:
+    with path.open("rb") as file:
+        while file.read(1 << 24):
+            pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n\n")[0])
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.pte")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".pte, or .gguf for llama.cpp")
+    words, plan = ",".join, Plan()
+    parser.add_argument("--engines", default=words(PTE), metavar="E,E", help="for a .pte (default: %(default)s)")
+    lists = {"positions": "where single steps are timed", "memory_at": "tokens after which memory is taken"}
+    for name, help_ in lists.items():
+        flag, text = f"--{name.replace('_', '-')}", words(map(str, getattr(plan, name)))
+        parser.add_argument(flag, type=_numbers, default=text, metavar="N,N", help=f"{help_} (default: {text})")
+    for name, help_ in {
+        "new_tokens": "steps at each position",
+        "prompt": "tokens of the prompt",
+        "context": "tokens that llama.cpp's cache holds",
+        "rounds": "trials of each",
+    }.items():
+        flag, text = f"--{name.replace('_', '-')}", f"{help_} (default: %(default)s)"
+        parser.add_argument(flag, type=int, default=getattr(plan, name), metavar="N", help=text)
     parser.add_argument(
-        "--positions", type=_positions, default=POSITIONS, help="comma-separated (default: 64,1000,4000)"
+        "--work", type=Path, default=DISK, metavar="DIR", help="for packed weights (default: %(default)s)"
     )
-    parser.add_argument("--new-tokens", type=int, default=16, help="decoded at each position (default: %(default)s)")
-    parser.add_argument("--prompt", type=int, default=1000, help="tokens of the prompt (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="trials a file (default: %(default)s)")
+    parser.add_argument("--drafts", action="store_true", help="also what drafts bring our engine with the first .pte")
+    parser.add_argument("--draft-model", type=Path, metavar="FILE.pte", help="and what they bring a trained one")
+    text = "guessed ahead at most (default: %(default)s)"
+    parser.add_argument("--draft-tokens", type=int, default=plan.draft_tokens, metavar="N", help=text)
     parser.add_argument("--json", action="store_true", help="print every trial as JSON")
-    parser.add_argument("--trial", type=Path, help=argparse.SUPPRESS)
-    flags = parser.parse_args(argv)
-    for name in ("new_tokens", "prompt", "rounds"):
-        if getattr(flags, name) < 1:
-            raise BadInput(f"--{name.replace('_', '-')} {getattr(flags, name)} is not at least 1")
-    for path in flags.files:
-        if not path.is_file():
-            raise BadInput(f"{path} does not exist or is not a file")
-    if flags.trial:
-        flags.trial.write_text(json.dumps(trial(flags.files[0], flags.positions, flags.new_tokens, flags.prompt)))
-        return 0
+    given = vars(parser.parse_args(argv))
+    given["engines"] = tuple(given["engines"].split(","))
+    plan = Plan(**{name: given[name] for name in Plan.__dataclass_fields__})
+    if (model := given["draft_model"]) is not None:
+        contestants([model], PTE)
     console = Console(stderr=True)
-    report = compare(flags.files, flags.positions, flags.new_tokens, flags.prompt, flags.rounds, console.print)
-    if flags.json:
+    report = compare(given["files"], plan, console.print)
+    report["drafts"] = drafts.measure_all(
+        next((path for path in given["files"] if path.suffix != ".gguf"), None) if given["drafts"] else None,
+        given["draft_model"],
+        plan.draft_tokens,
+        plan.rounds,
+        plan.work,
+        console.print,
+    )
+    if given["json"]:
         print(json.dumps(report, indent=2))
     else:
-        print_comparison(report, Console())
+        print_engines(report, Console())
     return 0
 
 
-def _positions(text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({int(item) for item in text.split(",")}))
     except ValueError:
