@@ -131,8 +131,8 @@ class Run:
         self,
         plan: Plan,
         watch: Watch,
-        options: Desktop = Desktop(),
         on_repeat: Keep = lambda index, repeat: None,
+        options: Desktop = Desktop(),
     ) -> None:
         self.plan, self.watch, self.options, self.on_repeat = plan, watch, options, on_repeat
         self.repeats: list[list[dict[str, Any]]] = [[] for _ in plan.prompt_tokens]
@@ -284,7 +284,7 @@ def measure(plan: Plan, watch: Watch, options: Desktop = Desktop()) -> Outcome:
 
     BadInput where file, tokenizer, plan and options do not go together.
     """
-    run, interrupted = Run(plan, watch, options), False
+    run, interrupted = Run(plan, watch, options=options), False
     try:
         problem = run.follow()
     except KeyboardInterrupt:
