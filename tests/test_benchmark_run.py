@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from benchmarks.run import Plan, compare, contestants, main
 from benchmarks.trial import Trial, in_child
 from checkpoints.errors import BadInput
 from export.engine.chat_template import chat_prompt
+from export.engine.native import NativeEngine
 from export.engine.session import Session
 from export.engine.tokenizer import runner_ids
 from export.pte import export_pte
@@ -111,13 +113,26 @@ def test_forced_texts_are_written_whole(long_pte: Path, tmp_path: Path) -> None:
 
 def test_drafts_of_three_texts(long_pte: Path, tmp_path: Path) -> None:
     need_compiler()
-    prepare("ours")
-    tasks = drafts.forced(long_pte, tmp_path / "packed", 8)
+    tasks = drafts.measure_all(long_pte, None, 7, 1, tmp_path, lambda line: None)["forced"]["tasks"]
     assert list(tasks) == ["summary", "edit", "free text"]
     right = {name: task["drafts"]["accepted"] / task["drafts"]["tokens"] for name, task in tasks.items()}
     assert right["edit"] > 0.7 > right["summary"] > right["free text"]
-    with pytest.raises(BadInput, match=r"long.pte: drafts could not be measured .*gives the logits of one token"):
-        drafts.measure_all(None, long_pte, 8, 1, tmp_path, lambda line: None)
+
+
+@pytest.mark.parametrize("positions", [1, 8])
+def test_a_model_answers_with_drafts_where_they_can_be_checked(
+    positions: int, long_pte: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_compiler()
+    load = NativeEngine.load
+    monkeypatch.setattr(NativeEngine, "load", lambda *given: replace(load(*given), logits_positions=positions))
+    if positions == 1:
+        with pytest.raises(BadInput, match=r"long.pte gives the logits of one token a step: it cannot check drafts"):
+            drafts.answered(long_pte, tmp_path / "packed", 7)
+        return
+    for task in drafts.answered(long_pte, tmp_path / "packed", 7).values():
+        assert task["same_tokens"] and task["plain"]["drafted"] == 0
+        assert task["plain"]["tokens"] == task["drafts"]["tokens"] > 0
 
 
 def test_llama_cpp_computes_the_same_model(tiny_pte: Path, tmp_path: Path) -> None:

@@ -7,18 +7,20 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from checkpoints.errors import BadInput
 from export.bench.command import bench_desktop
 from export.bench.desktop.models import OurModel
 from export.bench.results.result import read_result, validate
 from export.bench.results.table import notes_of
 from export.engine.compiled import cache_folder
-from export.engine.native import Answer
+from export.engine.native import Answer, NativeEngine
 from tests.bench.conftest import QUICK, Ran, start
 from tests.engine.native import need_compiler
 
@@ -116,13 +118,18 @@ def test_no_answer_finds_the_session_of_another(tiny_pte: Path, tmp_path: Path) 
     assert answers[0].token_ids == answers[1].token_ids
 
 
-def test_options_of_our_engine(tiny_pte: Path, bench: Bench, tmp_path: Path) -> None:
+def test_options_of_our_engine(tiny_pte: Path, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for flags in (["--packed", tmp_path], ["--draft-tokens", 4]):
         ran = bench(*flags, kind="desktop", file=tiny_pte)
         assert ran.code == 2 and ran.errors == [f"error: {flags[0]} is for --engine ours"]
     need_compiler()
-    ran = bench("--engine", "ours", "--draft-tokens", 4, kind="desktop", file=tiny_pte)
-    assert ran.code == 2 and "--draft-tokens 4 needs a file that can check drafts" in ran.errors[0]
+    load = NativeEngine.load
+    monkeypatch.setattr(NativeEngine, "load", lambda *given: replace(load(*given), logits_positions=1))
+    with (
+        OurModel(tiny_pte, tmp_path / "packed", 4, lambda event, **more: None) as model,
+        pytest.raises(BadInput, match="--draft-tokens 4 needs a file that can check drafts"),
+    ):
+        model.load()
 
 
 def test_what_does_not_go_together(tiny_pte: Path, pte: Path, bench: Bench, tmp_path: Path) -> None:
