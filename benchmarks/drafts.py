@@ -5,16 +5,19 @@
 It depends on the text that a model writes, so there are two measurements:
 - forced (--drafts): for any weights, random ones too. The text to be written is given, below. Every step is a real
   one of the engine: it feeds the last token and its drafts, those that agree with the given text stay, the rest is
-  rewound. Drafts are found here, by the rule of `lookup`. It tells what the mechanism brings where a model writes
-  this text, not that one does; and it is a little too good, since such a step computes the logits of its last
-  token only.
-- answered (--draft-model): a trained model in a file that can check drafts answers the three prompts by itself.
+  rewound. Drafts are guessed by the engine's own rule, called from here. It tells what they bring where a model
+  writes this text, not that one does. Of a file exported with --speculate 0 it is a little too good, since such a
+  file computes the logits of a step's last token only.
+- answered (--draft-model): a trained model in a file that can check drafts answers the three prompts by itself. How
+  it rounds depends on how many tokens it computes at once, so the answers need not be the same: that is told.
 Knows our engine alone.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -28,7 +31,6 @@ from benchmarks import measure
 from checkpoints.errors import BadInput, run
 
 MOST = 7  # drafts in a step
-LONGEST, SHORTEST = 3, 2  # tokens that must have come before in the same order
 ANSWER = 192  # tokens of an answer at most
 
 SOURCE = (
@@ -79,14 +81,34 @@ TASKS = (
 )
 
 
-def lookup(tokens: Sequence[int], most: int) -> list[int]:
-    """What followed when the last few tokens came before: the longest match, of those the latest; at most so many."""
-    for length in range(LONGEST, SHORTEST - 1, -1):
-        end = list(tokens[-length:])
-        for start in range(len(tokens) - length - 1, -1, -1):
-            if tokens[start : start + length] == end:
-                return list(tokens[start + length : start + length + most])
-    return []
+class Guesses:
+    """The engine's rule (export/engine/cpp/drafts.h) for one answer, by the C function that its tests call it by."""
+
+    def __init__(self, most: int) -> None:
+        from export.engine.compiled import compiled, run_compiler
+        from export.engine.native import CPP, FLAGS
+
+        sources = [CPP / "drafts.cpp", measure.ROOT / "tests/engine/cpp/drafts_calls.cpp"]
+
+        def build(folder: Path) -> None:
+            out = ("-shared", "-o", folder / "drafts.so")
+            run_compiler(os.environ.get("CXX") or "c++", *FLAGS, f"-I{CPP}", *sources, *out)
+
+        parts = [path.read_bytes() for path in (*sources, CPP / "drafts.h")]
+        self._guess = ctypes.CDLL(str(compiled("drafts", parts, build) / "drafts.so")).guess
+        self._guess.restype = ctypes.c_size_t
+        self._most, self._fates = most, list[int]()
+
+    def after(self, tokens: Sequence[int], room: int) -> list[int]:
+        """What may follow these tokens, at most `room`."""
+        size, ids = ctypes.c_size_t, ctypes.c_int64
+        fates, text = (size * len(self._fates))(*self._fates), (ids * len(tokens))(*tokens)
+        out = (ids * max(1, room))()
+        told = (size(self._most), fates, size(len(fates) // 2), text, size(len(tokens) - 1), ids(tokens[-1]))
+        return list(out[: self._guess(*told, size(room), out)])
+
+    def learn(self, guessed: int, right: int) -> None:
+        self._fates += [guessed, right]
 
 
 def forced(path: Path, packed: Path, most: int) -> dict[str, Any]:
@@ -111,12 +133,14 @@ def _write(engine: Any, prompt: list[int], wanted: list[int], most: int) -> dict
     for at in range(0, len(prompt), engine.chunk):
         engine.feed(prompt[at : at + engine.chunk], at)
     tokens, end, counts = [*prompt, wanted[0]], len(prompt) + len(wanted), {"steps": 0, "drafted": 0, "accepted": 0}
+    guesses = Guesses(most)
     begun = time.perf_counter()
     while len(tokens) < end:
         rest = wanted[len(tokens) - len(prompt) :]
-        guess = lookup(tokens, min(most, len(rest) - 1)) if most else []
+        guess = guesses.after(tokens, len(rest) - 1) if most else []
         engine.feed([tokens[-1], *guess], len(tokens) - 1)
         right = next((n for n, (a, b) in enumerate(zip(guess, rest, strict=False)) if a != b), len(guess))
+        guesses.learn(len(guess), right)
         tokens += rest[: right + 1]  # the drafts that are right, and what the logits say after them
         counts = {key: counts[key] + n for key, n in zip(counts, (1, len(guess), right), strict=True)}
     seconds = time.perf_counter() - begun
@@ -125,7 +149,7 @@ def _write(engine: Any, prompt: list[int], wanted: list[int], most: int) -> dict
 
 def answered(path: Path, packed: Path, most: int) -> dict[str, Any]:
     """The answers of the model itself, without drafts and with them, in this process."""
-    from export.engine.native import NativeEngine, Sampling
+    from export.engine.native import End, NativeEngine, Sampling
 
     tokenizer, found = _tokenizer(path), {}
     with NativeEngine() as engine:
@@ -138,10 +162,10 @@ def answered(path: Path, packed: Path, most: int) -> dict[str, Any]:
             for way, drafts in (("plain", 0), ("drafts", most)):
                 engine.release()
                 answer = engine.generate(prompt, Sampling(max_new_tokens=ANSWER, draft_tokens=drafts))
-                count = len(answer.token_ids)
+                after_first = len(answer.token_ids) - (answer.end != End.TOKEN)  # with the one that ended it
                 ways[way] = {
-                    "tokens": count,
-                    "tokens_per_s": 1e3 * (count - 1) / answer.decode_ms if answer.decode_ms else 0.0,
+                    "tokens": len(answer.token_ids),
+                    "tokens_per_s": 1e3 * after_first / answer.decode_ms if answer.decode_ms else 0.0,
                     "steps": answer.steps,
                     "drafted": answer.drafted_tokens,
                     "accepted": answer.accepted_tokens,

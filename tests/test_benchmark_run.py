@@ -90,13 +90,6 @@ def test_what_cannot_be_measured(tiny_pte: Path, tmp_path: Path, monkeypatch: py
             main([*map(str, files), *flags])
 
 
-def test_drafts_are_what_followed_before() -> None:
-    assert drafts.lookup([1, 2, 3, 4, 5, 1, 2, 3], 8) == [4, 5, 1, 2, 3]
-    assert drafts.lookup([1, 2, 3, 4, 9, 2, 3, 5, 7, 2, 3], 1) == [5]  # the latest
-    assert drafts.lookup([1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3], 1) == [4]  # the longest before the latest
-    assert drafts.lookup([1, 2, 3, 4, 3], 8) == [] and drafts.lookup([7], 8) == []
-
-
 def test_forced_texts_are_written_whole(long_pte: Path, tmp_path: Path) -> None:
     need_compiler()
     prepare("ours")
@@ -130,9 +123,13 @@ def test_a_model_answers_with_drafts_where_they_can_be_checked(
         with pytest.raises(BadInput, match=r"long.pte gives the logits of one token a step: it cannot check drafts"):
             drafts.answered(long_pte, tmp_path / "packed", 7)
         return
-    for task in drafts.answered(long_pte, tmp_path / "packed", 7).values():
-        assert task["same_tokens"] and task["plain"]["drafted"] == 0
-        assert task["plain"]["tokens"] == task["drafts"]["tokens"] > 0
+    found = drafts.answered(long_pte, tmp_path / "packed", 7)
+    for task in found.values():
+        plain, guessed = task["plain"], task["drafts"]  # phi4-tiny ends each with a few tokens
+        assert plain["drafted"] == 0 < plain["steps"] == plain["tokens"] < drafts.ANSWER
+        assert 0 < guessed["steps"] == guessed["tokens"] - guessed["accepted"]
+        assert plain["tokens_per_s"] > 0 < guessed["tokens_per_s"] and task["same_tokens"]
+    assert sum(task["drafts"]["drafted"] for task in found.values()) > 0
 
 
 def test_llama_cpp_computes_the_same_model(tiny_pte: Path, tmp_path: Path) -> None:
