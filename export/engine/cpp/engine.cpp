@@ -153,7 +153,8 @@ void load(pocketphi_engine* engine, const pocketphi_load_options& options, pocke
 
   const Model& model = *loaded->model;
   loaded->chunk = options.prefill_chunk > 0 ? std::min<int64_t>(options.prefill_chunk, model.chunk) : model.chunk;
-  report.context_length = model.context, report.vocab_size = model.vocab, report.logits_positions = model.logits_positions, report.prefill_chunk = loaded->chunk;
+  report.context_length = model.context, report.vocab_size = model.vocab, report.prefill_chunk = loaded->chunk;
+  report.logits_positions = model.logits_positions;
   report.threads = loaded->threads.count();
   report.planned_bytes = loaded->model->memory().bytes();
   std::snprintf(report.packed_note, sizeof report.packed_note, "%s", note.c_str());

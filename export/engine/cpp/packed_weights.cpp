@@ -50,17 +50,20 @@ uint64_t file_digest(const File& file, const std::atomic<bool>& stop) {
   return sum;
 }
 
-#ifdef __linux__
-// Whether most of the file has to come from the disk first.
+// Whether most of the file has to come from the disk first, where the system tells that and large folios matter.
 bool cold(const File& file) {
+#ifdef __linux__
   const Mapping bytes(file);
   std::vector<unsigned char> pages((bytes.size() >> 12) + 1);
   if (bytes.size() == 0 || mincore(const_cast<uint8_t*>(bytes.data()), bytes.size(), pages.data()) != 0) return false;
   const size_t count = (bytes.size() - 1) / static_cast<size_t>(sysconf(_SC_PAGESIZE)) + 1;
   return static_cast<size_t>(std::count_if(pages.begin(), pages.begin() + static_cast<ptrdiff_t>(count),
                                            [](unsigned char page) { return (page & 1) != 0; })) < count / 2;
-}
+#else
+  (void)file;
+  return false;
 #endif
+}
 
 // "TAG": what besides the model decides what is packed.
 std::string tag() { return "-" POCKETPHI_EXECUTORCH_VERSION "-" + cpu_features(); }
@@ -114,15 +117,12 @@ bool PackedWeights::sound() {
   std::string sum, name;
   if (!(check >> length >> sum >> name) || length != length_ || name != base()) return false;
   if (flock(file_.descriptor(), LOCK_SH | LOCK_NB) != 0) failed(cannot(path_, "shared"));
-  if (check.str() == check_line(std::strtoull(sum.c_str(), nullptr, 16))) {
-#ifdef __linux__
-    if (cold(file_)) (void)file_digest(file_, stop_);
-#endif
-    return true;
-  }
-  digest_ = file_digest(file_, stop_);  // touched since it was written: a copy, a backup or a fault
+  const bool untouched = check.str() == check_line(std::strtoull(sum.c_str(), nullptr, 16));
+  if (untouched && !cold(file_)) return true;
+  // A copy, a backup or a fault; or it has to come from the disk anyway, and best front to back.
+  digest_ = file_digest(file_, stop_);
   if (hex(digest_) != sum) return false;
-  (void)write_small(name_ + CHECK, check_line(digest_));
+  if (!untouched) (void)write_small(name_ + CHECK, check_line(digest_));
   return true;
 }
 
