@@ -6,7 +6,7 @@
 #ifndef POCKETPHI_TOKENIZER_H
 #define POCKETPHI_TOKENIZER_H
 
-#include "pocketphi.h"
+#include "../pocketphi.h"
 
 #ifdef __cplusplus
 extern "C" {
