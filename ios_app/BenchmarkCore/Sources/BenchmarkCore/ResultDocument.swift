@@ -283,6 +283,14 @@ public struct Summary: Codable, Equatable, Sendable {
 }
 
 extension RunRecord {
+  /// How often its loads packed weights, found them packed or did without, as "1 cold, 4 warm"; nil without a load.
+  public var packings: String? {
+    let kinds = repeats.compactMap(\.packing)
+    let counts = [Packing.cold, .warm, .nowhere].map { kind in (kind.rawValue, kinds.count { $0 == kind }) }
+    return kinds.isEmpty
+      ? nil : counts.filter { $0.1 > 0 }.map { "\($0.1) \($0.0)" }.joined(separator: ", ")
+  }
+
   /// What a reader of the numbers must know, in sentences.
   public var remarks: [String] {
     let hot = repeats.indices.filter { repeats[$0].throttled }.map { "\($0 + 1)" }

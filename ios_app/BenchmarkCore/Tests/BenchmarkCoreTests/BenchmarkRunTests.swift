@@ -89,6 +89,7 @@ final class Rehearsal {
   #expect(rehearsal.loadedInRests.current == [1, 1, 1, 1])
   #expect(first.packing == .cold)
   #expect(result.runs[0].repeats[1].packing == nil)
+  #expect(result.runs.map(\.packings) == ["1 cold", nil])
   #expect(rehearsal.engines.current.count == 1)
   #expect(rehearsal.engines.current[0].unloads.current == 1)
   #expect(try rehearsal.store.read(rehearsal.store.file(run: "test")).document == result)
@@ -109,6 +110,7 @@ final class Rehearsal {
   #expect(engines.allSatisfy { $0.loads.current == 1 && $0.unloads.current == 1 })
   #expect(rehearsal.loadedInRests.current == [0, 0, 0])
   #expect(result.runs[0].repeats.allSatisfy { $0.packing == .nowhere && $0.packingNote == "there is no room" })
+  #expect(result.runs[0].packings == "3 none")
   #expect(result.runs[0].remarks == ["No packed weights were kept in a file: there is no room."])
 }
 
