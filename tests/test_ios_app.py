@@ -1,4 +1,4 @@
-"""The iOS app as far as Linux can tell: its core with Linux Swift, its sources, what its scripted runs write.
+"""The iOS app as far as Linux can tell: its core and the real engine by Linux Swift, its sources, its scripted runs.
 
 What this needs is installed by `tests/install_tools swift`. Xcode has compiled nothing of it.
 """
@@ -6,7 +6,6 @@ What this needs is installed by `tests/install_tools swift`. Xcode has compiled 
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import json
 import os
@@ -14,8 +13,6 @@ import re
 import shlex
 import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,90 +20,51 @@ from typing import Any
 import jsonschema
 import pytest
 import sentencepiece
-from tokenizers import Tokenizer
 
-from tests.tools import need
+from export.engine.generation import Request, answer
+from export.engine.tokenizer import load_tokenizer, runner_ids
+from tests.linux_swift import APP, BUILD, CORE, INSIDE, PLACE, ROOT, built, inside, passes, swift_test
 
-ROOT = Path(__file__).parents[1]
-APP = ROOT / "ios_app"
-TRIXIE = Path(os.environ.get("POCKETPHI_TRIXIE", "/var/cache/pocketphi/trixie"))
-# Checked-out folders must not share what was built of them.
-INSIDE = Path("/var/tmp", "pocketphi-ios-" + hashlib.sha256(str(ROOT).encode()).hexdigest()[:12])
-PLACE = TRIXIE / INSIDE.relative_to("/")
-BUILD = INSIDE / "build"
-CORE = "ios_app/BenchmarkCore"
+__all__ = ["built"]
 # Files with no Apple UI in them; the rest can only be parsed.
 CHECKED = (
-    "Engine/ExecuTorchEngine.swift", "Probes/DeviceProbes.swift", "Probes/TaskMemory.swift",
-    "State/BenchmarkState.swift", "State/ChatState.swift", "State/ChatWorker.swift", "State/LibraryState.swift",
-    "State/Surroundings.swift",
+    "Probes/DeviceProbes.swift", "Probes/TaskMemory.swift", "State/BenchmarkState.swift", "State/ChatState.swift",
+    "State/LibraryState.swift", "State/SettingsState.swift", "State/Surroundings.swift",
 )  # fmt: skip
-
-
-def inside(command: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell command in the trixie folder; what is mounted for it goes with its mount namespace."""
-    enter = (
-        'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && '
-        'exec chroot "$0" /usr/bin/env -i HOME=/root LC_ALL=C.UTF-8 PATH=/usr/bin:/bin bash -c "$1"'
-    )
-    return subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "bash", "-c", enter, str(TRIXIE), command],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
-    )  # fmt: skip
-
-
-def passes(command: str) -> str:
-    done = inside(command)
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
-
-
-def mirror(source: Path, target: Path) -> None:
-    """Make `target` hold what `source` holds; unchanged files keep their times, so that nothing is built twice."""
-
-    def files(folder: Path) -> set[Path]:
-        return {path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
-
-    wanted = files(source)
-    for name in files(target) - wanted:
-        (target / name).unlink()
-    for name in wanted:
-        old, new = target / name, source / name
-        same = old.is_symlink() == new.is_symlink() and (
-            (old.is_symlink() and old.readlink() == new.readlink())
-            or (old.is_file() and new.is_file() and old.read_bytes() == new.read_bytes())
-        )
-        if not same:
-            if old.is_dir() and not old.is_symlink():
-                shutil.rmtree(old)
-            old.unlink(missing_ok=True)
-            old.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(new, old, follow_symlinks=False)
-
-
-@pytest.fixture(scope="session")
-def built() -> str:
-    """The core and its tests, built with warnings as errors; the compiler's output."""
-    missing = [] if (TRIXIE / "usr/libexec/swift/bin/swift").exists() else ["Swift"]
-    need("swift", [*missing, *([] if os.geteuid() == 0 else ["root"])])
-    PLACE.mkdir(parents=True, exist_ok=True)
-    with (PLACE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest -n
-        mirror(ROOT / "export/bench/contract", PLACE / "export/bench/contract")  # what a link in the core leads to
-        mirror(APP, PLACE / "ios_app")
-        for name in ("docs/ios_protocol.md",):
-            (PLACE / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, PLACE / name)
-        return passes(
-            f"cd {INSIDE}/{CORE} && swift build --scratch-path {BUILD} --build-tests -Xswiftc -warnings-as-errors"
-        )
 
 
 def test_the_cores_own_tests_pass(built: str) -> None:
     assert "Build complete!" in built
-    output = passes(f"cd {INSIDE}/{CORE} && swift test --scratch-path {BUILD} --skip-build 2>&1")
-    found = re.search(r"Test run with (\d+) tests passed", output)
-    assert found and int(found[1]) >= 50, output[-3000:]
+    assert swift_test("BenchmarkCoreTests") >= 50
+
+
+@pytest.mark.usefixtures("built")
+def test_the_real_engine_answers_in_swift_as_in_python(tiny_pte: Path) -> None:
+    """Ids and texts of export.generate; NativeEngineTests.swift has the stops, turns and errors."""
+    tokenizer = tiny_pte.parent / "tokenizer.json"
+    turns = {}
+    for name, country in (("question", "France"), ("spread", "Brazil")):
+        prompt = f"<|user|>What is the capital of {country}?<|end|><|assistant|>"
+        given = answer(tiny_pte, None, Request(prompt, raw=True), lambda _: None)
+        ids = runner_ids(tokenizer, prompt)
+        turns[name] = {"prompt": prompt, "ids": ids, "answer_ids": given.token_ids, "answer": given.text}
+    assert "Paris" in turns["question"]["answer"] and "Brasília" in turns["spread"]["answer"]
+    single = [load_tokenizer(tokenizer).decode([token]) for token in turns["spread"]["answer_ids"]]
+    assert any("\ufffd" in piece for piece in single), "a character must be spread over tokens"
+    case = PLACE / f"case-{os.getpid()}"
+    case.mkdir()
+    try:
+        shutil.copyfile(tiny_pte, case / "tiny.pte")
+        shutil.copyfile(tokenizer, case / "tokenizer.json")
+        data = bytearray(tiny_pte.read_bytes())
+        data[64:20000] = bytes(20000 - 64)  # after the header, which the app checks beforehand
+        (case / "damaged.pte").write_bytes(data)
+        vocabulary = {f"t{index}": index for index in range(9)}
+        (case / "foreign.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+        (case / "expected.json").write_text(json.dumps(turns | {"context": 256}))
+        assert swift_test("PocketphiEngineTests", f"POCKETPHI_CASE={INSIDE}/{case.name}") >= 13
+    finally:
+        shutil.rmtree(case)
 
 
 @pytest.mark.usefixtures("built")
@@ -121,57 +79,26 @@ def test_all_sources_parse() -> None:
     passes(f"cd {INSIDE}/ios_app && swiftc -frontend -parse -swift-version 6 {' '.join(map(str, sources))}")
 
 
-def type_check(folder: str = "Pocketphi") -> subprocess.CompletedProcess[str]:
-    """The shell's files without Apple UI against the declaration of ExecuTorch's Swift API."""
-    stub = f"{INSIDE}/stub-{os.getpid()}"
-    files = " ".join(f"{folder}/{name}" for name in CHECKED)
-    return inside(
-        f"mkdir -p {stub} && cd {INSIDE}/ios_app && "
-        f"swiftc -parse-as-library -emit-module -module-name ExecuTorchLLM -swift-version 6 stubs/ExecuTorchLLM.swift"
-        f" -emit-module-path {stub}/ExecuTorchLLM.swiftmodule && "
-        f"swiftc -typecheck -parse-as-library -warnings-as-errors -swift-version 6 -module-name Pocketphi "
-        f"-I {stub} -I {BUILD}/debug/Modules {files}; code=$?; rm -rf {stub}; exit $code"
+@pytest.mark.usefixtures("built")
+def test_the_shell_agrees_with_the_core() -> None:
+    """Its files without Apple UI; the others call what these declare, and only Xcode can tell how."""
+    files = " ".join(f"Pocketphi/{name}" for name in CHECKED)
+    modules = f"-I {BUILD}/debug/Modules -Xcc -fmodule-map-file={INSIDE}/{CORE}/Sources/CPocketphi/module.modulemap"
+    passes(
+        f"cd {INSIDE}/ios_app && swiftc -typecheck -parse-as-library -warnings-as-errors -swift-version 6 "
+        f"-module-name Pocketphi {modules} {files}"
     )
 
 
-@pytest.mark.usefixtures("built")
-def test_the_shell_agrees_with_executorchs_signatures() -> None:
-    done = type_check()
-    assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.usefixtures("built")
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("$0.maximumNewTokens = limit", "$0.maxNewTokens = limit"),
-        ("tokenizerPath: files", "tokenizer: files"),
-        ("try made.load()", "try made.loadModel()"),
-    ],
-)
-def test_a_wrong_signature_would_be_seen(right: str, wrong: str) -> None:
-    name = f"wrong-{os.getpid()}"
-    shutil.copytree(APP / "Pocketphi", PLACE / name)
-    try:
-        engine = PLACE / name / "Engine/ExecuTorchEngine.swift"
-        assert right in engine.read_text()
-        engine.write_text(engine.read_text().replace(right, wrong))
-        done = type_check(f"../{name}")
-    finally:
-        shutil.rmtree(PLACE / name)
-    assert done.returncode != 0 and "error:" in done.stdout
-
-
-def test_executorch_is_touched_in_one_file() -> None:
-    touching = [
-        path.name
-        for path in (APP / "Pocketphi").rglob("*.swift")
-        if re.search(r"import ExecuTorch", path.read_text())
-    ]
-    assert touching == ["ExecuTorchEngine.swift"]
-    core = APP / "BenchmarkCore/Sources"
-    for path in core.rglob("*.swift"):
+def test_the_engine_is_touched_in_one_place() -> None:
+    """The core knows neither Apple's systems nor the engine, and nothing but the package knows its C functions."""
+    sources = APP / "BenchmarkCore/Sources"
+    for path in sources.rglob("*.swift"):
         assert not re.search(r"^\s*import (UIKit|SwiftUI|Darwin|os|ExecuTorch)", path.read_text(), re.MULTILINE), path
+    for path in [*(sources / "BenchmarkCore").rglob("*.swift"), *(APP / "Pocketphi").rglob("*.swift")]:
+        assert "CPocketphi" not in path.read_text() and "ExecuTorchLLM" not in path.read_text(), path
+    for path in (sources / "BenchmarkCore").rglob("*.swift"):
+        assert "import PocketphiEngine" not in path.read_text(), path
 
 
 class Phone:
@@ -189,7 +116,7 @@ class Phone:
         """Exit code, the lines it printed and all of its output; `more` are variables of its environment."""
         done = inside(
             f"POCKETPHI_DOCUMENTS={self.inside} POCKETPHI_FAULT={fault} {more} "
-            f"{BUILD}/debug/rehearse {shlex.join(arguments)}"
+            f"{BUILD}/debug/rehearse {shlex.join(arguments)} 2>/dev/null"  # libraries log there
         )
         return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stdout
 
@@ -304,29 +231,26 @@ def test_files_that_cannot_work_are_refused_before_loading(phone: Phone, change:
     assert sentence in lines[-1]["message"]
 
 
-def test_what_the_real_runner_prints_is_understood(phone: Phone, tiny_pte: Path) -> None:
-    """Its Swift API does not tell how many tokens a prompt has; the wheel's runner prints the same line."""
-    program = (
-        "import sys; from export.engine.runner import import_runner; runner = import_runner()\n"
-        "config = runner.GenerationConfig(); config.echo, config.temperature = False, 0.0\n"
-        "config.max_new_tokens = 16\n"
-        "model = runner.TextLLMRunner(sys.argv[1], sys.argv[2]); model.generate(sys.argv[3], config)\n"
-    )
-    question = "<|user|>What is the capital of France?<|end|><|assistant|>"
-    tokenizer = tiny_pte.parent / "tokenizer.json"
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tiny_pte), str(tokenizer), question],
-        cwd=ROOT, capture_output=True, timeout=300, check=True,
-    )  # fmt: skip
-    assert b"Paris" in done.stdout
-    phone.put("printed.txt", done.stdout)
-    phone.put("p.txt", question.encode())
-    tokens = len(Tokenizer.from_file(str(tokenizer)).encode(question, add_special_tokens=False).ids)
-    files = ["--prompt-tokens", str(tokens), "--prompt-files", "p.txt"]
-    code, _, output = phone.run(arguments(*files), more=f"POCKETPHI_RUNNER_OUTPUT={phone.inside}/printed.txt")
+def test_a_scripted_run_of_the_real_engine(phone: Phone, tiny_pte: Path) -> None:
+    """What it packed and how long its prompts are; no file gives prompts, the engine's tokenizer counts."""
+    packed = f"POCKETPHI_PACKED={phone.inside}/packed"
+    each = arguments("--prompt-tokens", "8,40", "--repeats", "2", "--load-mode", "each")
+    code, lines, output = phone.run(each, more=packed)
     assert code == 0, output
-    (run,) = phone.result("r")["runs"]
-    assert {(repeat["prompt_tokens"], *repeat["notes"]) for repeat in run["repeats"]} == {(tokens,)}
+    result = phone.result("r")
+    assert result["build"]["engine"] == "pocketphi"
+    repeats = [repeat for run in result["runs"] for repeat in run["repeats"]]
+    assert [repeat["prompt_tokens"] for repeat in repeats] == [8, 8, 40, 40]
+    # To count its tokens the model was loaded once before.
+    assert {repeat["packing"] for repeat in repeats} == {"warm"}
+    assert all(repeat["load_ms"] > 0 and repeat["packing_note"] is None for repeat in repeats)
+    once = arguments("--prompt-tokens", "8", "--repeats", "1", "--warmups", "0")
+    for kind in ("cold", "warm"):
+        code, lines, output = phone.run(once, more=f"{packed}-once")
+        assert code == 0, output
+        assert phone.result("r")["runs"][0]["repeats"][0]["packing"] == kind
+        (loaded,) = [line for line in lines if line["event"] == "loaded"]
+        assert loaded["packing"] == kind and loaded["packing_note"] is None
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "tiktoken"])

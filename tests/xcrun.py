@@ -106,7 +106,7 @@ def launch(given: dict[str, str]) -> None:
         document = result.make_document(
             device={"kind": "ios", "model": "iPhone16,1", "soc": "A17 Pro", "ram_bytes": 8 << 30, "os": "iOS",
                     "os_version": "18.1", "abi": "arm64", "cores": 6, "serial": None},
-            build={"app": "org.pocketphi.bench", "app_version": "1.0", "engine": "TextRunner", "executorch": "1.5.1"},
+            build={"app": "org.pocketphi.bench", "app_version": "1.0", "engine": "pocketphi", "executorch": "1.5.1"},
             model={"file": model.name, "size_bytes": model.stat().st_size, "sha256": given.get("model-sha256"),
                    "tokenizer": tokenizer.name, "manifest": None},
             runs=runs, problem=problem,

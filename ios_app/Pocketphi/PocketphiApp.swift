@@ -5,6 +5,7 @@ import SwiftUI
 struct PocketphiApp: App {
   @State private var library = LibraryState()
   @State private var chat = ChatState()
+  @State private var settings = SettingsState()
   @State private var benchmark = BenchmarkState(watchSystem: { run in
     let events = SystemEvents(run: run)
     return { events.end() }
@@ -25,6 +26,7 @@ struct PocketphiApp: App {
           .environment(library)
           .environment(chat)
           .environment(benchmark)
+          .environment(settings)
       }
     }
   }

@@ -21,6 +21,11 @@ def need_compiler() -> None:
     need("phone", [] if shutil.which("c++") else ["c++"])
 
 
+def need_cmake() -> None:
+    """Parts that only the apps have are built by their CMake."""
+    need("phone", [tool for tool in ("cmake", "ninja", "c++") if not shutil.which(tool)])
+
+
 def greedy(session: Session, prompt: list[int], chunk: int) -> list[int]:
     """COUNT ids by the Python runtime."""
     ids = list(prompt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from importlib.metadata import distribution, version
 from pathlib import Path
@@ -14,7 +13,7 @@ from export.engine.compiled import compiled
 from export.engine.native import CPP as ENGINE
 from export.engine.session import Session
 from export.verification.arm64.toolchain import command, link, missing
-from tests.engine.native import greedy, only
+from tests.engine.native import greedy, need_cmake, only
 from tests.tools import need
 
 CPP = Path(__file__).parent / "cpp"
@@ -46,7 +45,7 @@ def driver_parts() -> list[bytes]:
 
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_no_sanitizer_complains(sanitizers: str, tiny_pte: Path, tmp_path: Path) -> None:
-    need("phone", [tool for tool in ("cmake", "ninja", "c++") if not shutil.which(tool)])
+    need_cmake()
     build = driver(sanitizers)
     # ThreadSanitizer sees no atomics in libraries that were compiled without it, and takes their work for races.
     watched = {"LD_LIBRARY_PATH": str(build), "TSAN_OPTIONS": "ignore_noninstrumented_modules=1"}

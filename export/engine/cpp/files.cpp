@@ -28,10 +28,12 @@ struct stat File::status() const {
   return found;
 }
 
+constexpr size_t MOST = 1 << 30;  // in one call: Darwin refuses 2 GiB and more
+
 bool File::read(void* data, size_t size, uint64_t offset) const {
   auto* place = static_cast<char*>(data);
   while (size > 0) {
-    const ssize_t count = pread(descriptor_, place, size, static_cast<off_t>(offset));
+    const ssize_t count = pread(descriptor_, place, std::min(size, MOST), static_cast<off_t>(offset));
     if (count <= 0) return false;
     place += count, size -= static_cast<size_t>(count), offset += static_cast<uint64_t>(count);
   }
@@ -41,7 +43,7 @@ bool File::read(void* data, size_t size, uint64_t offset) const {
 bool File::append(const void* data, size_t size) const {
   const auto* place = static_cast<const char*>(data);
   while (size > 0) {
-    const ssize_t count = write(descriptor_, place, size);
+    const ssize_t count = write(descriptor_, place, std::min(size, MOST));
     if (count < 0) return false;
     place += count, size -= static_cast<size_t>(count);
   }

@@ -1,6 +1,5 @@
 #include "model.h"
 
-#include <executorch/extension/data_loader/mmap_data_loader.h>
 #include <executorch/extension/tensor/tensor.h>
 #include <executorch/runtime/backend/backend_options_map.h>
 #include <executorch/runtime/backend/options.h>
@@ -8,50 +7,23 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
-#include "files.h"
+#include "loader.h"
 #include "refusal.h"
 
 namespace pocketphi {
 
 using executorch::aten::ScalarType;
 using executorch::extension::from_blob;
-using executorch::extension::MmapDataLoader;
 using executorch::extension::Module;
 using executorch::runtime::BackendOptions;
-using executorch::runtime::DataLoader;
 using executorch::runtime::Error;
-using executorch::runtime::FreeableBuffer;
 using executorch::runtime::LoadBackendOptionsMap;
-using executorch::runtime::Result;
 
 namespace {
 
 constexpr int GLOBAL = 2;  // WorkspaceSharingMode of both phone presets; its header is in no package
 
 std::string code(Error error) { return "0x" + hex(static_cast<uint64_t>(error)).substr(14); }
-
-// Maps the file, and gives up at the next piece asked for once it is told to stop.
-class StoppableLoader final : public DataLoader {
- public:
-  StoppableLoader(MmapDataLoader&& file, const std::atomic<bool>& stop, const Progress& progress)
-      : file_(std::move(file)), stop_(stop), progress_(progress) {}
-
-  Result<FreeableBuffer> load(size_t offset, size_t size, const SegmentInfo& segment) const override {
-    if (stop_) return Error::AccessFailed;
-    if (progress_) progress_(size);
-    return file_.load(offset, size, segment);
-  }
-  Error load_into(size_t offset, size_t size, const SegmentInfo& segment, void* buffer) const override {
-    return stop_ ? Error::AccessFailed : file_.load_into(offset, size, segment, buffer);
-  }
-  Result<size_t> size() const override { return file_.size(); }
-  void finish() { progress_ = {}; }  // whoever was told is gone after the load
-
- private:
-  MmapDataLoader file_;
-  const std::atomic<bool>& stop_;
-  Progress progress_;
-};
 
 // Anonymous memory that takes none until it is written.
 void* reserve(void* at, size_t size) {
@@ -105,14 +77,10 @@ Model::Model(const std::string& path, const std::string& packed, const std::atom
     if (stop) stopped();
     if (error != Error::Ok) bad_input(path + ": ExecuTorch's runtime " + what + " (" + code(error) + ")");
   };
-  {
-    const File file(path, O_RDONLY);
-    if (!file) bad_input(cannot(path, "read"));
-    if (char head[8] = {}; !file.read(head, sizeof head, 0) || std::memcmp(head + 4, "ET12", 4) != 0)
-      bad_input(path + " is not an ExecuTorch program: bytes 4 to 8 are not ET12");
-  }
-  auto loader = MmapDataLoader::from(path.c_str(), MmapDataLoader::MlockConfig::NoMlock);
-  check(loader.error(), "cannot map it");
+  File file(path, O_RDONLY);
+  if (!file) bad_input(cannot(path, "read"));
+  if (char head[8] = {}; !file.read(head, sizeof head, 0) || std::memcmp(head + 4, "ET12", 4) != 0)
+    bad_input(path + " is not an ExecuTorch program: bytes 4 to 8 are not ET12");
 
   BackendOptions<3> xnnpack;
   LoadBackendOptionsMap options;
@@ -121,7 +89,7 @@ Model::Model(const std::string& path, const std::string& packed, const std::atom
   if (!packed.empty()) (void)xnnpack.set_option("packed_cache_path", packed.c_str());
   check(options.set_options("XnnpackBackend", xnnpack.view()), "takes no options of XNNPACK");
 
-  auto stoppable = std::make_unique<StoppableLoader>(std::move(*loader), stop, progress);
+  auto stoppable = std::make_unique<StoppableLoader>(std::move(file), stop, progress);
   StoppableLoader& reads = *stoppable;
   module_ = std::make_unique<Module>(std::move(stoppable));
   check(module_->load(options, executorch::runtime::Program::Verification::InternalConsistency), "refuses it");

@@ -5,10 +5,11 @@
 #include <executorch/runtime/core/hierarchical_allocator.h>
 
 #include <atomic>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "loader.h"
 
 namespace pocketphi {
 
@@ -31,8 +32,6 @@ class PlannedMemory {
   std::vector<Part> parts_;
   std::unique_ptr<executorch::runtime::HierarchicalAllocator> allocator_;
 };
-
-using Progress = std::function<void(uint64_t bytes)>;
 
 class Model {
  public:

@@ -9,6 +9,8 @@ final class BenchmarkState {
   /// What is going on in a run.
   struct Live {
     var step = "Starting"
+    /// How the model was loaded last.
+    var load = ""
     var repeatsDone = 0
     var repeats = 0
     var decodeRate: Double?
@@ -117,7 +119,9 @@ final class BenchmarkState {
     switch event {
     case .started: break
     case .loading: now.step = "Loading the model"
-    case .loaded: now.step = "Loaded"
+    case .loaded(let loaded, let ms):
+      now.step = "Loaded"
+      now.load = ChatWorker.line(loaded, ms: ms, footprint: nil)
     case .counting: now.step = "Making a prompt"
     case .warmup(_, let warmup): now.step = "Warm-up \(warmup + 1)"
     case .resting(_, _, let seconds): now.step = "Cooling down for \(Format.fixed(seconds, 0)) s"
@@ -125,11 +129,12 @@ final class BenchmarkState {
       now.step = "Prompt \(configuration + 1), repeat \(number + 1)"
       now.tokens = 0
       now.decodeRate = nil
-    case .token(_, let index, let sinceFirstMs):
+    case .token(let index, let sinceFirstMs):
       now.tokens = index + 1
       if index > 0, sinceFirstMs > 0 { now.decodeRate = Double(index) / sinceFirstMs * 1000 }
     case .repeated(_, _, let record, _):
       now.repeatsDone += 1
+      now.tokens = record.generatedTokens
       if let rate = record.decodeTokensPerS { now.rates.append(rate) }
     case .sampled(_, let memory): now.memory = memory
     case .lowMemory: now.step = "Low memory"

@@ -1,6 +1,7 @@
 import BenchmarkCore
 import Foundation
 import Observation
+import PocketphiEngine
 
 /// A conversation as the chat screen sees it.
 @MainActor
@@ -21,23 +22,30 @@ final class ChatState {
   private(set) var bubbles: [Bubble] = []
   private(set) var stage = Stage.empty
   private(set) var modelName = ""
+  /// The part of a load that is done, 0 to 1.
+  private(set) var loaded = 0.0
+  /// How the model was loaded, and what memory that takes.
+  private(set) var loadNote = ""
   var problem: String?
 
   private var worker: ChatWorker?
+  private var system = ""
   private var closing: Task<Void, Never>?
 
   /// Loads the model, once the memory of the one before is given back.
-  func open(_ model: LibraryModel, tokenizer: URL) async {
+  func open(_ model: LibraryModel, tokenizer: URL, settings: EngineSettings, system: String) async {
     await closed()
     guard stage == .empty else { return }
     stage = .loading
-    modelName = model.name
+    (modelName, loaded, loadNote) = (model.name, 0, "")
     do {
       let files = try ModelFiles(
         model: model.file, tokenizer: tokenizer, availableBytes: TaskMemory.available(),
-        executorch: ExecuTorchEngine.release)
-      let made = ChatWorker(engine: ExecuTorchEngine(files: files))
+        executorch: NativeEngine.executorch, packed: .kept)
+      let made = ChatWorker(
+        engine: NativeEngine(files: files, settings: settings, packed: .kept), system: system, probes: DeviceProbes())
       worker = made
+      self.system = system
       follow(made.load(), of: made) { [self] in stage = .ready }
     } catch {
       stage = .empty
@@ -58,10 +66,11 @@ final class ChatState {
   }
 
   /// Begins anew with the same model.
-  func clear() {
+  func clear(system: String) {
     guard stage == .ready, let worker else { return }
     bubbles = []
-    worker.begin()
+    self.system = system
+    worker.begin(system: system)
   }
 
   /// Closes the chat and returns when its model's memory is given back.
@@ -72,7 +81,6 @@ final class ChatState {
 
   private func close() {
     if let worker {
-      worker.stop()
       closing = Task { await worker.end() }
     }
     worker = nil
@@ -91,6 +99,9 @@ final class ChatState {
 
   private func handle(_ event: ChatWorker.Event) {
     switch event {
+    case .loading(let part): loaded = part
+    case .loaded(let note): loadNote = note
+    case .stopped: close()
     case .text(let text):
       if let last = bubbles.indices.last { bubbles[last].text += text }
     case .answered(let note):
@@ -99,7 +110,7 @@ final class ChatState {
       problem = message
       guard stage == .answering, let worker, let last = bubbles.indices.last else { return close() }
       bubbles[last].note = "The conversation begins anew: the model has forgotten what stands above."
-      worker.begin()
+      worker.begin(system: system)
     }
   }
 }

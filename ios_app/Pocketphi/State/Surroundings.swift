@@ -1,5 +1,6 @@
 import BenchmarkCore
 import Foundation
+import PocketphiEngine
 
 extension URL {
   /// The folder that Files, Finder and devicectl see.
@@ -23,6 +24,14 @@ extension ResultStore {
   }
 }
 
+extension PackedWeights {
+  /// Where the system deletes nothing by itself, and nobody sees it: a cold load takes many times as long.
+  static var kept: PackedWeights {
+    let support = FileManager.default.urls(for: .applicationSupportDirectory, in: .userDomainMask)[0]
+    return PackedWeights(folder: support.appending(path: "packed"))
+  }
+}
+
 extension ModelLibrary {
   static var documents: ModelLibrary { ModelLibrary(folder: .documents) }
 }
@@ -34,9 +43,9 @@ extension RunSurroundings {
       device: .current,
       build: BuildFacts(
         app: Bundle.main.bundleIdentifier ?? "org.pocketphi.bench",
-        appVersion: info?["CFBundleShortVersionString"] as? String ?? "unknown", engine: ExecuTorchEngine.name,
-        executorch: ExecuTorchEngine.release),
-      engines: { ExecuTorchEngine(files: $0) }, probes: DeviceProbes(), store: .documents)
+        appVersion: info?["CFBundleShortVersionString"] as? String ?? "unknown", engine: NativeEngine.name,
+        executorch: NativeEngine.executorch),
+      engines: { NativeEngine(files: $0, packed: .kept) }, probes: DeviceProbes(), store: .documents, packed: .kept)
   }
 }
 

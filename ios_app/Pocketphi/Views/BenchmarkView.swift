@@ -74,7 +74,9 @@ private struct SetupSections: View {
     } header: {
       Text("What is measured")
     } footer: {
-      Text("Each length of prompt is measured by itself. Charge the device, let it cool, close other apps.")
+      Text(
+        "Each length of prompt is measured by itself, greedily and with as many threads as there are performance cores. "
+          + "Charge the device, let it cool, close other apps.")
     }
   }
 }
@@ -94,6 +96,7 @@ private struct LiveSection: View {
       ProgressView(value: Double(live.repeatsDone), total: Double(max(live.repeats, 1))) {
         Text("\(live.repeatsDone) of \(live.repeats) repeats")
       }
+      if !live.load.isEmpty { Text(live.load).font(.footnote).foregroundStyle(.secondary) }
       row("Decode", live.decodeRate.map(Format.rate))
       row("New tokens", live.tokens > 0 ? "\(live.tokens)" : nil)
       row("Footprint", live.memory.footprintBytes.map(Format.bytes))

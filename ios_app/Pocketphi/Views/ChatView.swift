@@ -6,6 +6,7 @@ struct ChatView: View {
   @Environment(ChatState.self) private var chat
   @Environment(LibraryState.self) private var library
   @Environment(BenchmarkState.self) private var benchmark
+  @Environment(SettingsState.self) private var settings
   @State private var model: LibraryModel?
   @State private var tokenizer: URL?
   @State private var draft = ""
@@ -16,7 +17,7 @@ struct ChatView: View {
       Group {
         switch chat.stage {
         case .empty: setup
-        case .loading: ProgressView("Loading \(chat.modelName)…")
+        case .loading: loading
         case .ready, .answering: conversation
         }
       }
@@ -24,7 +25,7 @@ struct ChatView: View {
       .navigationBarTitleDisplayMode(.inline)
       .toolbar {
         if chat.stage == .ready {
-          Button("New", systemImage: "square.and.pencil") { chat.clear() }
+          Button("New", systemImage: "square.and.pencil") { chat.clear(system: settings.system) }
           Button("Close", systemImage: "xmark.circle") { Task { await chat.closed() } }
             .accessibilityHint("Gives the model's memory back")
         }
@@ -40,17 +41,28 @@ struct ChatView: View {
     .problemAlert($chat.problem)
   }
 
+  private var loading: some View {
+    VStack(spacing: 16) {
+      ProgressView(value: chat.loaded) { Text("Loading \(chat.modelName)") }
+        .padding(.horizontal)
+      Button("Stop", systemImage: "stop.circle", role: .cancel) { chat.stop() }
+    }
+  }
+
   private var setup: some View {
     Form {
       ModelPicker(model: $model, tokenizer: $tokenizer)
       Button("Load", systemImage: "arrow.down.circle") {
         guard let model, let tokenizer else { return }
-        Task { await chat.open(model, tokenizer: tokenizer) }
+        Task {
+          await chat.open(model, tokenizer: tokenizer, settings: settings.engine, system: settings.system)
+        }
       }
       .disabled(model == nil || tokenizer == nil || benchmark.running)
       if benchmark.running {
         Text("A benchmark is under way.").font(.footnote).foregroundStyle(.secondary)
       }
+      NavigationLink("Settings") { SettingsView() }
     }
   }
 
@@ -58,6 +70,7 @@ struct ChatView: View {
     ScrollViewReader { proxy in
       ScrollView {
         LazyVStack(alignment: .leading, spacing: 12) {
+          Text(chat.loadNote).font(.caption).foregroundStyle(.secondary).monospacedDigit()
           ForEach(chat.bubbles) { BubbleView(bubble: $0).id($0.id) }
         }
         .padding()

@@ -103,14 +103,18 @@ private struct ModelDetail: View {
         Section("Manifest") { Text("None beside the file.").foregroundStyle(.secondary) }
       }
       Section("Memory") {
-        LabeledContent(
-          "A run needs about",
-          value: Format.bytes(ModelFiles.neededBytes(sizeBytes: model.sizeBytes, manifest: model.manifest)))
+        LabeledContent("A full context needs about", value: needed(keepsPacked: true))
+        LabeledContent("Without room for packed weights", value: needed(keepsPacked: false))
         LabeledContent("This app may use", value: TaskMemory.available().map(Format.bytes) ?? "unknown")
       }
     }
     .navigationTitle(model.name)
     .navigationBarTitleDisplayMode(.inline)
+  }
+
+  private func needed(keepsPacked: Bool) -> String {
+    Format.bytes(
+      ModelFiles.neededBytes(sizeBytes: model.sizeBytes, manifest: model.manifest, keepsPacked: keepsPacked))
   }
 
   @ViewBuilder

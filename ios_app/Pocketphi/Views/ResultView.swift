@@ -19,6 +19,7 @@ struct ResultView: View {
               MetricRow(metric: metric, statistics: statistics)
             }
           }
+          if let packings = run.packings { LabeledContent("Loads, by packed weights", value: packings) }
           RateChart(repeats: run.repeats)
           MemoryChart(repeats: run.repeats)
           ForEach(run.remarks, id: \.self) { Text($0).font(.footnote).foregroundStyle(.orange) }

@@ -7,6 +7,8 @@ public struct RunSurroundings: Sendable {
   public var engines: EngineFactory
   public var probes: any Probes
   public var store: ResultStore
+  /// Where the engines keep packed weights; nil: nowhere.
+  public var packed: PackedWeights?
   public var clock: any RunClock
   /// Seconds between two looks at the memory, and between two that are kept.
   public var lookEvery: TimeInterval
@@ -14,13 +16,15 @@ public struct RunSurroundings: Sendable {
 
   public init(
     device: DeviceFacts, build: BuildFacts, engines: @escaping EngineFactory, probes: any Probes, store: ResultStore,
-    clock: any RunClock = SystemClock(), lookEvery: TimeInterval = 0.02, sampleEvery: TimeInterval = 1
+    packed: PackedWeights? = nil, clock: any RunClock = SystemClock(), lookEvery: TimeInterval = 0.02,
+    sampleEvery: TimeInterval = 1
   ) {
     self.device = device
     self.build = build
     self.engines = engines
     self.probes = probes
     self.store = store
+    self.packed = packed
     self.clock = clock
     self.lookEvery = lookEvery
     self.sampleEvery = sampleEvery
@@ -56,7 +60,7 @@ public final class BenchmarkRun: Sendable {
     ) { onEvent(.sampled(phase: $0, memory: $1)) }
   }
 
-  /// Ends the run after the token it is at; finished repeats stay.
+  /// Ends the run at the token or, while it loads, at the weight it is at; finished repeats stay.
   public func stop() {
     outside.with { $0.stopped = true }
     engine.current?.stop()
@@ -83,10 +87,12 @@ public final class BenchmarkRun: Sendable {
     do {
       let files = try ModelFiles(
         model: request.model, tokenizer: request.tokenizer,
-        availableBytes: around.probes.memory().availableBytes, executorch: around.build.executorch ?? "")
+        availableBytes: around.probes.memory().availableBytes, executorch: around.build.executorch ?? "",
+        packed: around.packed)
       progress.files = files
+      for one in request.configurations { try one.check(contextTokens: files.manifest?.contextTokens) }
       try measure(&progress)
-    } catch is Stopped {
+    } catch  where error is Stopped || error is EngineStopped {
       problem = "The run was stopped after \(progress.done) of \(request.repeats) repeats."
     } catch {
       problem = error.localizedDescription
@@ -119,12 +125,15 @@ public final class BenchmarkRun: Sendable {
     let created: Date
     var files: ModelFiles?
     var load: Load?
+    /// Something was computed since the last rest.
+    var warm = false
 
     var done: Int { runs.reduce(0) { $0 + $1.count } }
   }
 
   private struct Load {
     let ms: Double
+    let loaded: Loaded
     let seen: MemoryWatch.Seen
   }
 
@@ -134,11 +143,13 @@ public final class BenchmarkRun: Sendable {
       for warmup in 0..<configuration.warmups {
         onEvent(.warmup(configuration: index, warmup: warmup))
         try ensureLoaded(&progress)
+        progress.warm = true
         _ = try generate(prompt, configuration.newTokens)
         if configuration.loadMode == .each { unload() }
       }
       for number in 0..<configuration.repeats {
-        if number > 0 { rest(index, number, configuration.cooldownS) }
+        if progress.warm { rest(index, number, configuration.cooldownS) }
+        progress.warm = true
         try checkStopped()
         if configuration.loadMode == .once { try ensureLoaded(&progress) }
         onEvent(.repeating(configuration: index, repeat: number))
@@ -201,7 +212,8 @@ public final class BenchmarkRun: Sendable {
     var measures = timed?.times.measures(promptTokens: promptTokens) ?? [:]
     measures["load_ms"] = load?.ms
     let record = RepeatRecord(
-      measures: measures, promptTokens: promptTokens, generatedTokens: timed?.generated.generatedTokens ?? 0,
+      measures: measures, packing: load?.loaded.packing, packingNote: load?.loaded.packingNote,
+      promptTokens: promptTokens, generatedTokens: timed?.generated.generatedTokens ?? 0,
       tokenMs: timed?.times.tokenMs ?? [],
       memory: .init(samples: seen.samples, peak: seen.peak), thermal: .init(before: before, after: after),
       throttled: before.status.throttles || after.status.throttles, lowMemoryEvents: happened.lowMemoryEvents,
@@ -217,21 +229,22 @@ public final class BenchmarkRun: Sendable {
     try checkStopped()
     watch.enter(.prefill)
     let clock = around.clock
-    let collected = Locked(TokenTimes(begin: clock.nanoseconds()))
-    let generated = try engine.generate(prompt.text, promptTokens: prompt.tokens, newTokens: newTokens) {
-      [watch, onEvent] piece in
+    let collected = Locked((times: TokenTimes(begin: clock.nanoseconds()), throttle: Throttle()))
+    let generated = try engine.generate(prompt.text, newTokens: newTokens) { [watch, onEvent, outside] in
       let now = clock.nanoseconds()
-      let (index, first) = collected.with { times in
-        times.tokens.append(now)
-        return (times.tokens.count - 1, times.tokens[0])
+      let (index, first, shown) = collected.with { seen in
+        seen.times.tokens.append(now)
+        return (seen.times.tokens.count - 1, seen.times.tokens[0], seen.throttle.passes(at: now))
       }
       if index == 0 { watch.enter(.decode) }
-      onEvent(.token(piece: piece, index: index, sinceFirstMs: Double(now - first) / 1e6))
+      if outside.current.stopped { engine.stop() }
+      if shown { onEvent(.token(index: index, sinceFirstMs: Double(now - first) / 1e6)) }
+    } onText: { _ in
     }
     watch.enter(.idle)
     try checkStopped()
     guard generated.generatedTokens > 0 else { throw EngineFailure("The model made no tokens.") }
-    return (collected.current, generated)
+    return (collected.current.times, generated)
   }
 
   private func prompt(_ index: Int, _ configuration: Configuration, _ progress: inout Progress) throws
@@ -247,13 +260,8 @@ public final class BenchmarkRun: Sendable {
     }
     onEvent(.counting(configuration: index))
     try ensureLoaded(&progress)
-    let counted = try PromptText.ofLength(configuration.promptTokens) { text in
-      let words = CountedPrompt(text: text, tokens: text.split(separator: " ").count)
-      guard let tokens = try generate(words, 1).generated.promptTokens else {
-        throw EngineFailure("The runner does not say how many tokens a prompt has; give a file for each prompt.")
-      }
-      return tokens
-    }
+    guard let engine = engine.current else { throw EngineFailure("The model is not loaded.") }
+    let counted = try PromptText.ofLength(configuration.promptTokens, count: engine.count)
     if configuration.loadMode == .each { unload() }
     return counted
   }
@@ -261,6 +269,7 @@ public final class BenchmarkRun: Sendable {
   private func ensureLoaded(_ progress: inout Progress) throws {
     try checkStopped()
     guard engine.current == nil else { return }
+    progress.warm = true
     forgetOutside()
     progress.load = try load(progress.files!)
   }
@@ -272,13 +281,16 @@ public final class BenchmarkRun: Sendable {
     let start = around.clock.nanoseconds()
     let made = around.engines(files)
     engine.with { $0 = made }
-    try made.load()
+    let loaded = try made.load { [outside] _ in
+      // A stop that came before the load began is forgotten by the engine.
+      if outside.current.stopped { made.stop() }
+    }
     let ms = around.clock.milliseconds(since: start)
     let seen = watch.end(origin: start)
     watch.enter(.idle)
-    onEvent(.loaded(loadMs: ms))
+    onEvent(.loaded(loaded, loadMs: ms))
     try checkStopped()
-    return Load(ms: ms, seen: seen)
+    return Load(ms: ms, loaded: loaded, seen: seen)
   }
 
   private func unload() {

@@ -41,6 +41,14 @@ public struct Configuration: Codable, Equatable, Hashable, Sendable {
     }
   }
 
+  /// Throws `BadInput` where prompt and answer are more than a model's context; nil where that is not known.
+  func check(contextTokens: Int?) throws {
+    guard let contextTokens, promptTokens + newTokens > contextTokens else { return }
+    throw BadInput(
+      "\(promptTokens) prompt tokens and \(newTokens) new ones do not fit the model's context of \(contextTokens) "
+        + "tokens.")
+  }
+
   /// The same lengths are worth comparing, whatever the number of repeats.
   public func sameLengths(as other: Configuration) -> Bool {
     promptTokens == other.promptTokens && newTokens == other.newTokens

@@ -4,12 +4,13 @@ import Foundation
 public enum RunEvent: Sendable {
   case started(appVersion: String, pid: Int32)
   case loading
-  case loaded(loadMs: Double)
+  case loaded(Loaded, loadMs: Double)
   case counting(configuration: Int)
   case warmup(configuration: Int, warmup: Int)
   case resting(configuration: Int, repeat: Int, seconds: Double)
   case repeating(configuration: Int, repeat: Int)
-  case token(piece: String, index: Int, sinceFirstMs: Double)
+  /// A few times a second.
+  case token(index: Int, sinceFirstMs: Double)
   case repeated(configuration: Int, repeat: Int, record: RepeatRecord, soFar: ResultDocument)
   case sampled(phase: Phase, memory: Memory)
   case lowMemory
@@ -33,7 +34,13 @@ public struct ProgressLines: Sendable {
     case .started(let appVersion, let pid):
       return line("started", ["app_version": .text(appVersion), "pid": .whole(Int64(pid))])
     case .loading: return line("loading", [:])
-    case .loaded(let loadMs): return line("loaded", ["load_ms": .number(loadMs)])
+    case .loaded(let loaded, let loadMs):
+      return line(
+        "loaded",
+        [
+          "load_ms": .number(loadMs), "packing": .text(loaded.packing.rawValue),
+          "packing_note": .text(loaded.packingNote),
+        ])
     case .warmup(let configuration, let warmup):
       return line("warmup", ["configuration": .whole(Int64(configuration)), "warmup": .whole(Int64(warmup))])
     case .repeated(let configuration, let index, let record, _):
@@ -72,7 +79,7 @@ public struct ProgressLines: Sendable {
   }
 
   private enum Value: Encodable {
-    case text(String)
+    case text(String?)
     case whole(Int64?)
     case number(Double?)
 

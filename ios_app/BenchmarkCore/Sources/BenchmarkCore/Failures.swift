@@ -11,15 +11,18 @@ public struct BadInput: Error, Equatable, LocalizedError {
   public var errorDescription: String? { message }
 }
 
-/// The engine failed; `message` is a sentence for a person, `code` the runner's, where it gave one.
+/// The engine failed; `message` is a sentence for a person.
 public struct EngineFailure: Error, Equatable, LocalizedError {
   public let message: String
-  public let code: Int?
 
-  public init(_ message: String, code: Int? = nil) {
+  public init(_ message: String) {
     self.message = message
-    self.code = code
   }
 
   public var errorDescription: String? { message }
+}
+
+/// Somebody stopped the engine.
+public struct EngineStopped: Error, Equatable, Sendable {
+  public init() {}
 }

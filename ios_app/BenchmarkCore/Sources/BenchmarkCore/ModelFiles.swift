@@ -9,21 +9,22 @@ public struct ModelFiles: Equatable, Sendable {
   /// Sentences on what is unusual but no reason to refuse.
   public let notes: [String]
 
-  /// What a run needs in bytes: XNNPACK packs a copy of the weights, about all of the file but the embedding, and the
-  /// planned KV cache and activations come on top.
-  public static func neededBytes(sizeBytes: Int64, manifest: Manifest?) -> Int64 {
-    packedBytes(sizeBytes, manifest) + (manifest?.plannedBytes ?? 0)
+  /// What a run with a full context needs of the app's own memory, in bytes: the planned KV cache and activations, and
+  /// XNNPACK's copy of the weights where that is not kept in a file: about all of the `.pte` but the embedding.
+  public static func neededBytes(sizeBytes: Int64, manifest: Manifest?, keepsPacked: Bool) -> Int64 {
+    (keepsPacked ? 0 : packedBytes(sizeBytes, manifest)) + (manifest?.plannedBytes ?? 0)
   }
-
-  public var neededBytes: Int64 { Self.neededBytes(sizeBytes: sizeBytes, manifest: manifest) }
 
   private static func packedBytes(_ sizeBytes: Int64, _ manifest: Manifest?) -> Int64 {
     max(0, sizeBytes - (manifest?.embeddingBytes ?? 0))
   }
 
   /// Throws `BadInput` where the model is no whole `.pte` of a format that `executorch`, the runtime's release, reads,
-  /// where the tokenizer is missing or foreign, or where a run needs more than `availableBytes`.
-  public init(model: URL, tokenizer: URL, availableBytes: Int64?, executorch: String) throws {
+  /// where the tokenizer is missing or foreign, or where a run needs more than `availableBytes`, with weights that are packed
+  /// into `packed` where they have room there.
+  public init(
+    model: URL, tokenizer: URL, availableBytes: Int64?, executorch: String, packed: PackedWeights? = nil
+  ) throws {
     let name = model.lastPathComponent
     _ = try PteHeader(file: model)
     self.model = model
@@ -39,10 +40,12 @@ public struct ModelFiles: Equatable, Sendable {
     if let size = manifest?.vocabularySize {
       try recognised.check(modelSize: size, tokenizer: tokenizer.lastPathComponent, model: name)
     }
-    if let availableBytes, neededBytes > availableBytes {
+    let keepsPacked = packed?.holds(sizeBytes) ?? false
+    let needed = Self.neededBytes(sizeBytes: sizeBytes, manifest: manifest, keepsPacked: keepsPacked)
+    if let availableBytes, needed > availableBytes {
+      let weights = keepsPacked ? 0 : Self.packedBytes(sizeBytes, manifest)
       throw BadInput(
-        "\(name) needs \(Format.bytes(neededBytes)) of memory (weights "
-          + "\(Format.bytes(Self.packedBytes(sizeBytes, manifest))), planned "
+        "\(name) needs \(Format.bytes(needed)) of memory (weights \(Format.bytes(weights)), planned "
           + "\(Format.bytes(manifest?.plannedBytes ?? 0))), this app may use \(Format.bytes(availableBytes)) more.")
     }
   }

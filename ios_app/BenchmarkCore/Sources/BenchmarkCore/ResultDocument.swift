@@ -157,6 +157,9 @@ public struct RepeatRecord: Equatable, Sendable {
 
   /// By the names of the contract's metrics; those that are not known lack.
   public let measures: [String: Double]
+  /// Of the load that this repeat began with; nil without one.
+  public var packing: Packing?
+  public var packingNote: String?
   public let promptTokens: Int
   public let generatedTokens: Int
   public let tokenMs: [Double]
@@ -175,7 +178,8 @@ public struct RepeatRecord: Equatable, Sendable {
 
 extension RepeatRecord: Codable {
   private enum Keys: String, CodingKey {
-    case promptTokens, generatedTokens, tokenMs, memory, thermal, throttled, lowMemoryEvents, stopReason, notes
+    case packing, packingNote, promptTokens, generatedTokens, tokenMs, memory, thermal, throttled, lowMemoryEvents,
+      stopReason, notes
   }
 
   private struct Name: CodingKey {
@@ -212,6 +216,8 @@ extension RepeatRecord: Codable {
     }
     self.measures = measures
     let values = try decoder.container(keyedBy: Keys.self)
+    packing = try values.decodeIfPresent(Packing.self, forKey: .packing)
+    packingNote = try values.decodeIfPresent(String.self, forKey: .packingNote)
     promptTokens = try values.decode(Int.self, forKey: .promptTokens)
     generatedTokens = try values.decode(Int.self, forKey: .generatedTokens)
     tokenMs = try values.decode([Double].self, forKey: .tokenMs)
@@ -227,6 +233,10 @@ extension RepeatRecord: Codable {
     var named = encoder.container(keyedBy: Name.self)
     for name in Self.measured { try named.encode(measures[name], forKey: Name(stringValue: name)) }
     var values = encoder.container(keyedBy: Keys.self)
+    if let packing {
+      try values.encode(packing, forKey: .packing)
+      try values.encode(packingNote, forKey: .packingNote)
+    }
     try values.encode(promptTokens, forKey: .promptTokens)
     try values.encode(generatedTokens, forKey: .generatedTokens)
     try values.encode(tokenMs, forKey: .tokenMs)
@@ -273,13 +283,23 @@ public struct Summary: Codable, Equatable, Sendable {
 }
 
 extension RunRecord {
+  /// How often its loads packed weights, found them packed or did without, as "1 cold, 4 warm"; nil without a load.
+  public var packings: String? {
+    let kinds = repeats.compactMap(\.packing)
+    let counts = [Packing.cold, .warm, .nowhere].map { kind in (kind.rawValue, kinds.count { $0 == kind }) }
+    return kinds.isEmpty
+      ? nil : counts.filter { $0.1 > 0 }.map { "\($0.1) \($0.0)" }.joined(separator: ", ")
+  }
+
   /// What a reader of the numbers must know, in sentences.
   public var remarks: [String] {
     let hot = repeats.indices.filter { repeats[$0].throttled }.map { "\($0 + 1)" }
+    let unpacked = Set(repeats.compactMap(\.packingNote)).sorted()
     let warnings = repeats.reduce(0) { $0 + $1.lowMemoryEvents }
-    return [
+    let problems = [
       hot.isEmpty ? nil : Contract.current.remark("hot", ["repeats": hot.joined(separator: ", ")]),
       warnings == 0 ? nil : Contract.current.remark("low_memory", ["count": warnings]),
     ].compactMap { $0 }
+    return unpacked.map { Contract.current.remark("not_packed", ["note": $0]) } + problems
   }
 }

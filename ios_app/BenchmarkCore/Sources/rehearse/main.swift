@@ -1,46 +1,45 @@
-// The app's scripted run without an app: the core does everything, and in place of a model an engine that splits
-// texts at spaces and takes the time a small model would. Arguments as in docs/ios_protocol.md. The folder that
-// stands for Documents is POCKETPHI_DOCUMENTS; POCKETPHI_FAULT may be "load" or "generate"; POCKETPHI_RUNNER_OUTPUT is
-// a file with what the real runner printed, to be printed in place of our own line.
+// The app's scripted run without an app: the core does everything, with the real engine or, in place of a model, one
+// that splits texts at spaces and takes the time a small model would. Arguments as in docs/ios_protocol.md. The folder
+// that stands for Documents is POCKETPHI_DOCUMENTS; POCKETPHI_PACKED, if there is one, is where the real engine keeps
+// packed weights; without it POCKETPHI_FAULT may be "load" or "generate".
 import BenchmarkCore
 import Foundation
+import PocketphiEngine
 
 final class RehearsalEngine: TextEngine {
   private let fault: String?
-  private let recorded: String?
   private let stopAsked = Locked(false)
 
-  init(fault: String?, recorded: String?) {
+  init(fault: String?) {
     self.fault = fault
-    self.recorded = recorded
   }
 
-  func load() throws {
+  func load(onProgress: @escaping (Double) -> Void) throws -> Loaded {
     Thread.sleep(forTimeInterval: 0.02)
-    if fault == "load" { throw RunnerErrors.loading(code: 0x21, model: "model.pte", tokenizer: "tokenizer.json") }
+    onProgress(1)
+    if fault == "load" { throw EngineFailure("There is not enough memory.") }
+    return Loaded(packing: .nowhere, packingNote: "this engine packs nothing", threads: 1)
   }
+
+  func count(_ text: String) -> Int { text.split(separator: " ").count }
 
   func generate(
-    _ prompt: String, promptTokens: Int?, newTokens: Int, onToken: @escaping (String) -> Void
+    _ prompt: String, newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
   ) throws -> Generated {
     stopAsked.with { $0 = false }
-    let counted = prompt.split(separator: " ").count
-    Thread.sleep(forTimeInterval: Double(counted) * 0.0001)
+    Thread.sleep(forTimeInterval: Double(count(prompt)) * 0.0001)
     var made = 0
     while made < newTokens, !stopAsked.current {
       Thread.sleep(forTimeInterval: 0.001)
-      if fault == "generate", made == 3 {
-        throw RunnerErrors.generating(code: 0x01, promptTokens: promptTokens, newTokens: newTokens)
-      }
-      // As the runner does; only its line with the counts may be understood.
+      if fault == "generate", made == 3 { throw EngineFailure("The model stopped with an error.") }
+      // What a library prints must not be taken for a line of ours.
       print(" tide", terminator: "")
-      onToken(" tide")
+      onToken()
+      onText(" tide")
       made += 1
     }
-    print(recorded ?? "\nPyTorchObserver {\"prompt_tokens\":\(counted),\"generated_tokens\":\(made - 1)}")
-    let report = RunnerReport(in: StandardOutput.shared.printed())
     return Generated(
-      promptTokens: report?.promptTokens, generatedTokens: made, stopReason: made < newTokens ? .stopped : .newTokens)
+      promptTokens: count(prompt), generatedTokens: made, stopReason: made < newTokens ? .stopped : .newTokens)
   }
 
   func stop() { stopAsked.with { $0 = true } }
@@ -65,17 +64,18 @@ struct ProcProbes: Probes {
 
 let environment = ProcessInfo.processInfo.environment
 let documents = URL(filePath: environment["POCKETPHI_DOCUMENTS"] ?? ".")
+let packed = environment["POCKETPHI_PACKED"].map { PackedWeights(folder: URL(filePath: $0)) }
 let around = RunSurroundings(
   device: DeviceFacts(
     model: "iPhone16,1", ramBytes: Int64(ProcessInfo.processInfo.physicalMemory), os: "iOS",
     osVersion: "rehearsal", abi: "arm64", cores: ProcessInfo.processInfo.processorCount),
-  build: BuildFacts(app: "rehearse", appVersion: "0", engine: "TextRunner", executorch: "1.5.1"),
-  engines: { _ in
-    RehearsalEngine(
-      fault: environment["POCKETPHI_FAULT"],
-      recorded: environment["POCKETPHI_RUNNER_OUTPUT"].flatMap { try? String(contentsOfFile: $0, encoding: .utf8) })
+  build: BuildFacts(
+    app: "rehearse", appVersion: "0", engine: NativeEngine.name, executorch: NativeEngine.executorch),
+  engines: { files in
+    guard let packed else { return RehearsalEngine(fault: environment["POCKETPHI_FAULT"]) }
+    return NativeEngine(files: files, packed: packed)
   }, probes: ProcProbes(),
-  store: ResultStore(folder: documents.appending(path: ScriptedRun.resultsFolder)), lookEvery: 0.005,
+  store: ResultStore(folder: documents.appending(path: ScriptedRun.resultsFolder)), packed: packed, lookEvery: 0.005,
   sampleEvery: 0.02)
 do {
   try StandardOutput.shared.take()

@@ -40,7 +40,7 @@ final class Rehearsal {
     let around = RunSurroundings(
       device: DeviceFacts(
         model: "iPhone16,1", ramBytes: 8_000_000_000, os: "iOS", osVersion: "18", abi: "arm64", cores: 6),
-      build: BuildFacts(app: "test", appVersion: "1", engine: "TextRunner", executorch: "1.5.1"),
+      build: BuildFacts(app: "test", appVersion: "1", engine: "pocketphi", executorch: "1.5.1"),
       engines: { [clock, script, engines] _ in
         let made = FakeEngine(clock: clock, script: script)
         engines.with { $0.append(made) }
@@ -84,8 +84,12 @@ final class Rehearsal {
   let others = [result.runs[0].repeats[1], result.runs[1].repeats[0], result.runs[1].repeats[1]]
   #expect(others.allSatisfy { $0.loadMs == nil && $0.notes.isEmpty })
   #expect(result.runs[1].summary["decode_tokens_per_s"]?.median == 20)
-  #expect(rehearsal.clock.rested.current == [3, 3])
-  #expect(rehearsal.loadedInRests.current == [1, 1])
+  // After the warm-up of each length too, and between the lengths.
+  #expect(rehearsal.clock.rested.current == [3, 3, 3, 3])
+  #expect(rehearsal.loadedInRests.current == [1, 1, 1, 1])
+  #expect(first.packing == .cold)
+  #expect(result.runs[0].repeats[1].packing == nil)
+  #expect(result.runs.map(\.packings) == ["1 cold", nil])
   #expect(rehearsal.engines.current.count == 1)
   #expect(rehearsal.engines.current[0].unloads.current == 1)
   #expect(try rehearsal.store.read(rehearsal.store.file(run: "test")).document == result)
@@ -98,17 +102,21 @@ final class Rehearsal {
 
 @Test func loadingForEveryRepeatIsMeasuredEveryTime() throws {
   let rehearsal = try Rehearsal()
+  rehearsal.script.packing = .nowhere
   let result = try #require(rehearsal.start(rehearsal.request(repeats: 3, mode: .each)).run())
   #expect(result.runs[0].repeats.map(\.loadMs) == [2000, 2000, 2000])
   let engines = rehearsal.engines.current
   #expect(engines.count == 5)  // one to count the prompt, one for the warm-up
   #expect(engines.allSatisfy { $0.loads.current == 1 && $0.unloads.current == 1 })
-  #expect(rehearsal.loadedInRests.current == [0, 0])
+  #expect(rehearsal.loadedInRests.current == [0, 0, 0])
+  #expect(result.runs[0].repeats.allSatisfy { $0.packing == .nowhere && $0.packingNote == "there is no room" })
+  #expect(result.runs[0].packings == "3 none")
+  #expect(result.runs[0].remarks == ["No packed weights were kept in a file: there is no room."])
 }
 
 @Test func anEngineThatFailsLeavesTheFinishedRepeats() throws {
   let rehearsal = try Rehearsal()
-  rehearsal.script.failAt = 3  // the count, the warm-up, a repeat, this one
+  rehearsal.script.failAt = 2  // the warm-up, a repeat, this one
   let result = try #require(rehearsal.start(rehearsal.request(repeats: 3)).run())
   #expect(result.status == .incomplete)
   #expect(result.problem == "It broke.")
@@ -121,7 +129,7 @@ final class Rehearsal {
 
 @Test func aModelThatDoesNotLoadIsASentence() throws {
   let rehearsal = try Rehearsal()
-  rehearsal.script.loadFailure = EngineFailure("There is not enough memory.", code: 0x21)
+  rehearsal.script.loadFailure = EngineFailure("There is not enough memory.")
   #expect(rehearsal.start(try rehearsal.request()).run() == nil)
   #expect(rehearsal.failure == "There is not enough memory.")
   #expect(rehearsal.folder.names.contains("results") == false)
@@ -131,7 +139,7 @@ final class Rehearsal {
   let rehearsal = try Rehearsal()
   let run = Locked<BenchmarkRun?>(nil)
   rehearsal.script.onToken = { generation, token in
-    if generation == 3, token == 1 { run.current?.stop() }
+    if generation == 2, token == 1 { run.current?.stop() }
   }
   let started = rehearsal.start(try rehearsal.request(repeats: 4))
   run.with { $0 = started }
@@ -145,7 +153,7 @@ final class Rehearsal {
   let run = Locked<BenchmarkRun?>(nil)
   let probes = rehearsal.probes
   rehearsal.script.onToken = { generation, token in
-    guard generation == 2, token == 0 else { return }
+    guard generation == 1, token == 0 else { return }
     run.current?.lowMemory()
     run.current?.lowMemory()
     run.current?.note("The app went to the background.")
@@ -192,11 +200,44 @@ final class Rehearsal {
   #expect(result.runs[0].repeats[0].notes == ["The prompt had 3 tokens, 12 were asked for."])
 }
 
-@Test func anEngineThatCannotCountWantsFiles() throws {
+@Test(arguments: [LoadMode.once, .each]) func aStopWhileTheModelLoadsCounts(mode: LoadMode) throws {
   let rehearsal = try Rehearsal()
-  rehearsal.script.countsPrompts = false
-  #expect(rehearsal.start(try rehearsal.request()).run() == nil)
-  #expect(rehearsal.failure == "The runner does not say how many tokens a prompt has; give a file for each prompt.")
+  let run = Locked<BenchmarkRun?>(nil)
+  // Before the engine listens: it is asked again as its load goes on.
+  rehearsal.script.onLoad = { run.current?.stop() }
+  let started = rehearsal.start(try rehearsal.request(mode: mode))
+  run.with { $0 = started }
+  #expect(started.run() == nil)
+  #expect(rehearsal.failure == "The run was stopped after 0 of 2 repeats.")
+  #expect(rehearsal.clock.now.current == 1_200_000_000, "it went on loading")
+  #expect(rehearsal.engines.current.map(\.unloads.current) == [1])
+}
+
+@Test func aFullContextIsRefusedBeforeTheRun() throws {
+  let rehearsal = try Rehearsal()
+  #expect(rehearsal.start(try rehearsal.request([12, 4092])).run() == nil)
+  #expect(
+    rehearsal.failure == "4092 prompt tokens and 5 new ones do not fit the model's context of 4096 tokens.")
+  #expect(rehearsal.engines.current.isEmpty)
+  #expect(try Rehearsal().start(rehearsal.request([12, 4091])).run() != nil)
+}
+
+@Test func noRestWithoutWorkBefore() throws {
+  let rehearsal = try Rehearsal()
+  let file = try rehearsal.folder.put("p.txt", Data("one two three".utf8))
+  let plain = try rehearsal.request([3], warmups: 0)
+  let request = try RunRequest(
+    name: "test", model: plain.model, tokenizer: plain.tokenizer, configurations: plain.configurations,
+    promptFiles: [file])
+  rehearsal.start(request).run()
+  #expect(rehearsal.clock.rested.current == [3])
+}
+
+@Test func screensAreToldOfTokensFourTimesASecond() throws {
+  let rehearsal = try Rehearsal()
+  rehearsal.start(try rehearsal.request(newTokens: 41, repeats: 1, warmups: 0)).run()
+  let told = rehearsal.events.current.compactMap { if case .token(let index, _) = $0 { index } else { nil } }
+  #expect(told == [0, 5, 10, 15, 20, 25, 30, 35, 40])
 }
 
 @Test func filesAreCheckedBeforeAnEngineIsMade() throws {

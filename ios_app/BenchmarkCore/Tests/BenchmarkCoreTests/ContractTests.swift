@@ -99,8 +99,7 @@ import Testing
     try with(changes) {
       #expect(!ThermalStatus.moderate.throttles)
       #expect(ChatTemplate.render([Message(role: .user, content: "Hi")]) == "[user]Hi[end][assistant]")
-      var scanner = StopScanner()
-      #expect(scanner.show("4<|end|>[stop] more") == "4<|end|>")
+      #expect(ChatTemplate.stops == ["[end]", "[stop]"])
     }
   }
 }

@@ -20,8 +20,9 @@ final class FakeEngine: TextEngine {
     /// The generation, from 0 and with warm-ups, that fails after a token.
     var failAt: Int?
     var endAfter: Int?
-    var countsPrompts = true
+    var onLoad: (@Sendable () -> Void)?
     var onToken: (@Sendable (_ generation: Int, _ token: Int) -> Void)?
+    var packing = Packing.cold
   }
 
   let clock: FakeClock
@@ -37,14 +38,24 @@ final class FakeEngine: TextEngine {
     self.script = script
   }
 
-  func load() throws {
+  func load(onProgress: @escaping (Double) -> Void) throws -> Loaded {
+    stopped.with { $0 = false }
     loads.with { $0 += 1 }
-    clock.pass(ms: 2000)
+    script.onLoad?()
+    for part in 1...10 {
+      clock.pass(ms: 200)
+      onProgress(Double(part) / 10)
+      if stopped.current { throw EngineStopped() }
+    }
     if let failure = script.loadFailure { throw failure }
+    return Loaded(
+      packing: script.packing, packingNote: script.packing == .nowhere ? "there is no room" : nil, threads: 2)
   }
 
+  func count(_ text: String) -> Int { text.split(separator: " ").count }
+
   func generate(
-    _ prompt: String, promptTokens: Int?, newTokens: Int, onToken: @escaping (String) -> Void
+    _ prompt: String, newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
   ) throws -> Generated {
     stopped.with { $0 = false }
     prompts.with { $0.append(prompt) }
@@ -52,21 +63,20 @@ final class FakeEngine: TextEngine {
       defer { count += 1 }
       return count
     }
-    let counted = prompt.split(separator: " ").count
-    clock.pass(ms: UInt64(counted) * 5)
+    clock.pass(ms: UInt64(count(prompt)) * 5)
     let end = min(newTokens, script.endAfter ?? newTokens)
+    func generated(_ tokens: Int, _ reason: StopReason) -> Generated {
+      Generated(promptTokens: count(prompt), generatedTokens: tokens, stopReason: reason)
+    }
     for token in 0..<end {
       if token > 0 { clock.pass(ms: 50) }
-      onToken(" w\(token)")
+      onToken()
+      onText(" w\(token)")
       script.onToken?(generation, token)
-      if generation == script.failAt { throw EngineFailure("It broke.", code: 1) }
-      if stopped.current {
-        return Generated(promptTokens: counted, generatedTokens: token + 1, stopReason: .stopped)
-      }
+      if generation == script.failAt { throw EngineFailure("It broke.") }
+      if stopped.current { return generated(token + 1, .stopped) }
     }
-    return Generated(
-      promptTokens: script.countsPrompts ? counted : nil, generatedTokens: end,
-      stopReason: end < newTokens ? .endOfTurn : .newTokens)
+    return generated(end, end < newTokens ? .endOfTurn : .newTokens)
   }
 
   func stop() { stopped.with { $0 = true } }

@@ -101,6 +101,11 @@ import Testing
       availableBytes: available, executorch: executorch)
   }
 
+  func needed(keepsPacked: Bool = false) throws -> Int64 {
+    let found = try files()
+    return ModelFiles.neededBytes(sizeBytes: found.sizeBytes, manifest: found.manifest, keepsPacked: keepsPacked)
+  }
+
   func whole() throws {
     try folder.put("m.pte", Made.pte())
     try folder.put("m.json", Made.manifest())
@@ -110,7 +115,6 @@ import Testing
   @Test func wholeOnes() throws {
     try whole()
     let found = try files(available: 1500)
-    #expect(found.neededBytes == 1500)
     #expect(found.notes.isEmpty)
     let record = found.record(sha256: nil)
     #expect(record.file == "m.pte")
@@ -134,12 +138,27 @@ import Testing
         == "m.pte needs 1.5 kB of memory (weights 1.0 kB, planned 500 bytes), this app may use 1.5 kB more.")
   }
 
+  /// Weights that are packed into a file take none of the memory that the system counts.
+  @Test func packedWeightsNeedNoMemory() throws {
+    try whole()
+    #expect(try needed(keepsPacked: true) == 500)
+    let packed = PackedWeights(folder: folder.url.appending(path: "packed"))
+    func fits(_ available: Int64) throws {
+      _ = try ModelFiles(
+        model: folder.url.appending(path: "m.pte"), tokenizer: folder.url.appending(path: "tokenizer.json"),
+        availableBytes: available, executorch: "1.5.1", packed: packed)
+    }
+    try fits(500)
+    #expect(
+      badInput { try fits(499) }.hasPrefix("m.pte needs 500 bytes of memory (weights 0 bytes, planned 500 bytes)"))
+  }
+
   @Test func theEmbeddingStaysInTheFile() throws {
     try whole()
     try folder.put("m.json", Made.manifest(embeddingBits: 8))
-    #expect(try files().neededBytes == 1000 - 100 * 4 + 500)
+    #expect(try needed() == 1000 - 100 * 4 + 500)
     try folder.put("m.json", Made.manifest(embeddingBits: 4))
-    #expect(try files().neededBytes == 1000 - 100 * 4 / 2 + 500)
+    #expect(try needed() == 1000 - 100 * 4 / 2 + 500)
   }
 
   /// Measured on a desktop after loading: 2723 MB of private memory.
@@ -150,7 +169,7 @@ import Testing
        "planned": {"kv_cache_bytes": 536870912, "activation_bytes": 18100000}}
       """
     let manifest = try Manifest(json: Data(json.utf8), name: "m.json")
-    let needed = ModelFiles.neededBytes(sizeBytes: 2_776_258_976, manifest: manifest)
+    let needed = ModelFiles.neededBytes(sizeBytes: 2_776_258_976, manifest: manifest, keepsPacked: false)
     #expect(abs(Double(needed) / 2_723_000_000 - 1) < 0.02)
   }
 
@@ -161,7 +180,7 @@ import Testing
       """
     let manifest = try Manifest(json: Data(json.utf8), name: "m.json")
     #expect(manifest.recipe == "8da4w g32, embedding int8, lm_head int4")
-    #expect(ModelFiles.neededBytes(sizeBytes: 1000, manifest: manifest) == 1000)
+    #expect(ModelFiles.neededBytes(sizeBytes: 1000, manifest: manifest, keepsPacked: false) == 1000)
   }
 
   @Test func otherRuntimes() throws {

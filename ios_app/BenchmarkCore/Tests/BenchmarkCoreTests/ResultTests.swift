@@ -28,7 +28,7 @@ func document(
   return ResultDocument(
     created: Date(timeIntervalSince1970: 1_795_000_000.9), problem: problem,
     device: DeviceFacts(model: device, ramBytes: nil, os: "iOS", osVersion: "18.0", abi: "arm64", cores: 6),
-    build: BuildFacts(app: "org.pocketphi.bench", appVersion: "1", engine: "TextRunner", executorch: nil),
+    build: BuildFacts(app: "org.pocketphi.bench", appVersion: "1", engine: "pocketphi", executorch: nil),
     model: ModelRecord(file: "m.pte", sizeBytes: 1, sha256: nil, tokenizer: "t.json", manifest: nil),
     runs: [RunRecord(configuration: configuration, repeats: repeats)])
 }

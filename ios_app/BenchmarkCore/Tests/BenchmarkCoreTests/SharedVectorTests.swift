@@ -15,18 +15,8 @@ struct SharedVectors: Decodable {
     let text: String
   }
 
-  struct AnswerCase: Decodable {
-    let pieces: [String]
-    /// What a person sees after each piece.
-    let shown: [String]
-    let stopped: Bool
-    /// What a person sees at the end, where that is more.
-    let whole: String?
-  }
-
   let statistics: [StatisticsCase]
   let chat: [ChatCase]
-  let answers: [AnswerCase]
 
   static func load() throws -> SharedVectors {
     try JSONDecoder().decode(SharedVectors.self, from: Repository.contract("vectors.json"))
@@ -53,18 +43,4 @@ struct SharedVectors: Decodable {
   let cases = try SharedVectors.load().chat
   #expect(cases.count > 2)
   for one in cases { #expect(ChatTemplate.render(one.messages) == one.text) }
-}
-
-@Test func answersEndWhereTheyShould() throws {
-  for one in try SharedVectors.load().answers {
-    var scanner = StopScanner()
-    var text = ""
-    let shown = one.pieces.map { piece in
-      text += scanner.show(piece)
-      return text
-    }
-    #expect(shown == one.shown)
-    #expect(scanner.stopped == one.stopped)
-    #expect(text + scanner.rest() == one.whole ?? one.shown.last)
-  }
 }

@@ -3,33 +3,6 @@ import Testing
 
 @testable import BenchmarkCore
 
-@Suite struct StopScannerTests {
-  func shown(_ pieces: [String]) -> (text: String, stopped: Bool) {
-    var scanner = StopScanner()
-    var text = pieces.map { scanner.show($0) }.joined()
-    text += scanner.rest()
-    return (text, scanner.stopped)
-  }
-
-  @Test(arguments: [
-    (["Paris", ".", "<|end|>"], "Paris.", true),
-    (["Paris.<|en", "d|>", " more"], "Paris.", true),
-    (["a <", "|", "b"], "a <|b", false),
-    (["x<|endoftext|>"], "x", true),
-    (["<|endof", "line"], "<|endofline", false),
-    (["<<|end|>"], "<", true),
-    ([], "", false),
-  ]) func scans(_ pieces: [String], _ text: String, _ stopped: Bool) {
-    #expect(shown(pieces) == (text, stopped))
-  }
-
-  @Test func whatCannotBeAStopIsShownAtOnce() {
-    var scanner = StopScanner()
-    #expect(scanner.show("one <") == "one ")
-    #expect(scanner.show("two") == "<two")
-  }
-}
-
 @Suite struct ChatSessionTests {
   /// Answers with given pieces and keeps the prompts.
   final class Echo: TextEngine {
@@ -42,12 +15,16 @@ import Testing
       self.reason = reason
     }
 
-    func load() {}
+    func load(onProgress: @escaping (Double) -> Void) -> Loaded { Loaded(packing: .warm, threads: 2) }
+    func count(_ text: String) -> Int { text.count }
     func generate(
-      _ prompt: String, promptTokens: Int?, newTokens: Int, onToken: @escaping (String) -> Void
+      _ prompt: String, newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
     ) -> Generated {
       prompts.with { $0.append(prompt) }
-      pieces.forEach(onToken)
+      for piece in pieces {
+        onToken()
+        onText(piece)
+      }
       return Generated(promptTokens: 3, generatedTokens: pieces.count, stopReason: reason)
     }
     func stop() {}
@@ -56,11 +33,11 @@ import Testing
   }
 
   @Test func aTurnFeedsOnlyWhatIsNew() throws {
-    let engine = Echo(["Hello", ".", "<|end|>"], .endOfTurn)
+    let engine = Echo(["Hello", "."], .endOfTurn)
     let session = ChatSession(engine: engine, system: "Be brief.")
     var shown = ""
-    _ = try session.ask("Hi", newTokens: 9) { shown += $0 }
-    _ = try session.ask("2 + 2?", newTokens: 9) { _ in }
+    _ = try session.ask("Hi", newTokens: 9, onText: { shown += $0 })
+    _ = try session.ask("2 + 2?", newTokens: 9, onText: { _ in })
     #expect(shown == "Hello.")
     let fed = engine.prompts.current
     #expect(
@@ -76,9 +53,9 @@ import Testing
   @Test func anAnswerThatWasCutIsClosed() throws {
     let engine = Echo(["Once", " upon"], .newTokens)
     let session = ChatSession(engine: engine, system: nil)
-    _ = try session.ask("Go", newTokens: 2) { _ in }
-    _ = try session.ask("On", newTokens: 2) { _ in }
-    #expect(engine.prompts.current[1] == " upon<|end|><|user|>On<|end|><|assistant|>")
+    _ = try session.ask("Go", newTokens: 2, onText: { _ in })
+    _ = try session.ask("On", newTokens: 2, onText: { _ in })
+    #expect(engine.prompts.current[1] == "<|end|><|user|>On<|end|><|assistant|>")
   }
 }
 
@@ -105,47 +82,43 @@ import Testing
   }
 }
 
-@Suite struct RunnerTests {
-  @Test func theReportIsFoundAmongText() throws {
-    let output = """
-       The capital.
-      PyTorchObserver {"prompt_tokens":1,"generated_tokens":1,"SCALING_FACTOR_UNITS_PER_SECOND":1000}
-      more
-      PyTorchObserver {"prefill_token_per_sec":512.5,"prompt_tokens":64,"generated_tokens":127,"inference_end_ms":17}
-      tail
-      """
-    let report = try #require(RunnerReport(in: output))
-    #expect(report.promptTokens == 64)
-    #expect(report.generatedTokens == 127)
-    #expect(RunnerReport(in: "PyTorchObserver {\"prompt_tokens\":") == nil)
-    #expect(RunnerReport(in: "nothing") == nil)
+@Suite struct ThrottleTests {
+  @Test func aScreenIsToldFourTimesASecond() {
+    var throttle = Throttle()
+    // A token every 10 ms for two seconds.
+    let passed = (0..<200).map { UInt64($0) * 10_000_000 }.filter { throttle.passes(at: $0) }
+    #expect(passed == (0..<8).map { UInt64($0) * 250_000_000 })
   }
 
-  @Test func codesAreSentences() {
-    #expect(
-      RunnerErrors.loading(code: 0x21, model: "m.pte", tokenizer: "t").message
-        == "m.pte could not be loaded: there is not enough memory (code 0x21).")
-    #expect(
-      RunnerErrors.loading(code: -1, model: "m.pte", tokenizer: "t.json").message.contains("t.json is no tokenizer"))
-    #expect(RunnerErrors.loading(code: 99, model: "m.pte", tokenizer: "t").message.hasSuffix("(code 0x63)."))
-    #expect(
-      RunnerErrors.generating(code: 0x12, promptTokens: 5000, newTokens: 10).message
-        == "The prompt does not fit the model's context, or its text cannot be tokenized (5000 prompt and 10 new tokens "
-        + "were asked for) (code 0x12).")
-    #expect(RunnerErrors.generating(code: 1, promptTokens: nil, newTokens: 1).code == 1)
+  @Test func whatIsSlowerPasses() {
+    var throttle = Throttle(perSecond: 2)
+    #expect((0..<5).allSatisfy { throttle.passes(at: 7 + UInt64($0) * 500_000_000) })
+  }
+}
+
+@Suite struct PackedWeightsTests {
+  @Test func theirSizeIsToldAndTheyAreDeleted() throws {
+    let folder = try Folder()
+    let packed = PackedWeights(folder: folder.url.appending(path: "packed"))
+    #expect(packed.bytes == 0)
+    try packed.prepare()
+    try packed.prepare()
+    try Data(count: 700).write(to: packed.folder.appending(path: "a.packed"))
+    try Data(count: 30).write(to: packed.folder.appending(path: "a.check"))
+    #expect(packed.bytes == 730)
+    #expect(packed.holds(1000))
+    #expect(packed.holds(.max) == false)
+    try packed.delete()
+    #expect(packed.bytes == 0)
+    #expect(packed.holds(1000), "there is room on the disk")
   }
 
-  @Test func theContextIsNeverOverrun() throws {
-    var budget = ContextBudget(contextTokens: 100)
-    #expect(try budget.newTokens(50, prompt: "", promptTokens: 40) == 50)
-    budget.advance(promptTokens: 40, generatedTokens: 50)
-    #expect(budget.position == 89)
-    #expect(try budget.newTokens(50, prompt: "", promptTokens: 5) == 6)
-    #expect(try budget.newTokens(50, prompt: "12345678", promptTokens: nil) == 7)
-    #expect(throws: EngineFailure.self) { try budget.newTokens(1, prompt: "", promptTokens: 11) }
-    budget.reset()
-    #expect(try budget.newTokens(1000, prompt: "", promptTokens: 1) == 99)
-    #expect(try ContextBudget(contextTokens: nil).newTokens(1000, prompt: "", promptTokens: 1) == 1000)
+  @Test func aFolderThatCannotBeMadeIsASentence() throws {
+    let folder = try Folder()
+    let file = try folder.put("file", Data())
+    #expect(
+      badInput { try PackedWeights(folder: file.appending(path: "packed")).prepare() }
+        .hasPrefix("The folder for packed weights cannot be made: "))
   }
 }
 
@@ -170,7 +143,7 @@ import Testing
     #expect(memory?["available_bytes"] is NSNull)
     #expect(try line(.failed(message: "a \"b\"\nc"))?["message"] as? String == "a \"b\"\nc")
     #expect(try line(.lowMemory)?["event"] as? String == "low_memory")
-    #expect(try line(.token(piece: "x", index: 0, sinceFirstMs: 0)) == nil)
+    #expect(try line(.token(index: 0, sinceFirstMs: 0)) == nil)
   }
 }
 
