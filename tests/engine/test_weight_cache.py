@@ -34,7 +34,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 TOKENS = list(range(3, 16))
-FEED = Feed("prefill and decode", (10, 1, 1, 1))  # XNNPACK multiplies one row with kernels of its own
+FEED = Feed("prefill and decode", (10, 1, 1, 1), every=False)  # XNNPACK multiplies one row with kernels of its own
 VOCAB = 512  # of `tiny_folder`
 ORDERS = pytest.mark.parametrize("names", [("first", "second"), ("second", "first")], ids="-".join)
 
@@ -51,7 +51,7 @@ def answer(session: Session) -> np.ndarray:
     """Logits [4, V] of FEED."""
     ends = np.cumsum(FEED.calls)
     steps = zip(ends - FEED.calls, ends, strict=True)
-    return np.concatenate([session.step(TOKENS[start:end], int(start)).numpy() for start, end in steps])
+    return np.concatenate([session.step(TOKENS[start:end], int(start)).numpy()[-1:] for start, end in steps])
 
 
 def together(files: Sequence[Path], options: XnnpackOptions) -> list[np.ndarray]:

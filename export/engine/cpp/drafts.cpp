@@ -10,7 +10,7 @@ constexpr size_t LEAST = 2, LONGEST = 8;  // tokens in common: a single one says
 
 std::vector<int64_t> Drafts::guess(const std::vector<int64_t>& tokens, int64_t last, size_t room) const {
   std::vector<int64_t> found;
-  const size_t size = std::min(length_, room), end = tokens.size() + 1;
+  const size_t size = std::min(most_, room), end = tokens.size() + 1;
   const auto token = [&](size_t at) { return at < tokens.size() ? tokens[at] : at < end ? last : found[at - end]; };
   size_t best = needed_ - 1, place = 0;
   for (size_t at = end; --at > 0 && best < LONGEST;) {  // tokens before the continuation
@@ -24,8 +24,8 @@ std::vector<int64_t> Drafts::guess(const std::vector<int64_t>& tokens, int64_t l
 
 void Drafts::learn(size_t guessed, size_t right) {
   if (guessed == 0) return;
-  length_ = right == guessed ? std::min(most_, 2 * length_) : std::max<size_t>(right, 1);
-  needed_ = right > 0 ? LEAST : std::min(needed_ + 1, LONGEST);
+  // A step of several tokens takes about as long as two steps of one, whether it checks two guesses or seven.
+  needed_ = right > 1 || right == guessed ? LEAST : std::min(needed_ + 1, LONGEST);
 }
 
 }  // namespace pocketphi

@@ -12,16 +12,16 @@ namespace pocketphi {
 
 class Drafts {
  public:
-  explicit Drafts(size_t most) : most_(most), length_(most) {}
+  explicit Drafts(size_t most) : most_(most) {}
   // What follows `tokens` and `last`, at most `room`: what followed the latest of the earlier places that have most in
   // common with their end; nothing where that is too little.
   std::vector<int64_t> guess(const std::vector<int64_t>& tokens, int64_t last, size_t room) const;
-  // How many of a guess were right: after wrong ones the next are shorter and need more in common.
+  // How many of a guess were right: after a poor one the next needs more in common.
   void learn(size_t guessed, size_t right);
 
  private:
-  size_t most_, length_;  // tokens a guess may have
-  size_t needed_ = 2;     // tokens in common
+  size_t most_;        // tokens a guess may have
+  size_t needed_ = 2;  // tokens in common
 };
 
 }  // namespace pocketphi
