@@ -159,7 +159,7 @@ def test_manifest() -> None:
     }
     assert exported == {
         ".MainActivity": "true", ".ChatActivity": "false", ".HistoryActivity": "false", ".ResultActivity": "false",
-        ".HeadlessActivity": "true",
+        ".HeadlessActivity": "true", ".SettingsActivity": "false",
     }  # fmt: skip
     provider = application.find("provider")
     assert provider is not None and provider.attrib[ANDROID + "exported"] == "false"

@@ -7,6 +7,8 @@ import android.os.Process
 import org.pocketphi.core.Build
 import org.pocketphi.core.Contract
 import org.pocketphi.core.EngineFactory
+import org.pocketphi.core.NativeEngine
+import org.pocketphi.core.PackedWeights
 import org.pocketphi.core.Probes
 import org.pocketphi.core.ResultFiles
 import org.pocketphi.core.Surroundings
@@ -15,7 +17,23 @@ import java.io.File
 /** Holds what outlives the screens: the run, the conversation, the copy under way. */
 class BenchApp : Application() {
     /** Tests put others in. */
-    var engines = EngineFactory { model, tokenizer, manifest -> ExecuTorchEngine(model, tokenizer, manifest) }
+    var engines = EngineFactory { model, tokenizer, manifest, settings ->
+        if (ownEngine) NativeEngine(model, tokenizer, packed.folder, settings) else ExecuTorchEngine(model, tokenizer, manifest)
+    }
+
+    /** Whether ExecuTorch's library in this build has our engine in it; else upstream's LlmModule does the running. */
+    var ownEngine: Boolean = try {
+        System.loadLibrary("executorch")
+        NativeEngine.isThere()
+    } catch (_: LinkageError) {
+        false
+    }
+    val engineName: String get() = if (ownEngine) NativeEngine.NAME else ExecuTorchEngine.NAME
+
+    /** Survives what empties caches, and is no backup's business. */
+    val packed by lazy { PackedWeights(File(noBackupFilesDir, "packed")) }
+    val settings by lazy { SettingsStore(this) }
+
     lateinit var probes: Probes
     var sampleEveryMs = 2000L
 
@@ -31,8 +49,8 @@ class BenchApp : Application() {
     val models: File get() = File(ownFiles, "models")
 
     fun surroundings() = Surroundings(
-        DeviceProbes.device(this), Build(packageName, version, ExecuTorchEngine.NAME, ExecuTorchEngine.EXECUTORCH),
-        Process.myPid(), engines, probes, results, sampleEveryMs = sampleEveryMs,
+        DeviceProbes.device(this), Build(packageName, version, engineName, ExecuTorchEngine.EXECUTORCH),
+        Process.myPid(), engines, probes, results, sampleEveryMs = sampleEveryMs, packed = packed.takeIf { ownEngine },
     )
 
     override fun onCreate() {

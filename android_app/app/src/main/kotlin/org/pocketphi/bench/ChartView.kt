@@ -33,12 +33,12 @@ class ChartView(context: Context) : View(context) {
         invalidate()
     }
 
-    /** PSS in GB over seconds, the repeats one after another. */
+    /** Memory in GB over seconds, the repeats one after another. */
     fun showMemory(run: Run) {
         var start = 0.0
         val points = ArrayList<Pair<Double, Double>>()
         for (repeat in run.repeats) {
-            val seen = repeat.samples.mapNotNull { sample -> sample.memory.pss?.let { (start + sample.atMs) / 1000 to it / 1e9 } }
+            val seen = repeat.samples.mapNotNull { sample -> sample.memory.headline?.let { (start + sample.atMs) / 1000 to it / 1e9 } }
             points += seen
             start = (seen.lastOrNull()?.first ?: (start / 1000)) * 1000
         }

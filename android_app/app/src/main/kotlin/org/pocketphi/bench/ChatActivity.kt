@@ -1,6 +1,7 @@
 package org.pocketphi.bench
 
 import android.app.Activity
+import android.content.Intent
 import android.os.Bundle
 import android.view.Gravity
 import android.view.View
@@ -27,6 +28,7 @@ class ChatActivity : Activity() {
         setContentView(R.layout.chat)
         header(getString(R.string.chat))
         action(R.id.action_one, R.drawable.ic_new, R.string.new_chat) { app.chat.anew() }
+        action(R.id.action_two, R.drawable.ic_settings, R.string.settings) { startActivity(Intent(this, SettingsActivity::class.java)) }
         choice = ModelChoice(this)
         turns = findViewById(R.id.turns)
         question = findViewById(R.id.question)
@@ -93,7 +95,8 @@ class ChatActivity : Activity() {
 
     private fun line(now: ChatState): String? = when {
         now.loading -> getString(R.string.chat_loading, choice.model?.name.orEmpty())
-        now.rate != null -> getString(R.string.chat_rate, now.tokens, Format.number(now.rate))
+        now.rate != null -> getString(R.string.chat_rate, now.tokens, Format.number(now.rate)) +
+            (now.memory?.let { " · " + getString(R.string.chat_memory, Format.bytes(it)) } ?: "")
         now.messages.isEmpty() && choice.model == null -> getString(R.string.chat_no_model)
         now.messages.isEmpty() -> getString(R.string.chat_empty)
         else -> null

@@ -2,18 +2,24 @@ package org.pocketphi.bench
 
 import android.os.Handler
 import android.os.Looper
+import org.pocketphi.core.BadInput
 import org.pocketphi.core.ChatFormat
 import org.pocketphi.core.ChatSession
 import org.pocketphi.core.Contract
 import org.pocketphi.core.EngineError
+import org.pocketphi.core.EngineSettings
+import org.pocketphi.core.EngineStopped
 import org.pocketphi.core.LlmEngine
 import org.pocketphi.core.Message
+import org.pocketphi.core.Model
 import org.pocketphi.core.ModelFiles
+import org.pocketphi.core.Preflight
 import org.pocketphi.core.Role
 import java.io.File
 import java.util.concurrent.Executors
+import java.util.concurrent.Future
 
-/** What the chat shows; [streaming] is the answer under way, null between answers, [rate] tokens a second. */
+/** What the chat shows; [streaming] is the answer under way, null between answers, [rate] tokens a second, [memory] bytes. */
 data class ChatState(
     val model: String? = null,
     val loading: Boolean = false,
@@ -21,6 +27,7 @@ data class ChatState(
     val streaming: String? = null,
     val tokens: Int = 0,
     val rate: Double? = null,
+    val memory: Long? = null,
     val problem: String? = null,
 ) {
     val busy: Boolean get() = loading || streaming != null
@@ -32,7 +39,9 @@ class ChatHolder(private val app: BenchApp) {
     private val worker = Executors.newSingleThreadExecutor()
     private val listeners = LinkedHashSet<(ChatState) -> Unit>()
     @Volatile private var engine: LlmEngine? = null
+    @Volatile private var stopAsked = false
     private var session: ChatSession? = null
+    private var loadedWith: EngineSettings? = null
 
     var state = ChatState()
         private set
@@ -49,7 +58,9 @@ class ChatHolder(private val app: BenchApp) {
     /** Loads [model] where it is not the one that is loaded, then answers. */
     fun ask(model: File, tokenizer: File, text: String) {
         if (state.busy) return
-        val load = state.model != model.path || session == null
+        val settings = app.settings.current
+        val load = state.model != model.path || session == null || loadedWith != settings.engine
+        stopAsked = false
         tell(
             state.copy(
                 model = model.path, loading = load, messages = state.messages + Message(Role.USER, text),
@@ -59,7 +70,9 @@ class ChatHolder(private val app: BenchApp) {
         worker.execute { answer(model, tokenizer, text, load) }
     }
 
+    /** Ends the answer, also one whose model is still being loaded. */
     fun stop() {
+        stopAsked = true
         engine?.stop()
     }
 
@@ -70,35 +83,34 @@ class ChatHolder(private val app: BenchApp) {
         worker.execute {
             try {
                 engine?.reset()
-                session = engine?.let { ChatSession(it, null) }
+                session = engine?.let { newSession(it) }
             } catch (_: EngineError) {
                 unload()
             }
         }
     }
 
-    /** Gives the memory back, as a measurement needs it. Waits for the engine, so not while it is busy. */
-    fun close() {
-        worker.submit { unload() }.get()
+    /** Gives the memory back, as a measurement needs it: done when the future is, which waits for the engine. */
+    fun close(): Future<*> {
+        val gone = worker.submit { unload() }
         if (state.model != null) tell(ChatState())
+        return gone
     }
+
+    private fun newSession(of: LlmEngine) = ChatSession(of, app.settings.current.system)
 
     private fun answer(model: File, tokenizer: File, text: String, load: Boolean) {
         try {
-            if (load) {
-                unload()
-                val made = app.engines.create(model.path, tokenizer.path, ModelFiles.manifest(model))
-                engine = made
-                made.load()
-                session = ChatSession(made, null)
-                post { it.copy(loading = false, streaming = "") }
-            }
+            if (load) load(model, tokenizer)
+            if (stopAsked) throw EngineStopped()
+            if (load) post { it.copy(loading = false, streaming = "") }
             val begin = System.nanoTime()
             var first = 0L
             val answer = StringBuilder()
             var tokens = 0
-            val done = session!!.ask(text, Contract.current.chatTokens) { piece ->
+            val done = session!!.ask(text, Contract.current.chatTokens, app.settings.current.sampling) { piece ->
                 if (tokens++ == 0) first = System.nanoTime()
+                if (stopAsked) engine?.stop() // engines forget a stop from just before the answer
                 answer.append(piece)
                 val shown = ChatFormat.visible(answer.toString())
                 val count = tokens
@@ -107,10 +119,35 @@ class ChatHolder(private val app: BenchApp) {
             }
             val rate = rate(done.generatedTokens, if (first == 0L) begin else first)
             val visible = session!!.messages.last()
-            post { it.copy(messages = it.messages + visible, streaming = null, tokens = done.generatedTokens, rate = rate) }
+            val memory = app.probes.memory(walk = false).headline
+            post { it.copy(messages = it.messages + visible, streaming = null, tokens = done.generatedTokens, rate = rate, memory = memory) }
+        } catch (_: EngineStopped) {
+            unload()
+            post { it.copy(loading = false, streaming = null) }
         } catch (failure: EngineError) {
             unload()
             post { it.copy(loading = false, streaming = null, problem = failure.message) }
+        }
+    }
+
+    private fun load(model: File, tokenizer: File) {
+        unload()
+        val manifest = ModelFiles.manifest(model)
+        warn(Model(model.name, model.length(), null, tokenizer.name, manifest))
+        val settings = app.settings.current.engine
+        val made = app.engines.create(model.path, tokenizer.path, manifest, settings)
+        engine = made
+        made.load()
+        loadedWith = settings
+        session = newSession(made)
+    }
+
+    // A person may want to try all the same, and sees why it may end badly.
+    private fun warn(model: Model) {
+        try {
+            Preflight.checkMemory(model, app.probes.memory(walk = false).available, app.packed.takeIf { app.ownEngine })
+        } catch (short: BadInput) {
+            post { it.copy(problem = short.message) }
         }
     }
 

@@ -21,17 +21,26 @@ class DeviceProbes(private val context: Context) : Probes {
     private val activities = context.getSystemService(Context.ACTIVITY_SERVICE) as ActivityManager
     private val power = context.getSystemService(Context.POWER_SERVICE) as PowerManager
 
-    override fun memory(): Memory {
-        val process = Debug.MemoryInfo().also { Debug.getMemoryInfo(it) }
-        val system = ActivityManager.MemoryInfo().also { activities.getMemoryInfo(it) }
+    override fun memory(walk: Boolean): Memory {
+        val process = if (walk) Debug.MemoryInfo().also { Debug.getMemoryInfo(it) } else null
+        val status = status()
+        val anonymous = status["RssAnon"]
         return Memory(
-            pss = process.totalPss.kilobytes(),
-            rss = status("VmRSS"),
-            privateDirty = process.totalPrivateDirty.kilobytes(),
-            nativeHeap = Debug.getNativeHeapAllocatedSize(),
-            available = system.availMem,
+            pss = process?.totalPss?.kilobytes(),
+            rss = status["VmRSS"],
+            privateDirty = process?.totalPrivateDirty?.kilobytes(),
+            nativeHeap = if (walk) Debug.getNativeHeapAllocatedSize() else null,
+            available = system().availMem.takeIf { it > 0 },
+            privateBytes = anonymous?.plus(status["VmSwap"] ?: 0),
+            anonymous = anonymous,
+            file = status["RssFile"],
+            swap = status["VmSwap"],
         )
     }
+
+    override fun lowMemory(): Boolean = system().lowMemory
+
+    private fun system() = ActivityManager.MemoryInfo().also { activities.getMemoryInfo(it) }
 
     override fun thermal(): Thermal {
         val battery = context.registerReceiver(null, IntentFilter(Intent.ACTION_BATTERY_CHANGED))
@@ -39,7 +48,7 @@ class DeviceProbes(private val context: Context) : Probes {
         val level = battery?.getIntExtra(BatteryManager.EXTRA_LEVEL, UNKNOWN) ?: UNKNOWN
         val scale = battery?.getIntExtra(BatteryManager.EXTRA_SCALE, 100) ?: 100
         return Thermal(
-            status(),
+            thermalStatus(),
             if (tenths == UNKNOWN) null else tenths / 10.0,
             if (level < 0 || scale <= 0) null else (100.0 * level / scale).coerceAtMost(100.0),
             power.isPowerSaveMode,
@@ -54,19 +63,18 @@ class DeviceProbes(private val context: Context) : Probes {
         false
     }
 
-    override fun peakRss(): Long? = status("VmHWM")
+    override fun peakRss(): Long? = status()["VmHWM"]
 
-    private fun status(): ThermalStatus {
+    private fun thermalStatus(): ThermalStatus {
         if (Build.VERSION.SDK_INT < Build.VERSION_CODES.Q) return ThermalStatus.UNKNOWN
         return ThermalStatus.entries.getOrElse(power.currentThermalStatus) { ThermalStatus.UNKNOWN }
     }
 
-    private fun status(key: String): Long? = try {
-        File("/proc/self/status").useLines { lines ->
-            lines.firstOrNull { it.startsWith("$key:") }?.filter { it.isDigit() }?.toLongOrNull()?.times(1024)
-        }
+    /** Bytes by the kernel's names; what this kernel does not count lacks. */
+    private fun status(): Map<String, Long> = try {
+        File("/proc/self/status").readLines().mapNotNull { LINE.matchEntire(it) }.associate { it.groupValues[1] to it.groupValues[2].toLong() * 1024 }
     } catch (_: IOException) {
-        null
+        emptyMap()
     }
 
     // Debug gives 0 where it could not read the process's maps.
@@ -74,6 +82,7 @@ class DeviceProbes(private val context: Context) : Probes {
 
     companion object {
         private const val UNKNOWN = Int.MIN_VALUE
+        private val LINE = Regex("(\\w+):\\s+(\\d+) kB")
 
         fun device(context: Context): Device {
             val activities = context.getSystemService(Context.ACTIVITY_SERVICE) as ActivityManager

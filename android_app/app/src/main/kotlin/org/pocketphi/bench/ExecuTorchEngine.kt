@@ -5,7 +5,9 @@ import org.pocketphi.core.EngineErrors
 import org.pocketphi.core.EngineStats
 import org.pocketphi.core.Generated
 import org.pocketphi.core.LlmEngine
+import org.pocketphi.core.Loaded
 import org.pocketphi.core.Manifest
+import org.pocketphi.core.Sampling
 import org.pocketphi.core.StopReason
 import org.pytorch.executorch.ExecutorchRuntimeException
 import org.pytorch.executorch.extension.llm.LlmCallback
@@ -13,7 +15,10 @@ import org.pytorch.executorch.extension.llm.LlmGenerationConfig
 import org.pytorch.executorch.extension.llm.LlmModule
 import java.io.File
 
-/** [LlmEngine] over ExecuTorch's LlmModule: the only file that touches ExecuTorch. */
+/**
+ * [LlmEngine] over ExecuTorch's LlmModule, for libraries without the engine of export/engine/cpp: the only file that
+ * touches ExecuTorch. Of a [Sampling] it knows the temperature alone, and a load cannot be stopped.
+ */
 class ExecuTorchEngine(
     private val model: String,
     private val tokenizer: String,
@@ -23,19 +28,26 @@ class ExecuTorchEngine(
     private var position = 0
     @Volatile private var stopAsked = false
 
-    override fun load() = guarded({ EngineErrors.loading(it, File(model).name) }) {
+    override fun load(): Loaded {
+        guarded({ EngineErrors.loading(it, File(model).name) }) { open() }
+        return Loaded()
+    }
+
+    private fun open() {
         // Not the constructor with a LlmModuleConfig: its data path is "" by default and becomes the name of a file.
         val made = LlmModule(model, tokenizer, GREEDY)
         module = made
         made.load()
     }
 
-    override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, onPiece: (String) -> Unit): Generated {
+    override fun generate(
+        prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit,
+    ): Generated {
         val module = module ?: throw EngineError("The model is not loaded.")
         val limit = minOf(newTokens, room(prompt, promptTokens))
         val collector = Collector(module, limit, onPiece)
         stopAsked = false
-        val config = LlmGenerationConfig.create().echo(false).temperature(GREEDY).seqLen(seqLen(promptTokens, limit)).build()
+        val config = LlmGenerationConfig.create().echo(false).temperature(sampling.temperature).seqLen(seqLen(promptTokens, limit)).build()
         val failure = { code: Int -> EngineErrors.generating(code, promptTokens, newTokens) }
         guarded(failure) { module.generate(prompt, config, collector) }
         collector.errorCode?.let { throw failure(it) }
@@ -47,7 +59,8 @@ class ExecuTorchEngine(
             generated >= limit -> StopReason.NEW_TOKENS
             else -> StopReason.END_OF_TURN
         }
-        return Generated(stats?.promptTokens, generated, collector.pieces, stats?.prefillMs, stats?.decodeMs, reason)
+        // The runner has not read the last token it made.
+        return Generated(stats?.promptTokens, generated, collector.pieces, stats?.prefillMs, stats?.decodeMs, reason, collector.last)
     }
 
     override fun stop() {
@@ -78,11 +91,13 @@ class ExecuTorchEngine(
         return if (promptTokens == null) Int.MAX_VALUE else position + promptTokens + limit
     }
 
-    /** How many tokens the context still takes, at least 1: the runner fails only when the cache is full. */
+    /** How many tokens the context still takes: the runner fails only when the cache is full, in the middle of an answer. */
     private fun room(prompt: String, promptTokens: Int?): Int {
         val context = manifest?.contextTokens ?: return Int.MAX_VALUE
         val prompted = promptTokens ?: (prompt.toByteArray().size / BYTES_PER_TOKEN)
-        return maxOf(1, context - position - prompted)
+        val room = context - position - prompted
+        if (room < 1) throw EngineErrors.full(prompted, context.toLong(), position)
+        return room
     }
 
     private fun guarded(failure: (Int) -> EngineError, body: () -> Unit) {
@@ -106,11 +121,13 @@ class ExecuTorchEngine(
         private val module: LlmModule, private val limit: Int, private val onPiece: (String) -> Unit,
     ) : LlmCallback {
         var pieces = 0
+        var last = ""
         var stats: EngineStats? = null
         var errorCode: Int? = null
 
         override fun onResult(result: String) {
             pieces++
+            last = result
             onPiece(result)
             // A stop during the prefill is forgotten by the runner, so it is repeated with each token.
             if (stopAsked || pieces >= limit) {

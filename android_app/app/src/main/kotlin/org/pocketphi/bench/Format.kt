@@ -3,6 +3,7 @@ package org.pocketphi.bench
 import android.content.Context
 import org.pocketphi.core.Configuration
 import org.pocketphi.core.Metric
+import org.pocketphi.core.size
 import java.text.DateFormat
 import java.text.ParseException
 import java.text.SimpleDateFormat
@@ -12,10 +13,8 @@ import java.util.TimeZone
 /** Numbers and times as a person reads them. */
 object Format {
     private const val MB = 1e6
-    private const val GB = 1e9
 
-    fun bytes(bytes: Long): String =
-        if (bytes >= GB) String.format(Locale.ROOT, "%.2f GB", bytes / GB) else String.format(Locale.ROOT, "%.1f MB", bytes / MB)
+    fun bytes(bytes: Long): String = size(bytes)
 
     /** Three figures: 0.53, 17.3, 204. */
     fun number(value: Double): String = when {

@@ -24,7 +24,8 @@ class HeadlessActivity : Activity() {
             begin(intent)
         } else if (app.runs.state.request == null) {
             // The system killed the process and brought only the screen back.
-            ended(intent.getStringExtra("run").orEmpty(), getString(R.string.error_killed))
+            val why = LastExit.sentence(this)?.let { "$it ${getString(R.string.repeats_kept)}" } ?: getString(R.string.error_killed)
+            ended(intent.getStringExtra("run").orEmpty(), why)
         }
     }
 
@@ -84,7 +85,7 @@ class HeadlessActivity : Activity() {
 
     private companion object {
         val TEXTS = listOf("run", "model", "tokenizer", "model_sha256", "prompt_tokens", "prompt_files", "load_mode")
-        val NUMBERS = listOf("new_tokens", "repeats", "warmups", "cooldown_s")
+        val NUMBERS = listOf("new_tokens", "repeats", "warmups", "cooldown_s", "threads", "draft_tokens", "ignore_memory")
     }
 }
 

@@ -25,7 +25,7 @@ class LiveViews(private val card: View) {
         bar.progress = state.doneRepeats * STEPS + partOfRepeat(state)
         decode.text = rate(state.decodeRate)
         prefill.text = rate(state.prefillRate)
-        memory.text = bytes(state.memory?.pss)
+        memory.text = bytes(state.memory?.headline)
         free.text = bytes(state.memory?.available)
         text.text = state.text
     }

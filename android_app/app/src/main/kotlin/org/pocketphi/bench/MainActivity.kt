@@ -15,7 +15,9 @@ import android.widget.TextView
 import org.pocketphi.core.BadInput
 import org.pocketphi.core.Contract
 import org.pocketphi.core.LoadMode
+import org.pocketphi.core.Model
 import org.pocketphi.core.ModelFiles
+import org.pocketphi.core.Preflight
 import org.pocketphi.core.RunRequest
 import java.io.File
 import java.text.SimpleDateFormat
@@ -44,13 +46,17 @@ class MainActivity : Activity() {
         cards = ResultCards(findViewById<LinearLayout>(R.id.results))
         choice = ModelChoice(this)
         problem = findViewById(R.id.problem)
-        if (state == null) fillIn()
+        if (state == null) {
+            fillIn()
+            refused = LastExit.news(this)
+        }
         findViewById<View>(R.id.model_row).setOnClickListener { pick(R.string.model, choice.found.models) { choice.choose(model = it) } }
         findViewById<View>(R.id.tokenizer_row).setOnClickListener {
             pick(R.string.tokenizer, choice.found.tokenizers) { choice.choose(tokenizer = it) }
         }
         findViewById<View>(R.id.look_again).setOnClickListener { lookAgain() }
         findViewById<View>(R.id.import_file).setOnClickListener { importOrCancel() }
+        findViewById<View>(R.id.engine_row).setOnClickListener { startActivity(Intent(this, SettingsActivity::class.java)) }
         findViewById<View>(R.id.start).setOnClickListener { start() }
         findViewById<View>(R.id.stop).setOnClickListener { app.runs.stop() }
         findViewById<View>(R.id.open_result).setOnClickListener { openResult() }
@@ -89,6 +95,9 @@ class MainActivity : Activity() {
         findViewById<TextView>(R.id.model).text = model?.name ?: getString(R.string.none_chosen)
         findViewById<TextView>(R.id.tokenizer).text = choice.tokenizer?.name ?: getString(R.string.none_chosen)
         findViewById<TextView>(R.id.model_facts).showOrHide(model?.let { choice.facts(it) })
+        findViewById<TextView>(R.id.engine).setText(if (app.ownEngine) R.string.engine_own else R.string.engine_upstream)
+        val packed = app.packed.bytes()
+        findViewById<TextView>(R.id.engine_facts).showOrHide(if (packed > 0) getString(R.string.packed_size, Format.bytes(packed)) else null)
     }
 
     private fun pick(title: Int, files: List<File>, onPick: (File) -> Unit) {
@@ -114,7 +123,7 @@ class MainActivity : Activity() {
         if (request == IMPORT && result == RESULT_OK) app.imports.start(uri)
     }
 
-    private fun start() {
+    private fun start(ignoreMemory: Boolean = false) {
         fun text(id: Int) = findViewById<TextView>(id).text.toString()
         refused = null
         try {
@@ -127,13 +136,32 @@ class MainActivity : Activity() {
                 "prompt_tokens" to text(R.id.prompt_tokens), "new_tokens" to text(R.id.new_tokens), "repeats" to text(R.id.repeats),
                 "warmups" to text(R.id.warmups), "cooldown_s" to text(R.id.cooldown),
                 "load_mode" to (if (each) LoadMode.EACH else LoadMode.ONCE).json,
+                "threads" to app.settings.current.engine.threads, "draft_tokens" to app.settings.current.engine.draftTokens,
+                "ignore_memory" to if (ignoreMemory) 1 else 0,
             )
-            app.runs.start(RunRequest.parse(extras), Logcat)
+            val request = RunRequest.parse(extras)
+            if (!ignoreMemory && warned(model, tokenizer)) return
+            app.runs.start(request, Logcat)
             leaveFields()
         } catch (wrong: BadInput) {
             refused = wrong.message
             problem.showOrHide(refused)
             findViewById<ScrollView>(R.id.scroll).smoothScrollTo(0, 0)
+        }
+    }
+
+    /** Whether memory looks too small and the person is being asked. */
+    private fun warned(model: File, tokenizer: File): Boolean {
+        try {
+            val facts = Model(model.name, model.length(), null, tokenizer.name, ModelFiles.manifest(model))
+            Preflight.checkMemory(facts, app.probes.memory(walk = false).available, app.packed.takeIf { app.ownEngine })
+            return false
+        } catch (short: BadInput) {
+            AlertDialog.Builder(this).setMessage(short.message)
+                .setPositiveButton(R.string.start_anyway) { _, _ -> start(ignoreMemory = true) }
+                .setNegativeButton(R.string.cancel, null)
+                .show()
+            return true
         }
     }
 

@@ -9,6 +9,7 @@ import android.widget.TextView
 import org.pocketphi.core.Comparison
 import org.pocketphi.core.Contract
 import org.pocketphi.core.Metric
+import org.pocketphi.core.Packing
 import org.pocketphi.core.Result
 import org.pocketphi.core.Run
 import org.pocketphi.core.ThermalStatus
@@ -28,7 +29,9 @@ class ResultCards(private val into: LinearLayout) {
         result.model.manifest?.recipe?.let { text(facts, it, R.style.Text_Faint) }
         text(
             facts,
-            context.getString(R.string.facts, result.device.model, result.device.osVersion, result.build.executorch ?: "?"),
+            context.getString(
+                R.string.facts, result.device.model, result.device.osVersion, result.build.executorch ?: "?", result.build.engine,
+            ),
             R.style.Text_Faint,
         )
         result.problem?.takeIf { withProblem }?.let { text(facts, it, R.style.Text).setTextColor(context.getColor(R.color.bad)) }
@@ -77,10 +80,17 @@ class ResultCards(private val into: LinearLayout) {
             row(card, metric.title, listOf(number(metric, values.median), range), R.style.Text, WIDE_LAST)
         }
         chart(card, R.string.chart_rates) { it.showRates(run) }
-        if (run.repeats.any { repeat -> repeat.samples.any { it.memory.pss != null } }) {
+        if (run.repeats.any { repeat -> repeat.samples.any { it.memory.headline != null } }) {
             chart(card, R.string.chart_memory) { it.showMemory(run) }
         }
         thermal(run)?.let { text(card, it, R.style.Text_Faint) }
+        loads(run)?.let { text(card, it, R.style.Text_Faint) }
+        run.repeats.mapNotNull { it.packingNote }.distinct().forEach { warning(card, Contract.current.remark("not_packed", "note" to it)) }
+        val drafted = run.repeats.sumOf { it.drafted ?: 0 }
+        if (drafted > 0) {
+            val accepted = run.repeats.sumOf { it.accepted ?: 0 }
+            text(card, Contract.current.remark("drafts", "drafted" to drafted, "accepted" to accepted), R.style.Text_Faint)
+        }
         val hot = run.repeats.indices.filter { run.repeats[it].throttled }.joinToString { "${it + 1}" }
         if (hot.isNotEmpty()) warning(card, Contract.current.remark("hot", "repeats" to hot))
         val warnings = run.repeats.sumOf { it.lowMemoryEvents }
@@ -95,6 +105,14 @@ class ResultCards(private val into: LinearLayout) {
         val to = last.batteryCelsius
         if (from != null && to != null) return context.getString(R.string.thermal_line, celsius(from), celsius(to), last.status.json)
         return if (last.status == ThermalStatus.UNKNOWN) null else context.getString(R.string.thermal_status, last.status.json)
+    }
+
+    /** "Loads: 1 that packed the weights, 4 that found them packed". */
+    private fun loads(run: Run): String? {
+        val kinds = run.repeats.mapNotNull { it.packing }.groupingBy { it }.eachCount()
+        if (kinds.isEmpty()) return null
+        val words = mapOf(Packing.COLD to R.string.load_cold, Packing.WARM to R.string.load_warm, Packing.NONE to R.string.load_none)
+        return context.getString(R.string.loads, words.entries.filter { it.key in kinds }.joinToString { context.getString(it.value, kinds[it.key]) })
     }
 
     private fun celsius(value: Double) = String.format(Locale.ROOT, "%.1f °C", value)

@@ -41,7 +41,7 @@ class RunHolder(private val app: BenchApp) {
     fun start(request: RunRequest, sink: LineSink) {
         if (state.active) throw BadInput("The run ${state.request?.name} is still under way; only one runs at a time.")
         if (app.chat.state.busy) throw BadInput("The chat is still answering; stop it before a measurement.")
-        app.chat.close()
+        val chatIsGone = app.chat.close()
         synchronized(lock) { current = RunState(request, active = true) }
         val lines = ProgressLines(request.name, sink)
         val made = Bench(request, app.surroundings()) { event ->
@@ -50,7 +50,10 @@ class RunHolder(private val app: BenchApp) {
         }
         bench = made
         tell()
-        Thread({ made.run() }, "bench").start()
+        Thread({
+            chatIsGone.get() // its engine has the memory
+            made.run()
+        }, "bench").start()
     }
 
     fun stop() {

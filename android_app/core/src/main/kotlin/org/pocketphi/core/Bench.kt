@@ -15,6 +15,8 @@ class Surroundings(
     val files: ResultFiles,
     val clock: Clock = Clock.System,
     val sampleEveryMs: Long = 2000,
+    /** Null: the engine keeps no packed weights. */
+    val packed: PackedWeights? = null,
 )
 
 /**
@@ -26,22 +28,25 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
     private val clock = around.clock
     private val sampler = MemorySampler(around.probes, clock, around.sampleEveryMs) { phase, memory ->
         onEvent(Event.Sampled(phase, memory))
+        watchForLowMemory()
     }
     private val engineLock = Any()
     private var engine: LlmEngine? = null
     @Volatile private var stopped = false
     private val lowMemoryEvents = AtomicInteger()
+    private var wasLow = false
+    private var worked = false // since the last rest
     private val notes = ConcurrentLinkedQueue<String>()
     private val created = Result.utc(clock.utcMillis())
     private val repeats = request.configurations.map { ArrayList<Repeat>() }
     private var firstLoad: Loading? = null
     private lateinit var model: Model
 
-    private class Loading(val ms: Double, val seen: MemorySampler.Seen)
+    private class Loading(val ms: Double, val told: Loaded, val seen: MemorySampler.Seen)
 
     private class Stopped : Exception()
 
-    /** Ends the run after the token it is at; finished repeats stay. */
+    /** Ends the run after the token it is at, or in a load; finished repeats stay. */
     fun stop() {
         stopped = true
         synchronized(engineLock) { engine?.stop() }
@@ -51,6 +56,13 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
     fun lowMemory(level: String) {
         lowMemoryEvents.incrementAndGet()
         onEvent(Event.LowMemory(level))
+    }
+
+    // Apps on newer systems are told of no levels while they are on the screen.
+    private fun watchForLowMemory() {
+        val low = around.probes.lowMemory()
+        if (low && !wasLow) lowMemory("polled")
+        wasLow = low
     }
 
     /** A sentence that the repeat under way should carry. */
@@ -63,10 +75,14 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         sampler.start()
         val problem = try {
             model = modelFacts()
+            Preflight.checkContext(request.configurations, model.manifest)
+            if (!request.ignoreMemory) Preflight.checkMemory(model, around.probes.memory(walk = false).available, around.packed)
             measure()
             null
         } catch (_: Stopped) {
-            "The run was stopped after ${done()} of ${request.repeats} repeats."
+            stoppedAfter()
+        } catch (_: EngineStopped) {
+            stoppedAfter()
         } catch (failure: EngineError) {
             failure.message
         } catch (wrong: BadInput) {
@@ -82,6 +98,8 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
             fail(problem)
         }
     }
+
+    private fun stoppedAfter() = "The run was stopped after ${done()} of ${request.repeats} repeats."
 
     private fun fail(problem: String) {
         var sentence = problem
@@ -105,9 +123,9 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
                 if (configuration.loadMode == LoadMode.EACH) unload()
             }
             repeat(configuration.repeats) { repeat ->
-                if (repeat > 0) rest(index, repeat, configuration.cooldownS)
-                checkStopped()
                 if (configuration.loadMode == LoadMode.ONCE) ensureLoaded()
+                if (worked) rest(index, repeat, configuration.cooldownS)
+                checkStopped()
                 // What happened since a load belongs to the repeat that carries the load.
                 if (configuration.loadMode == LoadMode.EACH || firstLoad == null) forget()
                 val measured = measureOne(configuration, prompt) { onEvent(Event.Repeating(index, repeat)) }
@@ -141,6 +159,8 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
             sampler.begin()
             origin = clock.nanos() - ((load?.ms ?: 0.0) * 1e6).toLong()
             timed = generate(prompt.text, prompt.tokens, configuration.newTokens)
+        } catch (stopped: EngineStopped) {
+            throw stopped
         } catch (failure: EngineError) {
             problem = failure.message
         }
@@ -175,17 +195,22 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
             lowMemoryEvents = lowMemoryEvents.getAndSet(0),
             stopReason = if (problem != null) StopReason.ERROR else generated!!.stopReason,
             notes = notes.toList().also { notes.clear() },
+            packing = load?.told?.packing,
+            packingNote = load?.told?.note,
+            drafted = generated?.drafted,
+            accepted = generated?.accepted,
         )
     }
 
     private fun generate(prompt: String, promptTokens: Int?, newTokens: Int): Timed {
         val engine = engine!!
+        worked = true
         engine.reset()
         checkStopped()
         sampler.phase = Phase.PREFILL
         val times = ArrayList<Long>(newTokens)
         val begin = clock.nanos()
-        val generated = engine.generate(prompt, promptTokens, newTokens) { piece ->
+        val generated = engine.generate(prompt, promptTokens, newTokens, Sampling()) { piece ->
             times.add(clock.nanos())
             sampler.phase = Phase.DECODE
             // A stop that came just before the generation is forgotten by engines.
@@ -238,15 +263,15 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         sampler.phase = Phase.LOAD
         sampler.begin()
         val begin = clock.nanos()
-        val made = around.engines.create(request.model, request.tokenizer, model.manifest)
+        val made = around.engines.create(request.model, request.tokenizer, model.manifest, request.settings)
         synchronized(engineLock) { engine = made }
-        made.load()
+        val told = made.load()
         val ms = (clock.nanos() - begin) / 1e6
         val seen = sampler.end(begin)
         sampler.phase = Phase.IDLE
         onEvent(Event.Loaded(ms))
         checkStopped()
-        return Loading(ms, seen)
+        return Loading(ms, told, seen)
     }
 
     private fun unload() = synchronized(engineLock) {
@@ -258,6 +283,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         if (seconds == 0) return
         onEvent(Event.Resting(index, repeat, seconds))
         clock.rest(seconds * 1000L) { stopped }
+        worked = false
     }
 
     private fun checkStopped() {

@@ -30,10 +30,7 @@ object ChatFormat {
     fun stopped(answer: String): Boolean = Contract.current.stops.any { it in answer }
 }
 
-/**
- * A conversation whose context stays in the engine: every turn feeds only what is new.
- * The engine has not read the last token it made, so that one is fed with the next turn.
- */
+/** A conversation whose context stays in the engine: every turn feeds only what is new, and what the engine left unread. */
 class ChatSession(private val engine: LlmEngine, system: String?) {
     private val history = ArrayList<Message>()
     private var unread = if (system.isNullOrEmpty()) "" else ChatFormat.turn(Message(Role.SYSTEM, system))
@@ -45,20 +42,18 @@ class ChatSession(private val engine: LlmEngine, system: String?) {
     }
 
     /** The answer to [text]; throws [EngineError], after which the conversation should be begun anew. */
-    fun ask(text: String, newTokens: Int, onPiece: (String) -> Unit): Generated {
+    fun ask(text: String, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated {
         val question = Message(Role.USER, text)
         history.add(question)
         val answer = StringBuilder()
-        var last = ""
         val prompt = unread + ChatFormat.turn(question) + ChatFormat.open(Role.ASSISTANT)
-        val generated = engine.generate(prompt, null, newTokens) { piece ->
-            last = piece
+        val generated = engine.generate(prompt, null, newTokens, sampling) { piece ->
             answer.append(piece)
             onPiece(piece)
         }
         history.add(Message(Role.ASSISTANT, ChatFormat.whole(answer.toString())))
         val ended = generated.stopReason == StopReason.END_OF_TURN || ChatFormat.stopped(answer.toString())
-        unread = (if (ended) "" else last) + ChatFormat.end
+        unread = (if (ended) "" else generated.unread) + ChatFormat.end
         return generated
     }
 }

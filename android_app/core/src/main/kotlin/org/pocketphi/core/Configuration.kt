@@ -10,11 +10,12 @@ data class Configuration(
     val warmups: Int,
     val cooldownS: Int,
     val loadMode: LoadMode,
+    val draftTokens: Int = 0,
 ) {
-    fun toJson(): Map<String, Any?> = linkedMapOf(
+    fun toJson(): Map<String, Any?> = linkedMapOf<String, Any?>(
         "prompt_tokens" to promptTokens, "new_tokens" to newTokens, "repeats" to repeats,
         "warmups" to warmups, "cooldown_s" to cooldownS, "load_mode" to loadMode.json,
-    )
+    ) + if (draftTokens > 0) mapOf("draft_tokens" to draftTokens) else emptyMap()
 
     /** The same lengths are worth comparing, whatever the number of repeats. */
     fun sameLengths(other: Configuration) = promptTokens == other.promptTokens && newTokens == other.newTokens
@@ -28,12 +29,17 @@ data class RunRequest(
     val modelSha256: String?,
     val configurations: List<Configuration>,
     val promptFiles: List<String>,
+    val settings: EngineSettings = EngineSettings(),
+    /** Measured even where [Preflight] would refuse. */
+    val ignoreMemory: Boolean = false,
 ) {
     val repeats: Int get() = configurations.sumOf { it.repeats }
 
     companion object {
         private val NAME = Regex("[a-z0-9-]{1,64}")
         private val SHA256 = Regex("[0-9a-f]{64}")
+        private val THREADS = 0L..64
+        private val DRAFTS = 0L..64
 
         /**
          * The run that the extras of an intent (docs/app_protocol.md), or the fields of the screen, ask for.
@@ -56,9 +62,11 @@ data class RunRequest(
             if (sha256 != null && !SHA256.matches(sha256)) {
                 throw BadInput("model_sha256 is \"$sha256\", which is not 64 lower-case hex digits.")
             }
+            val settings = EngineSettings(int(extras, "threads", 0, THREADS), int(extras, "draft_tokens", 0, DRAFTS))
             return RunRequest(
                 name(extras["run"] as String?), path(extras, "model"), path(extras, "tokenizer"), sha256,
-                lengths.map { Configuration(it, newTokens, repeats, warmups, cooldown, mode) }, files,
+                lengths.map { Configuration(it, newTokens, repeats, warmups, cooldown, mode, settings.draftTokens) }, files, settings,
+                int(extras, "ignore_memory", 0, 0L..1) == 1,
             )
         }
 
@@ -90,9 +98,11 @@ data class RunRequest(
             }
         }
 
-        private fun int(extras: Map<String, Any?>, key: String): Int {
-            val range = Contract.current.option(key).range
-            val given = extras[key] ?: return Contract.current.option(key).number
+        private fun int(extras: Map<String, Any?>, key: String): Int =
+            Contract.current.option(key).let { int(extras, key, it.number, it.range) }
+
+        private fun int(extras: Map<String, Any?>, key: String, default: Int, range: LongRange): Int {
+            val given = extras[key] ?: return default
             val number = given as? Int ?: given.toString().trim().toIntOrNull()
             if (number == null || number !in range) {
                 throw BadInput("$key is \"$given\"; it wants a whole number from ${range.first} to ${range.last}.")

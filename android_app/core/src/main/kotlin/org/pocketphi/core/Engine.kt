@@ -17,20 +17,39 @@ data class Generated(
     val prefillMs: Double?,
     val decodeMs: Double?,
     val stopReason: StopReason,
+    /** The text of the last token, where the context lacks it and the caller must feed it with what comes next. */
+    val unread: String,
+    /** Between consecutive tokens, by an engine that counts them itself. */
+    val tokenMs: List<Double>? = null,
+    /** Tokens guessed ahead, and the right ones among them, by an engine that was told to. */
+    val drafted: Int? = null,
+    val accepted: Int? = null,
 )
+
+/** How a token is chosen: 0 [temperature] always takes the likeliest; 0 [topK] and 1 [topP] leave nothing out. */
+data class Sampling(val temperature: Float = 0f, val topK: Int = 0, val topP: Float = 1f, val seed: Long = 0)
+
+/** 0 [threads]: as many as the phone has fast cores. [draftTokens] are guessed ahead at most. */
+data class EngineSettings(val threads: Int = 0, val draftTokens: Int = 0)
+
+/** By the order of `pocketphi_packing`. */
+enum class Packing(val json: String) { NONE("none"), COLD("cold"), WARM("warm") }
+
+/** What a load tells: of [packing] only an engine that keeps packed weights in a file; [note] is why there is none. */
+data class Loaded(val packing: Packing? = null, val note: String? = null, val packedBytes: Long = 0, val threads: Int? = null)
 
 /** Runs one model. Not for several threads, but for [stop]. Every failure is an [EngineError]. */
 interface LlmEngine : Closeable {
-    /** Slow: seconds, and most of the memory. */
-    fun load()
+    /** Slow: seconds, and most of the memory. [EngineStopped] where [stop] ended it. */
+    fun load(): Loaded
 
     /**
-     * Feeds [prompt] after what the context holds already and makes at most [newTokens] tokens, always the likeliest.
-     * [promptTokens] is how many tokens the prompt has, where that is known.
+     * Feeds [prompt] after what the context holds already and makes at most [newTokens] tokens. [promptTokens] is how
+     * many tokens the prompt has, where that is known. A prompt that does not fit the context is refused before the run.
      */
-    fun generate(prompt: String, promptTokens: Int?, newTokens: Int, onPiece: (String) -> Unit): Generated
+    fun generate(prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated
 
-    /** Ends a generation after the token it is at; from any thread. */
+    /** Ends a generation after the token it is at and, where the engine can, a load; from any thread. */
     fun stop()
 
     /** Empties the context. */
@@ -39,7 +58,7 @@ interface LlmEngine : Closeable {
 
 /** Makes an engine for a model and its tokenizer, without loading it. */
 fun interface EngineFactory {
-    fun create(model: String, tokenizer: String, manifest: Manifest?): LlmEngine
+    fun create(model: String, tokenizer: String, manifest: Manifest?, settings: EngineSettings): LlmEngine
 }
 
 /** The numbers of the statistics line that ExecuTorch's runners give (`extension/llm/runner/stats.h`). */

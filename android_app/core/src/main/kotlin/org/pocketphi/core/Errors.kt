@@ -4,7 +4,10 @@ package org.pocketphi.core
 class BadInput(override val message: String) : Exception(message)
 
 /** The engine failed; [message] is a sentence for a person, [code] ExecuTorch's `runtime/core/error.h`, if there is one. */
-class EngineError(override val message: String, val code: Int? = null, cause: Throwable? = null) : Exception(message, cause)
+open class EngineError(override val message: String, val code: Int? = null, cause: Throwable? = null) : Exception(message, cause)
+
+/** [LlmEngine.stop] ended a load. */
+class EngineStopped : EngineError("It was stopped.")
 
 /** ExecuTorch's error codes as sentences. */
 object EngineErrors {
@@ -20,6 +23,12 @@ object EngineErrors {
             "The model stopped with an error$asked: ${reason(code)}"
         }
         return EngineError(text, code)
+    }
+
+    /** A prompt of so many tokens leaves no room for an answer after the [held] ones of the conversation. */
+    fun full(promptTokens: Int, context: Long, held: Int): EngineError {
+        val after = if (held > 0) " after the $held it holds" else ""
+        return EngineError("The prompt of $promptTokens tokens does not fit the model's context of $context tokens$after.")
     }
 
     private fun reason(code: Int): String = (REASONS[code] ?: "ExecuTorch gives no reason that is known here") +

@@ -55,12 +55,12 @@ class ProgressLines(private val run: String, private val sink: LineSink) {
                 mapOf(
                     "configuration" to event.configuration, "repeat" to event.index,
                     "prefill_tokens_per_s" to prefillTokensPerS, "decode_tokens_per_s" to decodeTokensPerS,
-                    "time_to_first_token_ms" to timeToFirstTokenMs, "peak_pss_bytes" to peak.pss,
-                    "available_bytes" to peak.available, "thermal" to after.status.json,
+                    "time_to_first_token_ms" to timeToFirstTokenMs, "peak_private_bytes" to peak.privateBytes,
+                    "peak_pss_bytes" to peak.pss, "available_bytes" to peak.available, "thermal" to after.status.json,
                 )
             }
             is Event.Sampled -> "memory" to mapOf(
-                "pss_bytes" to event.memory.pss, "available_bytes" to event.memory.available, "phase" to event.phase.json,
+                "private_bytes" to event.memory.privateBytes, "available_bytes" to event.memory.available, "phase" to event.phase.json,
             )
             is Event.LowMemory -> "low_memory" to mapOf("level" to event.level)
             is Event.Failed -> "error" to mapOf("message" to event.message)

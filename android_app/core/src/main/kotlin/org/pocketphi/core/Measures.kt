@@ -9,16 +9,27 @@ data class Memory(
     val privateDirty: Long?,
     val nativeHeap: Long?,
     val available: Long?,
+    /** [anonymous] and [swap] together, which Android's killers count. */
+    val privateBytes: Long? = null,
+    /** Resident. */
+    val anonymous: Long? = null,
+    val file: Long? = null,
+    val swap: Long? = null,
 ) {
     /** The worse of both: the higher use, the lower rest. */
     fun worst(other: Memory) = Memory(
         highest(pss, other.pss), highest(rss, other.rss), highest(privateDirty, other.privateDirty),
         highest(nativeHeap, other.nativeHeap), listOfNotNull(available, other.available).minOrNull(),
+        highest(privateBytes, other.privateBytes), highest(anonymous, other.anonymous), highest(file, other.file), highest(swap, other.swap),
     )
+
+    /** What a person should look at: [pss] only where nothing else is known. */
+    val headline: Long? get() = privateBytes ?: pss
 
     fun toJson(): Map<String, Any?> = linkedMapOf(
         "pss_bytes" to pss, "rss_bytes" to rss, "private_dirty_bytes" to privateDirty,
         "native_heap_bytes" to nativeHeap, "footprint_bytes" to null, "available_bytes" to available,
+        "private_bytes" to privateBytes, "anonymous_bytes" to anonymous, "file_bytes" to file, "swap_bytes" to swap,
     )
 
     companion object {
@@ -60,7 +71,11 @@ data class Thermal(
 
 /** What measures the device and this process. */
 interface Probes {
-    fun memory(): Memory
+    /** With [walk] also what the kernel walks through all pages for, which slows the process down meanwhile. */
+    fun memory(walk: Boolean): Memory
+
+    /** The system says that it is short of memory. */
+    fun lowMemory(): Boolean = false
 
     fun thermal(): Thermal
 

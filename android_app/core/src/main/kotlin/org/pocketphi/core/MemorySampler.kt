@@ -1,8 +1,8 @@
 package org.pocketphi.core
 
 /**
- * Looks at the memory every [everyMs] on a thread of its own. Reading PSS makes the kernel walk all pages, so it is
- * done rarely; the peak of physical memory comes from the kernel's own count.
+ * Looks at the memory every [everyMs] on a thread of its own. Reading PSS makes the kernel walk all pages, so that is
+ * done only in [begin] and [end]; the peak of physical memory comes from the kernel's own count.
  */
 class MemorySampler(
     private val probes: Probes,
@@ -33,12 +33,12 @@ class MemorySampler(
         synchronized(taken) { taken.clear() }
         sinceReset = probes.resetPeakRss()
         peakBefore = probes.peakRss()
-        look()
+        look(walk = true)
     }
 
     /** What was seen since [begin]. Times count from [originNanos]. */
     fun end(originNanos: Long): Seen {
-        look()
+        look(walk = true)
         val all = synchronized(taken) { taken.toList() }
         var peak = all.fold(Memory.UNKNOWN) { worst, one -> worst.worst(one.memory) }
         val counted = probes.peakRss()
@@ -55,14 +55,14 @@ class MemorySampler(
             } catch (_: InterruptedException) {
                 return
             }
-            val memory = look()
+            val memory = look(walk = false)
             if (running) onSample(phase, memory)
         }
     }
 
-    private fun look(): Memory {
+    private fun look(walk: Boolean): Memory {
         val phase = phase
-        val memory = probes.memory()
+        val memory = probes.memory(walk)
         synchronized(taken) { taken.add(Taken(clock.nanos(), phase, memory)) }
         return memory
     }

@@ -129,6 +129,11 @@ data class Repeat(
     val lowMemoryEvents: Int,
     val stopReason: StopReason,
     val notes: List<String>,
+    /** Of the load that this repeat carries, by an engine that keeps packed weights. */
+    val packing: Packing? = null,
+    val packingNote: String? = null,
+    val drafted: Int? = null,
+    val accepted: Int? = null,
 ) {
     val throttled: Boolean get() = before.status.throttles || after.status.throttles
 
@@ -147,5 +152,8 @@ data class Repeat(
         "low_memory_events" to lowMemoryEvents,
         "stop_reason" to stopReason.json,
         "notes" to notes,
-    )
+    ) + buildMap {
+        if (packing != null) putAll(mapOf("packing" to packing.json, "packing_note" to packingNote))
+        if (drafted != null) putAll(mapOf("drafted_tokens" to drafted, "accepted_tokens" to (accepted ?: 0)))
+    }
 }

@@ -35,6 +35,7 @@ object ResultReader {
     private fun configuration(json: At) = Configuration(
         json.int("prompt_tokens"), json.int("new_tokens"), json.int("repeats"), json.int("warmups"), json.int("cooldown_s"),
         LoadMode.entries.firstOrNull { it.json == json.text("load_mode") } ?: json.fail("load_mode"),
+        json.long("draft_tokens")?.toInt() ?: 0,
     )
 
     private fun repeat(json: At) = Repeat(
@@ -54,11 +55,16 @@ object ResultReader {
         json.int("low_memory_events"),
         StopReason.entries.firstOrNull { it.json == json.text("stop_reason") } ?: json.fail("stop_reason"),
         json.texts("notes"),
+        json.textOrNull("packing")?.let { word -> Packing.entries.firstOrNull { it.json == word } ?: json.fail("packing") },
+        json.textOrNull("packing_note"),
+        json.long("drafted_tokens")?.toInt(),
+        json.long("accepted_tokens")?.toInt(),
     )
 
     private fun memory(json: At) = Memory(
         json.long("pss_bytes"), json.long("rss_bytes"), json.long("private_dirty_bytes"),
-        json.long("native_heap_bytes"), json.long("available_bytes"),
+        json.long("native_heap_bytes"), json.long("available_bytes"), json.long("private_bytes"), json.long("anonymous_bytes"),
+        json.long("file_bytes"), json.long("swap_bytes"),
     )
 
     private fun thermal(json: At) = Thermal(

@@ -1,20 +1,22 @@
 package org.pocketphi.core
 
 /**
- * One generation's times: [begin] and when each piece came, in nanoseconds of one clock.
- * Where not every token gave a piece, the engine's own totals stand in for them.
+ * One generation's times: [begin] and when each piece came, in nanoseconds of one clock. An engine that times every
+ * token itself is believed; else, where not every token gave a piece, its totals stand in for them.
  */
 class Timed(private val begin: Long, private val times: List<Long>, val generated: Generated?) {
     /** Whether each token's time is known. */
-    val everyToken: Boolean get() = generated != null && times.isNotEmpty() && times.size == generated.generatedTokens
+    val everyToken: Boolean get() = counted != null || generated != null && times.isNotEmpty() && times.size == generated.generatedTokens
+    private val counted get() = generated?.tokenMs
 
     val firstMs: Double? get() = when {
+        counted != null -> generated?.prefillMs
         generated == null || times.isEmpty() -> null
         everyToken -> (times.first() - begin) / 1e6
         else -> generated.prefillMs ?: ((times.first() - begin) / 1e6)
     }
 
-    val tokenMs: List<Double> get() = if (everyToken) times.zipWithNext { one, next -> (next - one) / 1e6 } else emptyList()
+    val tokenMs: List<Double> get() = counted ?: if (everyToken) times.zipWithNext { one, next -> (next - one) / 1e6 } else emptyList()
 
     /** By the names of the contract's metrics; those that are not known lack. */
     fun measures(promptTokens: Int): Map<String, Double> = known(
@@ -26,7 +28,7 @@ class Timed(private val begin: Long, private val times: List<Long>, val generate
     // Over all but the first.
     private val decodeRate: Double? get() {
         if (generated == null || generated.generatedTokens < 2) return null
-        val ms = if (everyToken) (times.last() - times.first()) / 1e6 else generated.decodeMs
+        val ms = if (counted == null && everyToken) (times.last() - times.first()) / 1e6 else generated.decodeMs
         return ms?.takeIf { it > 0 }?.let { (generated.generatedTokens - 1) / it * 1000 }
     }
 

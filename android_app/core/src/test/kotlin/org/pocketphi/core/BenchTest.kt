@@ -37,7 +37,7 @@ class BenchTest {
         )
         val around = Surroundings(
             Device("Maker Phone", "SoC", 8_000_000_000, "14", "arm64-v8a", 8), Build("org.pocketphi.bench", "0.1.0", "Fake", "1.5.1"), 42,
-            { _, _, _ -> engine }, probes, files, clock, sampleEveryMs = 100_000,
+            { _, _, _, _ -> engine }, probes, files, clock, sampleEveryMs = 100_000,
         )
         lateinit var made: Bench
         made = Bench(request, around) { event ->
@@ -70,7 +70,7 @@ class BenchTest {
         // Two guesses at each length, whose number nobody knows yet, then a warm-up and three repeats.
         assertEquals(listOf(null, null, 16, 16, 16, 16, null, null, 32, 32, 32, 32), engine.promptTokens)
         assertEquals(1, engine.calls.count { it == "load" })
-        assertEquals(listOf(7000L, 7000L, 7000L, 7000L), clock.rests)
+        assertEquals("after counting and warm-ups, between lengths too", List(6) { 7000L }, clock.rests)
         assertEquals(1234, result.model.sizeBytes)
         assertEquals("2026-09-21T14:13:20Z", result.created)
         assertTrue(events.last() is Event.Done)
@@ -183,9 +183,9 @@ class BenchTest {
     @Test
     fun aModelThatDoesNotLoad() {
         val broken = object : FakeEngine(clock) {
-            override fun load(): Unit = throw EngineErrors.loading(0x23, "phi.pte")
+            override fun load(): Loaded = throw EngineErrors.loading(0x23, "phi.pte")
         }
-        val around = { _: String, _: String, _: Manifest? -> broken }
+        val around = EngineFactory { _, _, _, _ -> broken }
         val request = RunRequest.parse(mapOf("run" to "run-1", "model" to model.path, "tokenizer" to tokenizer.path))
         Bench(
             request,
@@ -261,7 +261,7 @@ class BenchTest {
         assertEquals(files.file("run-1").path, read.last()["file"])
         val wanted = setOf(
             "run", "event", "configuration", "repeat", "prefill_tokens_per_s", "decode_tokens_per_s", "time_to_first_token_ms",
-            "peak_pss_bytes", "available_bytes", "thermal",
+            "peak_private_bytes", "peak_pss_bytes", "available_bytes", "thermal",
         )
         assertEquals(wanted, read.first { it["event"] == "repeat" }.keys)
     }

@@ -60,24 +60,24 @@ class EngineTest {
             ),
         )
         val engine = object : LlmEngine {
-            override fun load() = Unit
+            override fun load() = Loaded()
             override fun stop() = Unit
             override fun reset() = Unit
             override fun close() = Unit
-            override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, onPiece: (String) -> Unit): Generated {
+            override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated {
                 fed.append(prompt)
                 val (pieces, reason) = answers.removeFirst()
                 pieces.forEach(onPiece)
                 // The engine has read all but the last token it made.
                 fed.append(pieces.dropLast(1).joinToString(""))
-                return Generated(1, pieces.size, pieces.size, null, null, reason)
+                return Generated(1, pieces.size, pieces.size, null, null, reason, pieces.last())
             }
         }
         val chat = ChatSession(engine, "Be brief.")
         val seen = ArrayList<String>()
-        chat.ask("Capital of France?", 9) { seen.add(it) }
-        chat.ask("2 + 2?", 2) { }
-        chat.ask("More", 9) { }
+        chat.ask("Capital of France?", 9, Sampling()) { seen.add(it) }
+        chat.ask("2 + 2?", 2, Sampling()) { }
+        chat.ask("More", 9, Sampling()) { }
         assertEquals(listOf("Par", "is", "<|end|>"), seen)
         assertEquals(listOf("Paris", "4 is", "ok"), chat.messages.filter { it.role == Role.ASSISTANT }.map { it.content })
         // All but the last answer stands in the context as the format wants it.

@@ -34,12 +34,15 @@ open class FakeEngine(private val clock: FakeClock) : LlmEngine {
     var onToken: (Int) -> Unit = {}
     private var generations = 0
 
-    override fun load() {
+    var loaded = Loaded()
+
+    override fun load(): Loaded {
         calls.add("load")
         clock.pass(700.0)
+        return loaded
     }
 
-    override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, onPiece: (String) -> Unit): Generated {
+    override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated {
         calls.add("generate $newTokens")
         prompts.add(prompt)
         this.promptTokens.add(promptTokens)
@@ -61,7 +64,7 @@ open class FakeEngine(private val clock: FakeClock) : LlmEngine {
             onToken(made)
         }
         val reason = if (stopAsked) StopReason.STOPPED else if (made == limit) StopReason.NEW_TOKENS else StopReason.END_OF_TURN
-        return Generated(tokens, made, pieces, 10.0 * tokens, 50.0 * (made - 1), reason)
+        return Generated(tokens, made, pieces, 10.0 * tokens, 50.0 * (made - 1), reason, "t$made ")
     }
 
     override fun stop() {
@@ -83,7 +86,15 @@ class FakeProbes : Probes {
     var resets = true
     @Volatile var peak: Long? = 2_200_000_000
 
-    override fun memory() = memory
+    @Volatile var low = false
+    val walks = java.util.concurrent.ConcurrentLinkedQueue<Boolean>()
+
+    override fun memory(walk: Boolean): Memory {
+        walks.add(walk)
+        return if (walk) memory else memory.copy(pss = null, privateDirty = null)
+    }
+
+    override fun lowMemory() = low
 
     override fun thermal() = thermal
 

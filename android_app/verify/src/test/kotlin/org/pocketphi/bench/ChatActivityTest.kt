@@ -23,7 +23,7 @@ class ChatActivityTest {
 
     @Before
     fun engine() {
-        app.engines = EngineFactory { _, _, _ -> engine }
+        app.engines = EngineFactory { _, _, _, _ -> engine }
     }
 
     private fun ChatActivity.bubbles() = findViewById<LinearLayout>(R.id.turns)
@@ -101,7 +101,7 @@ class ChatActivityTest {
                 val screen = main.setup().get()
                 engine.holdFrom = 1
                 screen.click(R.id.start)
-                assertEquals(1, engine.closes)
+                waitFor("the chat's engine to be closed") { engine.closes == 1 }
                 talking.ask("And now?")
                 assertEquals("A measurement is under way; chat when it has ended.", talking.text(R.id.problem))
                 screen.click(R.id.stop)

@@ -48,7 +48,7 @@ class DeviceProbesTest {
     fun memory() {
         val system = ActivityManager.MemoryInfo().apply { availMem = 1_234; totalMem = 5_678 }
         shadowOf(app.getSystemService(Context.ACTIVITY_SERVICE) as ActivityManager).setMemoryInfo(system)
-        val memory = probes.memory()
+        val memory = probes.memory(walk = true)
         assertEquals(1_234L, memory.available)
         // /proc is this machine's own: a Java process has more than 50 MB, and never more than its peak.
         assertTrue("${memory.rss}", memory.rss!! > 50_000_000)

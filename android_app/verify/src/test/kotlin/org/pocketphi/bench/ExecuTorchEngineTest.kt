@@ -9,6 +9,7 @@ import org.junit.Test
 import org.junit.runner.RunWith
 import org.pocketphi.core.EngineError
 import org.pocketphi.core.Manifest
+import org.pocketphi.core.Sampling
 import org.pocketphi.core.StopReason
 import org.pocketphi.stubs.NativeLlm
 import org.pytorch.executorch.ExecutorchRuntimeException
@@ -107,7 +108,7 @@ class ExecuTorchEngineTest {
                 for (known in listOf(3, null)) {
                     engine.reset()
                     val pieces = ArrayList<String>()
-                    val made = engine.generate("one two three", known, 20) { pieces.add(it) }
+                    val made = engine.generate("one two three", known, 20, Sampling()) { pieces.add(it) }
                     assertEquals("$chunk, $manifest", 20, made.generatedTokens)
                     assertEquals(20, pieces.size)
                     assertEquals(StopReason.NEW_TOKENS, made.stopReason)
@@ -126,7 +127,7 @@ class ExecuTorchEngineTest {
         for (chunk in listOf(256, 4096)) {
             val engine = open(Runner(chunk).apply { halfCharacters = true }, manifest(chunk))
             engine.load()
-            val made = engine.generate("one two", 2, 21) { }
+            val made = engine.generate("one two", 2, 21, Sampling()) { }
             assertEquals(21, made.generatedTokens)
             assertEquals(11, made.pieces)
         }
@@ -136,7 +137,7 @@ class ExecuTorchEngineTest {
     fun theModelEndsItsTurn() {
         val engine = open(runner.apply { endAfter = 5 }, manifest())
         engine.load()
-        val made = engine.generate("one two", 2, 20) { }
+        val made = engine.generate("one two", 2, 20, Sampling()) { }
         assertEquals(5, made.generatedTokens)
         assertEquals(StopReason.END_OF_TURN, made.stopReason)
     }
@@ -146,7 +147,7 @@ class ExecuTorchEngineTest {
         val engine = open(runner, manifest())
         engine.load()
         var pieces = 0
-        val made = engine.generate("one two", 2, 2000) { if (pieces++ == 0) engine.stop() }
+        val made = engine.generate("one two", 2, 2000, Sampling()) { if (pieces++ == 0) engine.stop() }
         assertEquals(StopReason.STOPPED, made.stopReason)
         assertEquals(2, made.generatedTokens)
     }
@@ -156,8 +157,8 @@ class ExecuTorchEngineTest {
         val small = Runner(chunk = 16, context = 64)
         val engine = open(small, manifest(16, 64))
         engine.load()
-        engine.generate("one two three four five six seven eight nine ten", null, 30) { }
-        val rest = engine.generate("one two three four five six seven eight nine ten", null, 1000) { }
+        engine.generate("one two three four five six seven eight nine ten", null, 30, Sampling()) { }
+        val rest = engine.generate("one two three four five six seven eight nine ten", null, 1000, Sampling()) { }
         assertTrue("${small.position}", small.position <= 64)
         assertEquals(StopReason.NEW_TOKENS, rest.stopReason)
         engine.reset()
@@ -172,9 +173,9 @@ class ExecuTorchEngineTest {
         runner.loadCode = 0
         engine.load()
         runner.generateCode = 0x12
-        assertTrue(assertThrows(EngineError::class.java) { engine.generate("a", 1, 9) { } }.message.startsWith("The prompt does not fit"))
+        assertTrue(assertThrows(EngineError::class.java) { engine.generate("a", 1, 9, Sampling()) { } }.message.startsWith("The prompt does not fit"))
         runner.callbackCode = 0x21
-        assertEquals(0x21, assertThrows(EngineError::class.java) { engine.generate("a", 1, 9) { } }.code)
+        assertEquals(0x21, assertThrows(EngineError::class.java) { engine.generate("a", 1, 9, Sampling()) { } }.code)
         NativeLlm.open = { _, _, _ -> throw IllegalArgumentException("Cannot load model path: path is not readable: /m/phi.pte") }
         val refused = assertThrows(EngineError::class.java) { ExecuTorchEngine("/m/phi.pte", "/m/t.json", null).load() }
         assertEquals("ExecuTorch refuses it: Cannot load model path: path is not readable: /m/phi.pte", refused.message)
@@ -184,7 +185,7 @@ class ExecuTorchEngineTest {
     fun withoutTheLibrary() {
         val engine = ExecuTorchEngine("/m/phi.pte", "/m/t.json", null)
         assertTrue(assertThrows(EngineError::class.java) { engine.load() }.message.startsWith("This app holds no ExecuTorch library"))
-        assertEquals("The model is not loaded.", assertThrows(EngineError::class.java) { engine.generate("a", 1, 1) { } }.message)
+        assertEquals("The model is not loaded.", assertThrows(EngineError::class.java) { engine.generate("a", 1, 1, Sampling()) { } }.message)
         engine.stop()
         engine.close()
         assertFalse(runner.closed)

@@ -29,8 +29,9 @@ class HeadlessActivityTest {
 
     @Before
     fun engine() {
-        app.engines = EngineFactory { _, _, _ -> engine }
+        app.engines = EngineFactory { _, _, _, _ -> engine }
         app.sampleEveryMs = 20
+        systemMemory(free = 4_000_000_000)
         model = pushModel()
     }
 
@@ -59,7 +60,7 @@ class HeadlessActivityTest {
         val run = listOf("warmup", "repeat", "repeat")
         assertEquals(listOf("started", "loading", "loaded") + run + run + "done", events)
         assertTrue(lines.any { it["event"] == "memory" })
-        val keys = setOf("run", "event", "pss_bytes", "available_bytes", "phase")
+        val keys = setOf("run", "event", "private_bytes", "available_bytes", "phase")
         assertTrue(lines.filter { it["event"] == "memory" }.all { it.keys == keys })
         assertEquals("0.1.0", lines[0]["app_version"])
         assertEquals(4711L, lines[0]["pid"])

@@ -30,8 +30,9 @@ class MainActivityTest {
 
     @Before
     fun engine() {
-        app.engines = EngineFactory { _, _, _ -> engine }
+        app.engines = EngineFactory { _, _, _, _ -> engine }
         app.sampleEveryMs = 50
+        systemMemory(free = 4_000_000_000)
     }
 
     private fun MainActivity.fill(repeats: Int = 2) {

@@ -22,7 +22,7 @@ class OldestPhoneTest {
 
     @Test
     fun everyScreen() {
-        app.engines = EngineFactory { _, _, _ -> engine }
+        app.engines = EngineFactory { _, _, _, _ -> engine }
         val model = pushModel()
         Robolectric.buildActivity(MainActivity::class.java).use { controller ->
             val screen = controller.setup().get()

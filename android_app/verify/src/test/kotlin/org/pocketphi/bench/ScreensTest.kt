@@ -42,9 +42,9 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
     @Before
     fun device() {
         RuntimeEnvironment.setQualifiers(qualifiers)
-        app.engines = EngineFactory { _, _, _ -> engine }
+        app.engines = EngineFactory { _, _, _, _ -> engine }
         app.probes = object : Probes {
-            override fun memory() = Memory(2_723_000_000, 2_911_000_000, 2_650_000_000, 2_500_000_000, 2_410_000_000)
+            override fun memory(walk: Boolean) = Memory(2_723_000_000, 2_911_000_000, 2_650_000_000, 2_500_000_000, 2_410_000_000)
             override fun thermal() = Thermal(ThermalStatus.NONE, 31.4, 80.0, false)
             override fun resetPeakRss() = true
             override fun peakRss() = 2_911_000_000
@@ -79,7 +79,7 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
         engine.holdFrom = 2
         engine.tokenMs = 58
         val intent = Intent().putExtra("run", "a").putExtra("model", model.path).putExtra("tokenizer", "${app.models}/tokenizer.json")
-            .putExtra("prompt_tokens", "64").putExtra("new_tokens", 16).putExtra("warmups", 0)
+            .putExtra("prompt_tokens", "64").putExtra("new_tokens", 16).putExtra("warmups", 0).putExtra("cooldown_s", 0)
         Robolectric.buildActivity(HeadlessActivity::class.java, intent).use { controller ->
             val screen = controller.setup().get()
             waitFor("the second repeat") { engine.held.count == 0L || app.runs.state.doneRepeats == 1 }

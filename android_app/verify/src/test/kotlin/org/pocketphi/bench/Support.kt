@@ -1,11 +1,15 @@
 package org.pocketphi.bench
 
 import android.app.Activity
+import android.app.ActivityManager
+import android.content.Context
 import android.os.Looper
 import org.pocketphi.core.EngineError
 import org.pocketphi.core.Generated
 import org.pocketphi.core.Json
 import org.pocketphi.core.LlmEngine
+import org.pocketphi.core.Loaded
+import org.pocketphi.core.Sampling
 import org.pocketphi.core.StopReason
 import org.junit.rules.ExternalResource
 import org.robolectric.RuntimeEnvironment
@@ -21,6 +25,7 @@ class ScriptedEngine : LlmEngine {
     @Volatile var loads = 0
     @Volatile var closes = 0
     @Volatile var prompts = ArrayList<String>()
+    val samplings = ArrayList<Sampling>()
     var tokenMs = 1L
     var words = "The boats come home from the sea in the morning light, and the harbour is quiet. ".split(' ')
     var failAt: Pair<Int, EngineError>? = null
@@ -34,12 +39,18 @@ class ScriptedEngine : LlmEngine {
 
     fun release() = gate.countDown()
 
-    override fun load() {
+    /** Loads wait until [release]. */
+    var holdLoads = false
+
+    override fun load(): Loaded {
         loads++
         Thread.sleep(20)
+        if (holdLoads) check(gate.await(30, TimeUnit.SECONDS)) { "nobody let the engine go on" }
+        return Loaded()
     }
 
-    override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, onPiece: (String) -> Unit): Generated {
+    override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated {
+        samplings.add(sampling)
         val generation = generations++
         prompts.add(prompt)
         stopAsked = false
@@ -57,7 +68,7 @@ class ScriptedEngine : LlmEngine {
             onPiece(words[made++ % words.size] + " ")
         }
         val reason = if (stopAsked) StopReason.STOPPED else if (made < newTokens) StopReason.END_OF_TURN else StopReason.NEW_TOKENS
-        return Generated(tokens, made, made, null, null, reason)
+        return Generated(tokens, made, made, null, null, reason, if (made > 0) words[(made - 1) % words.size] + " " else "")
     }
 
     override fun stop() {
@@ -73,6 +84,10 @@ class ScriptedEngine : LlmEngine {
 }
 
 val app: BenchApp get() = RuntimeEnvironment.getApplication() as BenchApp
+
+/** What the system says of its memory; Robolectric's says nothing by itself. */
+fun systemMemory(free: Long, low: Boolean = false) = shadowOf(app.getSystemService(Context.ACTIVITY_SERVICE) as ActivityManager)
+    .setMemoryInfo(ActivityManager.MemoryInfo().apply { availMem = free; totalMem = 8_000_000_000; lowMemory = low })
 
 /** A model, its tokenizer and its manifest in the app's folder. */
 fun pushModel(name: String = "phi4-mini-8da4w"): File {
