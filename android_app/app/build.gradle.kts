@@ -8,6 +8,9 @@ plugins {
 /** A key of your own: -Ppocketphi.keystore=FILE and the three passwords and names below, or the same in ~/.gradle/gradle.properties. */
 val keystore = providers.gradleProperty("pocketphi.keystore").orNull
 
+/** ExecuTorch's AAR from a source build with our engine in its library (README.md): -Ppocketphi.aar=FILE; else Maven's. */
+val ownAar = providers.gradleProperty("pocketphi.aar").orNull
+
 android {
     namespace = "org.pocketphi.bench"
     compileSdk = 34
@@ -57,5 +60,10 @@ kotlin {
 
 dependencies {
     implementation(project(":core"))
-    implementation(libs.executorch.android)
+    if (ownAar == null) {
+        implementation(libs.executorch.android)
+    } else {
+        implementation(files(ownAar))
+        implementation(libs.bundles.executorch.needs) // a file names nothing that it needs
+    }
 }

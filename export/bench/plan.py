@@ -27,7 +27,7 @@ class Plan:
     new_tokens: int
     repeats: int
     warmups: int
-    cooldown_s: int  # rest before each repeat but the first
+    cooldown_s: int  # rest before each repeat but the first; on phones also where anything else ran before
     load_mode: str
     timeout_s: float  # longest wait for a load, a warm-up or a repeat, the rest before it not counted
 

@@ -274,6 +274,13 @@ def test_the_system_lists_why_the_app_ended(own: bool, phone: Phone, bench: Benc
     assert ("the system killed the app to free memory" in sentence(bench())) is own
 
 
+def test_android_17s_memory_limiter_is_named(phone: Phone, bench: Bench) -> None:
+    phone.behave(vanish=1, listed="OTHER", described="MemoryLimiter:AnonSwap")
+    assert "used too much memory (MemoryLimiter:AnonSwap), last seen" in sentence(bench())
+    phone.behave(vanish=1, listed="OTHER")
+    assert "MemoryLimiter" not in sentence(bench()), "that of an older process"
+
+
 def test_the_app_stalls(phone: Phone, bench: Bench, tmp_path: Path) -> None:
     phone.behave(stall=2)
     said = sentence(bench("--timeout", "2"))

@@ -4,7 +4,7 @@ It measures nothing: its numbers are made from its own clock, and prompts are co
 /phone/behaviour.json it asks the tests' process on the host, which runs the pushed files with the wheel's runner, and
 passes those numbers on. Further keys there make it go wrong, at the repeat of that number over all configurations:
 crash, native_crash, killed (for memory), brought_back (after that), vanish (listed: for this reason, in the system's
-list of exits), stall, error, hot. And rubbish (what kind), slow (seconds a repeat), beat_s, old (without the file of
+list of exits, with described beside it), stall, error, hot. And rubbish (what kind), slow (seconds a repeat), beat_s, old (without the file of
 its lines).
 """
 
@@ -175,7 +175,9 @@ class App:
             os.kill(me, signal.SIGKILL)
         if "vanish" in due:
             if reason := self.behaviour.get("listed"):
-                (system.STATE / "exits.txt").write_text(f"ApplicationExitInfo #0:\n pid={me} reason=3 ({reason})\n")
+                record = f"ApplicationExitInfo #0:\n pid={me} reason=3 ({reason})\n description={self.behaviour.get('described')}\n"
+                older = "ApplicationExitInfo #1:\n pid=1 reason=13 (OTHER)\n description=MemoryLimiter:AnonSwap\n"
+                (system.STATE / "exits.txt").write_text(record + older)
             os.kill(me, signal.SIGKILL)
         if "stall" in due:
             time.sleep(3600)

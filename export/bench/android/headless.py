@@ -39,11 +39,13 @@ class HeadlessRun(AppRun):
         self.file, self.lines = f"{RESULTS}/{self.name}.json", f"{RESULTS}/{self.name}.progress.jsonl"
         self.pid: int | None = None
         self.begun = False  # then the app is ours to stop
+        self.ignore_memory = False
         self.follow: Follow | None = None
 
     def measure(self, ignore_memory: bool) -> Document:
         """The whole run. Failed with the finished repeats, BadInput where it could not begin."""
         phone, facts = self.phone, manifest_facts(self.plan.pte)
+        self.ignore_memory = ignore_memory
         try:
             with phone.told():
                 phone.look()
@@ -93,6 +95,8 @@ class HeadlessRun(AppRun):
             "prompt_files": ",".join(f"{FOLDER}/{prompt.name}" for prompt in self.files.prompts),
         }
         keys = ("new_tokens", "repeats", "warmups", "cooldown_s", "load_mode")
+        if self.ignore_memory:  # the app looks at it too
+            extras["ignore_memory"] = 1
         return Order(self.name, extras | {key: getattr(plan, key) for key in keys})
 
     def _run(self) -> Document:

@@ -34,14 +34,13 @@ MACHINES = {183: "arm64-v8a", 62: "x86_64", 40: "armeabi-v7a", 3: "x86"}  # e_ma
 MARK = "pocketphi:"
 MOMENTS = ("model_load_start_ms", "model_load_end_ms", "inference_start_ms", "prompt_eval_end_ms")
 STATISTICS = {"prompt_tokens", "generated_tokens", *MOMENTS, "first_token_ms", "inference_end_ms"}
-# Everything of a process in one shell: lines of its memory while it lives, then its exit code and what it printed.
-# Without smaps_rollup (kernels before 4.14) status has at least the resident size.
+# Everything of a process in one shell: lines of its memory while it lives, then its exit code and what it printed. Only
+# what the kernel keeps count of: for PSS it would walk through all pages, in the middle of what is timed.
 SCRIPT = """cd {folder} && chmod 755 {binary} || exit 125
 {command} >{name}.out 2>{name}.err & p=$!
 echo "{mark}pid $p"
 while kill -0 $p 2>/dev/null; do
-  cat /proc/$p/smaps_rollup 2>/dev/null || grep VmRSS: /proc/$p/status 2>/dev/null || break
-  grep VmHWM: /proc/$p/status 2>/dev/null
+  grep -E "VmHWM:|VmRSS:|RssAnon:|RssFile:|VmSwap:" /proc/$p/status 2>/dev/null || break
   grep MemAvailable: /proc/meminfo
   echo "{mark}sample"
   sleep 0.25
@@ -131,15 +130,16 @@ class NativeRun:
         )
 
     def _run(self) -> None:
-        first = True
+        worked = False
         for index, prompt in enumerate(self.prompts):
             for warmup in range(self.plan.warmups):
                 self._process(prompt)
+                worked = True
                 self.phone.say(f"warm-up {warmup + 1} of {self.plan.warmups}")
             for number in range(self.plan.repeats):
-                if not first and self.phone.device.stop.wait(self.plan.cooldown_s):
+                if worked and self.phone.device.stop.wait(self.plan.cooldown_s):
                     raise Interrupted
-                first = False
+                worked = True
                 before = self.phone.thermal()
                 repeat = self._repeat(self._process(prompt), before)
                 self.repeats[index].append(repeat)
@@ -234,7 +234,8 @@ class NativeRun:
 
     def _failure(self, process: Process) -> str:
         last = process.samples[-1][1] if process.samples else {}
-        seen = f"last seen with {size(last.get('rss_bytes') or 0)}, {size(last.get('available_bytes') or 0)} free"
+        used = last.get("private_bytes") or last.get("rss_bytes") or 0
+        seen = f"last seen with {size(used)}, {size(last.get('available_bytes') or 0)} free"
         said = next((line.strip() for line in reversed(process.lines) if line.strip()), "it said nothing")[:300]
         match process.code:
             case 137:

@@ -202,7 +202,7 @@ def _build(document: Document) -> dict[str, Any]:
     }
     if wanted:
         facts["warm-ups"] = wanted["warmups"]
-        facts["rest"] = f"{wanted['cooldown_s']:g} s before each repeat but the first"
+        facts["rest"] = f"{wanted['cooldown_s']:g} s before a repeat"
         facts["drafts"] = wanted.get("draft_tokens")
         facts["loaded"] = {"once": "once, before the first repeat", "each": "for every repeat"}[wanted["load_mode"]]
     return facts

@@ -16,8 +16,13 @@
 
 namespace {
 
-pocketphi_engine* engine_of(jlong handle) { return reinterpret_cast<pocketphi_engine*>(handle); }
-pocketphi_tokenizer* tokenizer_of(jlong handle) { return reinterpret_cast<pocketphi_tokenizer*>(handle); }
+// Kotlin keeps addresses as numbers.
+template <class Type>
+Type* at(jlong handle) {
+  return reinterpret_cast<Type*>(handle);  // NOLINT(performance-no-int-to-ptr)
+}
+pocketphi_engine* engine_of(jlong handle) { return at<pocketphi_engine>(handle); }
+pocketphi_tokenizer* tokenizer_of(jlong handle) { return at<pocketphi_tokenizer>(handle); }
 
 // NULL, and an exception pending, where memory has run out.
 jbyteArray bytes(JNIEnv* env, const char* text, size_t length) {

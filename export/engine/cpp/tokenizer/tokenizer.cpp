@@ -9,14 +9,16 @@
 #include <pytorch/tokenizers/tokenizer.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdio>
-#include <cstring>
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "refusal.h"
@@ -31,7 +33,7 @@ std::unique_ptr<tokenizers::Tokenizer> load_tokenizer(
 
 using namespace pocketphi;
 
-static const std::string SPACE = "\xe2\x96\x81";  // U+2581
+static constexpr std::string_view SPACE = "\xe2\x96\x81";  // U+2581
 
 struct pocketphi_tokenizer {
   std::string path;
@@ -70,6 +72,8 @@ std::unique_ptr<pocketphi_tokenizer> load(const char* path) {
   return made;
 }
 
+bool is_hex(char digit) { return std::isxdigit(static_cast<unsigned char>(digit)) != 0; }
+
 // Text of one id in the middle of others.
 std::string piece(const pocketphi_tokenizer& of, int64_t id) {
   const auto token = static_cast<uint64_t>(id);
@@ -84,8 +88,8 @@ std::string piece(const pocketphi_tokenizer& of, int64_t id) {
     const auto shown = of.library->decode(token, token, false);
     if (shown.ok() && shown.get() == " ") return "";  // its way to show a control token
   }
-  unsigned byte = 0;
-  if (text.size() == 6 && std::sscanf(text.c_str(), "<0x%2X>", &byte) == 1) return {static_cast<char>(byte)};
+  if (text.size() == 6 && text.compare(0, 3, "<0x") == 0 && text[5] == '>' && is_hex(text[3]) && is_hex(text[4]))
+    return {static_cast<char>(std::strtoul(text.c_str() + 3, nullptr, 16))};
   for (size_t at = 0; (at = text.find(SPACE, at)) != std::string::npos; ++at) text.replace(at, SPACE.size(), " ");
   return text;
 }
@@ -139,6 +143,6 @@ size_t pocketphi_tokenizer_decode(
     for (size_t at = 0; at < count; ++at) text += piece(*tokenizer, ids[at]);
     if (tokenizer->adds_space && text.compare(0, 1, " ") == 0) text.erase(0, 1);
   });
-  if (text.size() <= capacity) std::memcpy(out, text.data(), text.size());
+  if (text.size() <= capacity) text.copy(out, text.size());
   return text.size();
 }

@@ -28,7 +28,12 @@ class BenchTest {
         tokenizer = File(folder.root, "tokenizer.json").apply { writeText("{}") }
     }
 
-    private fun bench(vararg extras: Pair<String, Any?>, onEvent: (Bench, Event) -> Unit = { _, _ -> }): Bench {
+    private val settings = ArrayList<EngineSettings>()
+
+    private fun bench(
+        vararg extras: Pair<String, Any?>, engine: LlmEngine = this.engine, sampleEveryMs: Long = 100_000,
+        onEvent: (Bench, Event) -> Unit = { _, _ -> },
+    ): Bench {
         val request = RunRequest.parse(
             mapOf(
                 "run" to "run-1", "model" to model.path, "tokenizer" to tokenizer.path, "prompt_tokens" to "16", "new_tokens" to 11,
@@ -37,7 +42,7 @@ class BenchTest {
         )
         val around = Surroundings(
             Device("Maker Phone", "SoC", 8_000_000_000, "14", "arm64-v8a", 8), Build("org.pocketphi.bench", "0.1.0", "Fake", "1.5.1"), 42,
-            { _, _, _, _ -> engine }, probes, files, clock, sampleEveryMs = 100_000,
+            { _, _, _, given -> engine.also { settings.add(given) } }, probes, files, clock, sampleEveryMs,
         )
         lateinit var made: Bench
         made = Bench(request, around) { event ->
@@ -144,6 +149,87 @@ class BenchTest {
         val repeat = saved().runs[0].repeats[0]
         assertEquals(StopReason.NEW_TOKENS, repeat.stopReason)
         assertEquals(listOf("The context had room for 7 new tokens only, 11 were asked for."), repeat.notes)
+    }
+
+    @Test
+    fun itRestsWheneverSomethingRanBefore() {
+        val prompt = folder.newFile("p.txt").apply { writeText("one two three") }
+        bench("prompt_files" to "${prompt.path},${prompt.path}", "prompt_tokens" to "5,5", "warmups" to 0, "repeats" to 2).run()
+        assertEquals("nothing ran before the first of four repeats", List(3) { 7000L }, clock.rests)
+    }
+
+    @Test
+    fun lengthsThatDoNotFitTheContextAreRefusedBeforeTheRun() {
+        File(folder.root, "phi.json").writeText("{\"options\":{\"context\":26}}")
+        bench("prompt_tokens" to "8,16").run()
+        val wanted = "16 prompt tokens and 11 new ones do not fit the model's context of 26 tokens."
+        assertEquals(wanted, (events.last() as Event.Failed).message)
+        assertEquals(emptyList<String>(), engine.calls)
+    }
+
+    @Test
+    fun tooLittleMemoryIsRefusedBeforeTheRunUnlessItIsIgnored() {
+        File(folder.root, "phi.json").writeText("{\"options\":{},\"planned\":{\"kv_cache_bytes\":3000000000,\"activation_bytes\":7}}")
+        bench().run()
+        val refused = (events.last() as Event.Failed).message
+        assertEquals("phi.pte needs 3.00 GB of memory (0.0 MB of weights, 3.00 GB planned), 3.00 GB are free: close apps.", refused)
+        assertEquals(emptyList<String>(), engine.calls)
+        bench("ignore_memory" to 1, "repeats" to 1).run()
+        assertTrue(saved().complete)
+    }
+
+    @Test
+    fun aLoadThatIsStopped() {
+        for (mode in listOf("once", "each")) {
+            val stopping = object : FakeEngine(clock) {
+                override fun load(): Loaded = throw EngineStopped()
+            }
+            val prompt = File(folder.root, "p.txt").apply { writeText("one two three") }
+            bench("load_mode" to mode, "prompt_files" to prompt.path, "warmups" to 0, engine = stopping).run()
+            assertEquals("The run was stopped after 0 of 3 repeats.", (events.last() as Event.Failed).message)
+            assertFalse(files.file("run-1").exists())
+        }
+    }
+
+    @Test
+    fun whatTheEngineTellsOfPackingAndDrafts() {
+        val counting = object : FakeEngine(clock) {
+            override fun load() = super.load().let { Loaded(Packing.NONE, "the disk is full", 0, 4) }
+
+            override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit) =
+                super.generate(prompt, promptTokens, newTokens, sampling) { }
+                    .copy(prefillMs = 80.0, decodeMs = 400.0, tokenMs = List(10) { 40.0 }, drafted = 9, accepted = 4)
+        }
+        bench("draft_tokens" to 3, "repeats" to 2, engine = counting).run()
+        val (first, second) = saved().runs[0].repeats
+        assertEquals(listOf(Packing.NONE, null), listOf(first.packing, second.packing))
+        assertEquals("the disk is full", first.packingNote)
+        assertEquals(listOf(9, 4), listOf(second.drafted, second.accepted))
+        assertEquals("the engine's own times", List(10) { 40.0 }, first.tokenMs)
+        assertEquals(80.0, first.timeToFirstTokenMs!!, 0.0)
+        assertEquals(25.0, first.decodeTokensPerS!!, 1e-9)
+        assertEquals(3, saved().runs[0].configuration.draftTokens)
+        assertEquals(EngineSettings(0, 3), settings.last())
+    }
+
+    @Test
+    fun pagesAreWalkedOnlyWhereNothingIsTimed() {
+        bench("repeats" to 1) { _, event ->
+            if (event is Event.Repeating) probes.walks.clear()
+            val repeating = synchronized(events) { events.any { it is Event.Repeating } }
+            if (event is Event.Token && repeating) assertEquals("before the first token", listOf(true), probes.walks.toList())
+        }.run()
+        assertEquals("and after the last", listOf(true, true), probes.walks.toList())
+    }
+
+    @Test
+    fun aShortageThatTheSystemOnlyAnswersWhenAskedIsCountedOnce() {
+        bench("repeats" to 2, sampleEveryMs = 1) { _, event ->
+            if (event is Event.Repeating) probes.low = event.repeat == 1
+            if (event is Event.Token && event.index == 3) Thread.sleep(30)
+        }.run()
+        assertEquals(listOf(0, 1), saved().runs[0].repeats.map { it.lowMemoryEvents })
+        assertEquals(1, events.count { it == Event.LowMemory("polled") })
     }
 
     @Test

@@ -11,6 +11,9 @@ import org.junit.Test
 import org.junit.runner.RunWith
 import org.pocketphi.core.EngineErrors
 import org.pocketphi.core.EngineFactory
+import org.pocketphi.core.EngineSettings
+import org.pocketphi.core.Sampling
+import org.pocketphi.core.Settings
 import org.robolectric.Robolectric
 import org.robolectric.RobolectricTestRunner
 import org.robolectric.annotation.Config
@@ -59,6 +62,57 @@ class ChatActivityTest {
             assertTrue(turned.text(R.id.chat_state), turned.text(R.id.chat_state).contains("tokens, "))
             turned.click(R.id.action_one)
             assertEquals(emptyList<String>(), turned.bubbles())
+        }
+    }
+
+    @Test
+    fun aStopWhileLoadingCounts() {
+        pushModel()
+        engine.holdLoads = true
+        Robolectric.buildActivity(ChatActivity::class.java).use { controller ->
+            val screen = controller.setup().get()
+            screen.ask("Hello")
+            waitFor("the load") { engine.loads == 1 }
+            screen.click(R.id.send)
+            waitFor("the stop") { !app.chat.state.busy }
+            assertEquals("nothing was asked of it", emptyList<String>(), engine.prompts)
+            assertEquals(listOf("Hello"), screen.bubbles())
+            assertEquals("", screen.text(R.id.problem))
+            assertEquals(1, engine.closes)
+        }
+    }
+
+    @Test
+    fun settingsHoldForTheConversation() {
+        pushModel()
+        app.settings.keep(Settings(EngineSettings(threads = 2), Sampling(0.5f, seed = 3), "Be brief."))
+        val given = ArrayList<EngineSettings>()
+        app.engines = EngineFactory { _, _, _, settings -> engine.also { given.add(settings) } }
+        Robolectric.buildActivity(ChatActivity::class.java).use { controller ->
+            val screen = controller.setup().get()
+            screen.ask("Hello")
+            waitFor("the answer") { !app.chat.state.busy }
+            assertEquals("<|system|>Be brief.<|end|><|user|>Hello<|end|><|assistant|>", engine.prompts.single())
+            assertEquals(listOf(Sampling(0.5f, seed = 3)), engine.samplings)
+            app.settings.keep(Settings(EngineSettings(threads = 4)))
+            screen.ask("More")
+            waitFor("the answer") { !app.chat.state.busy }
+            assertEquals("other threads want another load", listOf(2, 4), given.map { it.threads })
+            assertEquals(Sampling(), engine.samplings.last())
+        }
+    }
+
+    @Test
+    fun tooLittleMemoryIsSaidAndTried() {
+        pushModel()
+        systemMemory(free = 100_000_000)
+        Robolectric.buildActivity(ChatActivity::class.java).use { controller ->
+            val screen = controller.setup().get()
+            screen.ask("Hello")
+            waitFor("the answer") { !app.chat.state.busy }
+            val wanted = "phi4-mini-8da4w.pte needs 559.8 MB of memory (4.8 MB of weights, 555.0 MB planned), 100.0 MB are free: close apps."
+            assertEquals(wanted, screen.text(R.id.problem))
+            assertEquals(2, screen.bubbles().size)
         }
     }
 

@@ -161,6 +161,8 @@ class ExecuTorchEngineTest {
         val rest = engine.generate("one two three four five six seven eight nine ten", null, 1000, Sampling()) { }
         assertTrue("${small.position}", small.position <= 64)
         assertEquals(StopReason.NEW_TOKENS, rest.stopReason)
+        val full = assertThrows(EngineError::class.java) { engine.generate("one two three four five six seven eight nine ten", 10, 5, Sampling()) { } }
+        assertEquals("The prompt of 10 tokens does not fit the model's context of 64 tokens after the ${small.position} it holds.", full.message)
         engine.reset()
         assertEquals(0, small.position)
     }

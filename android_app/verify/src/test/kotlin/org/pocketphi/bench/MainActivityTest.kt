@@ -21,6 +21,7 @@ import org.robolectric.RobolectricTestRunner
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
 import org.robolectric.annotation.Config
+import org.robolectric.shadows.ShadowAlertDialog
 
 @RunWith(RobolectricTestRunner::class)
 @Config(sdk = [34])
@@ -202,6 +203,24 @@ class MainActivityTest {
             assertSame(before, app.runs.state.request)
             screen.click(R.id.stop)
             waitFor("the run's end") { !app.runs.state.active }
+        }
+    }
+
+    @Test
+    fun tooLittleMemoryIsAskedAbout() {
+        pushModel()
+        systemMemory(free = 100_000_000)
+        Robolectric.buildActivity(MainActivity::class.java).use { controller ->
+            val screen = controller.setup().get()
+            screen.fill()
+            screen.click(R.id.start)
+            assertFalse(app.runs.state.active)
+            val dialog = ShadowAlertDialog.getLatestAlertDialog()
+            assertTrue(shadowOf(dialog).message.toString(), "are free: close apps." in shadowOf(dialog).message)
+            dialog.getButton(android.app.AlertDialog.BUTTON_POSITIVE).performClick()
+            idle()
+            waitFor("the run's end") { !app.runs.state.active && app.runs.state.result != null }
+            assertTrue(app.results.list().single().result.complete)
         }
     }
 

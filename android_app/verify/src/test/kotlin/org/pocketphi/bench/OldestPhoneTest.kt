@@ -36,6 +36,7 @@ class OldestPhoneTest {
         assertEquals(ThermalStatus.UNKNOWN, saved.result.runs.single().repeats[0].after.status)
         assertEquals("8.0.0", saved.result.device.osVersion)
         Robolectric.buildActivity(HistoryActivity::class.java).use { it.setup() }
+        Robolectric.buildActivity(SettingsActivity::class.java).use { it.setup() }
         Robolectric.buildActivity(ResultActivity::class.java, Intent().putExtra(ResultActivity.FILE, saved.file.path)).use { controller ->
             controller.setup().get().click(R.id.action_two)
         }

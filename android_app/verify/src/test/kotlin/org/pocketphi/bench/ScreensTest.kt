@@ -13,14 +13,18 @@ import org.junit.Test
 import org.junit.runner.RunWith
 import org.pocketphi.core.Configuration
 import org.pocketphi.core.EngineFactory
+import org.pocketphi.core.EngineSettings
 import org.pocketphi.core.LoadMode
 import org.pocketphi.core.Memory
+import org.pocketphi.core.Packing
 import org.pocketphi.core.Phase
 import org.pocketphi.core.Probes
 import org.pocketphi.core.Repeat
 import org.pocketphi.core.Result
 import org.pocketphi.core.Run
 import org.pocketphi.core.Sample
+import org.pocketphi.core.Sampling
+import org.pocketphi.core.Settings
 import org.pocketphi.core.StopReason
 import org.pocketphi.core.Thermal
 import org.pocketphi.core.ThermalStatus
@@ -42,12 +46,14 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
     @Before
     fun device() {
         RuntimeEnvironment.setQualifiers(qualifiers)
+        app.ownEngine = true
         app.engines = EngineFactory { _, _, _, _ -> engine }
         app.probes = object : Probes {
-            override fun memory(walk: Boolean) = Memory(2_723_000_000, 2_911_000_000, 2_650_000_000, 2_500_000_000, 2_410_000_000)
+            override fun memory(walk: Boolean) =
+                Memory(2_201_000_000, 2_311_000_000, 96_000_000, 90_000_000, 4_410_000_000, 141_000_000, 141_000_000, 2_170_000_000, 0)
             override fun thermal() = Thermal(ThermalStatus.NONE, 31.4, 80.0, false)
             override fun resetPeakRss() = true
-            override fun peakRss() = 2_911_000_000
+            override fun peakRss() = 2_311_000_000
         }
     }
 
@@ -97,6 +103,17 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
             screen.findViewById<View>(R.id.open_result).visible(true)
             draw(screen, "main-result")
         }
+    }
+
+    @Test
+    fun settings() {
+        app.ownEngine = true
+        java.io.File(app.noBackupFilesDir, "packed").apply { mkdirs() }.resolve("a.packed").outputStream().use { it.channel.position(2_170_000_000 - 1); it.write(0) }
+        app.settings.keep(Settings(EngineSettings(4, 8), Sampling(0.7f, 40, 0.95f, 1), "You are a helpful assistant. Answer briefly."))
+        Robolectric.buildActivity(SettingsActivity::class.java).use { draw(it.setup().get(), "settings") }
+        app.packed.delete()
+        app.ownEngine = false
+        Robolectric.buildActivity(SettingsActivity::class.java).use { draw(it.setup().get(), "settings-upstream") }
     }
 
     @Test
@@ -202,16 +219,17 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
                 val firstMs = promptTokens / 0.117
                 val samples = List(12) { step ->
                     val phase = if (step < 3) Phase.PREFILL else Phase.DECODE
-                    Sample(step * 650.0, phase, Memory((2_650 + 9L * step - 14L * (index % 2)) * 1_000_000, null, null, null, 2_400_000_000))
+                    Sample(step * 650.0, phase, Memory(2_201_000_000, null, null, null, 4_400_000_000, (38 + 9L * step - 4L * (index % 2)) * 1_000_000))
                 }
                 val thermal = Thermal(if (index == hot) ThermalStatus.MODERATE else ThermalStatus.NONE, 31.2 + index * 1.6, 76.0, false)
                 Repeat(
                     known(
-                        "load_ms" to if (index == 0) 9_730.0 else null, "time_to_first_token_ms" to firstMs,
+                        "load_ms" to if (index == 0) 1_130.0 else null, "time_to_first_token_ms" to firstMs,
                         "prefill_tokens_per_s" to 117.0, "decode_tokens_per_s" to decode,
                     ),
                     promptTokens, 128, List(127) { 1000 / decode + it % 5 }, samples, samples.fold(Memory.UNKNOWN) { worst, one -> worst.worst(one.memory) }
-                        .copy(rss = 2_911_000_000), thermal, thermal, if (index == 3) 1 else 0, StopReason.NEW_TOKENS, emptyList(),
+                        .copy(rss = 2_311_000_000), thermal, thermal, if (index == 3) 1 else 0, StopReason.NEW_TOKENS, emptyList(),
+                    if (index == 0) Packing.WARM else null,
                 )
             }
             return Result(
