@@ -4,8 +4,8 @@ It measures nothing: its numbers are made from its own clock, and prompts are co
 /phone/behaviour.json it asks the tests' process on the host, which runs the pushed files with the wheel's runner, and
 passes those numbers on. Further keys there make it go wrong, at the repeat of that number over all configurations:
 crash, native_crash, killed (for memory), brought_back (after that), vanish (listed: for this reason, in the system's
-list of exits, with described beside it), stall, error, hot. And rubbish (what kind), slow (seconds a repeat), beat_s, old (without the file of
-its lines).
+list of exits, described so), stall, error, hot. And rubbish (what kind), slow (seconds a repeat), beat_s, old
+(without the file of its lines).
 """
 
 import json
@@ -175,7 +175,8 @@ class App:
             os.kill(me, signal.SIGKILL)
         if "vanish" in due:
             if reason := self.behaviour.get("listed"):
-                record = f"ApplicationExitInfo #0:\n pid={me} reason=3 ({reason})\n description={self.behaviour.get('described')}\n"
+                described = self.behaviour.get("described")
+                record = f"ApplicationExitInfo #0:\n pid={me} reason=3 ({reason})\n description={described}\n"
                 older = "ApplicationExitInfo #1:\n pid=1 reason=13 (OTHER)\n description=MemoryLimiter:AnonSwap\n"
                 (system.STATE / "exits.txt").write_text(record + older)
             os.kill(me, signal.SIGKILL)

@@ -34,8 +34,8 @@ MACHINES = {183: "arm64-v8a", 62: "x86_64", 40: "armeabi-v7a", 3: "x86"}  # e_ma
 MARK = "pocketphi:"
 MOMENTS = ("model_load_start_ms", "model_load_end_ms", "inference_start_ms", "prompt_eval_end_ms")
 STATISTICS = {"prompt_tokens", "generated_tokens", *MOMENTS, "first_token_ms", "inference_end_ms"}
-# Everything of a process in one shell: lines of its memory while it lives, then its exit code and what it printed. Only
-# what the kernel keeps count of: for PSS it would walk through all pages, in the middle of what is timed.
+# Everything of a process in one shell: lines of its memory while it lives, then its exit code and what it printed.
+# Memory is what the kernel keeps count of: for PSS it would walk through all pages, in the middle of what is timed.
 SCRIPT = """cd {folder} && chmod 755 {binary} || exit 125
 {command} >{name}.out 2>{name}.err & p=$!
 echo "{mark}pid $p"
@@ -43,7 +43,7 @@ while kill -0 $p 2>/dev/null; do
   grep -E "VmHWM:|VmRSS:|RssAnon:|RssFile:|VmSwap:" /proc/$p/status 2>/dev/null || break
   grep MemAvailable: /proc/meminfo
   echo "{mark}sample"
-  sleep 0.25
+  sleep 0.1
 done
 wait $p
 echo "{mark}exit $?"

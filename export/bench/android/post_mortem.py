@@ -25,7 +25,7 @@ def post_mortem(device: Device, since: str, pid: int | None, last_memory: str) -
     listed = record[0] if record else ""
     known = re.search(r"reason=\d+ \(([A-Z_ ]+)\)", listed)
     reason = known[1].replace("_", " ").lower() if known else None
-    # Android 17 ends processes by their anonymous memory and swap; the reason is "other", only the description says so.
+    # Android 17 ends processes by their anonymous memory and swap: the reason is OTHER, only the description says so.
     if limiter := re.search(r"MemoryLimiter(:\w+)?", listed):
         return f"the system ended the app because it used too much memory ({limiter[0]}), {last_memory}"
     if reason == "low memory" or killed_for_memory(log, pid):
