@@ -26,7 +26,7 @@ from tests.tools import need
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "android_app"
 ANDROID = "{http://schemas.android.com/apk/res/android}"
-TESTS = 116
+TESTS = 140
 
 
 def read(name: str) -> str:
@@ -61,6 +61,8 @@ def test_build(tmp_path: Path) -> None:
         "main-before",
         "main-during",
         "main-result",
+        "settings",
+        "settings-upstream",
         "history",
         "result",
         "compare",
