@@ -260,6 +260,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
 
     private fun load(): Loading {
         onEvent(Event.Loading)
+        worked = true
         sampler.phase = Phase.LOAD
         sampler.begin()
         val begin = clock.nanos()

@@ -155,7 +155,10 @@ class BenchTest {
     fun itRestsWheneverSomethingRanBefore() {
         val prompt = folder.newFile("p.txt").apply { writeText("one two three") }
         bench("prompt_files" to "${prompt.path},${prompt.path}", "prompt_tokens" to "5,5", "warmups" to 0, "repeats" to 2).run()
-        assertEquals("nothing ran before the first of four repeats", List(3) { 7000L }, clock.rests)
+        assertEquals("the first of four after the load", List(4) { 7000L }, clock.rests)
+        clock.rests.clear()
+        bench("prompt_files" to prompt.path, "prompt_tokens" to "5", "warmups" to 0, "repeats" to 2, "load_mode" to "each").run()
+        assertEquals("nothing computes before the first of two that load", listOf(7000L), clock.rests)
     }
 
     @Test
