@@ -8,6 +8,7 @@ what they lose of the original.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -89,7 +90,7 @@ def _record(source: Source, quantizing: Quantizing, calibration: Calibration) ->
         "recipe": dataclasses.asdict(quantizing.recipe),
         "sequences": calibration.count,
         "sequence_tokens": SEQUENCE,
-        "texts": [{"name": text.name, "sha256": sha256(text)} for text in calibration.texts],
+        "texts": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in calibration.texts.items()},
         "checkpoint": {
             "name": str(source),
             "sha256": {file.name: input_sha256(file) for file in [*quantizing.files, quantizing.config.path]},

@@ -8,25 +8,28 @@ from typing import Any
 
 import torch
 
+from checkpoints.texts import find_texts
+from export.engine.tokenizer import find_tokenizer, load_tokenizer
 from export.quantization.rounding import QuantizedSource, Quantizing
 from export.reference.kept import KeptWeights
 from export.reference.layerwise import CheckpointWeights, Stream, stream_logits
 from export.verification.checks import Quality, quality
-from export.verification.compare import text_tokens
 
-POSITIONS = 256  # of the text that `export.verify` takes, which is none of the calibration's
+TOKENS = 64  # of each of our texts for evaluation, of which a calibration reads none
 
 
 def measure(folder: Path, original: Quantizing, calibrated: QuantizedSource) -> dict[str, Any]:
     """KL, top-1 and perplexity against the original of these weights, and of those rounded to nearest."""
-    name, ids = text_tokens(folder, original.config, None)
-    positions = tuple(range(min(POSITIONS, len(ids), original.config.max_position_embeddings)))
+    tokenizer = load_tokenizer(find_tokenizer(folder))
+    texts = find_texts("evaluation")
+    ids = [token for text in texts.values() for token in tokenizer.encode(text)[:TOKENS]]
+    positions = tuple(range(min(len(ids), original.config.max_position_embeddings)))
     following = [ids[p + 1] if p + 1 < len(ids) else None for p in positions]
     streams = [
         Stream("original", len(positions), positions, len(positions)),
         Stream("rounded", len(positions), positions, len(positions), from_file=True, rounded=True),
     ]
-    found: dict[str, Any] = {"text": name}
+    found: dict[str, Any] = {"text": ", ".join(texts)}
     reference: torch.Tensor | None = None
     for kind, weights in (("calibrated", calibrated), ("nearest", original)):
         logits = stream_logits(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from checkpoints.errors import BadInput
+from checkpoints.texts import find_texts
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Calibration:
     """How levels and scales are chosen; with a checkpoint and a recipe it decides their bytes."""
 
     name: str  # a key of METHODS
-    texts: tuple[Path, ...]
+    texts: Mapping[str, str]  # by name
     count: int  # sequences of SEQUENCE tokens
     device: str = "cpu"
 
@@ -66,7 +67,12 @@ def add_calibration(parser: ArgumentParser) -> None:
         metavar="METHOD",
         help=f"choose levels on text instead of rounding to nearest: {', '.join(METHODS)} (without a word: {BEST})",
     )
-    parser.add_argument("--calibration-text", nargs="+", metavar="FILE", help="texts in UTF-8, best of several kinds")
+    parser.add_argument(
+        "--calibration-text",
+        nargs="+",
+        metavar="FILE",
+        help="texts in UTF-8 in the place of ours, best of several kinds",
+    )
     counts = ", ".join(f"{method.sequences} for {name}" for name, method in METHODS.items())
     parser.add_argument(
         "--calibration-sequences", type=int, metavar="N", help=f"of {SEQUENCE} tokens (default: {counts})"
@@ -88,8 +94,6 @@ def make_calibration(
         return None
     if calibrate not in METHODS:
         raise BadInput(f"--calibrate {calibrate} is none of {', '.join(METHODS)}")
-    if not calibration_text:
-        raise BadInput("--calibrate needs text to look at: give --calibration-text FILE, best of several kinds")
     count = METHODS[calibrate].sequences if calibration_sequences is None else calibration_sequences
     if count < 1:
         raise BadInput(f"--calibration-sequences {count} is below 1")
@@ -100,4 +104,4 @@ def make_calibration(
 
         if not torch.cuda.is_available():
             raise BadInput("--device cuda: torch finds no CUDA device on this machine")
-    return Calibration(calibrate, tuple(map(Path, calibration_text)), count, device)
+    return Calibration(calibrate, find_texts("calibration", calibration_text), count, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,28 +13,20 @@ from checkpoints.errors import BadInput
 from export.engine.tokenizer import find_tokenizer, load_tokenizer
 
 
-def read_text(path: Path) -> str:
-    """A file in UTF-8; BadInput says which cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise BadInput(f"{path} is not text in UTF-8") from None
-    except OSError as problem:
-        raise BadInput(f"{path} cannot be read: {problem.strerror}") from None
-
-
-def sequences(folder: Path, config: ModelConfig, texts: Sequence[Path], count: int, length: int) -> Tensor:
+def sequences(folder: Path, config: ModelConfig, texts: Mapping[str, str], count: int, length: int) -> Tensor:
     """int64 [count, length], the texts taking turns; BadInput where a text is too short for its share.
 
     They begin without a token that begins a text: most of what a model reads lies within one.
     """
     tokenizer = load_tokenizer(find_tokenizer(folder))
     found: list[list[Tensor]] = []
-    for i, path in enumerate(texts):
+    for i, (name, text) in enumerate(texts.items()):
         share = len(range(i, count, len(texts)))
-        ids = tokenizer.encode(read_text(path))
+        ids = tokenizer.encode(text)
         if len(ids) < share * length:
-            raise BadInput(f"{path} has {len(ids)} tokens, {share} sequences of {length} are to be cut from it")
+            raise BadInput(
+                f"the text {name} has {len(ids)} tokens, {share} sequences of {length} are to be cut from it"
+            )
         if ids and max(ids) >= config.vocab_size:
             raise BadInput(
                 f"{tokenizer.path} has token {max(ids)}, {config.path} says vocab_size {config.vocab_size}"

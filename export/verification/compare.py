@@ -109,7 +109,7 @@ def compare(
     if original is not kept:
         _check_original(kept, original)
 
-    origin, ids = text_tokens(source.folder, config, extent.text)
+    origin, ids = _tokens(source.folder, config, extent.text)
     count = min(extent.tokens, len(ids), context)
     if len(ids) < MIN_TOKENS or count < 2:
         raise BadInput(f"{origin} has {len(ids)} tokens, {count} of them to compare: {MIN_TOKENS} are needed, and 2")
@@ -324,7 +324,7 @@ def _check_original(kept: QuantizedSource, original: QuantizedSource) -> None:
             )
 
 
-def text_tokens(folder: Path, config: ModelConfig, text: Path | None) -> tuple[str, list[int]]:
+def _tokens(folder: Path, config: ModelConfig, text: Path | None) -> tuple[str, list[int]]:
     """What the text is called, and its token ids."""
     own = folder / "heldout.txt"
     path = text or (own if own.is_file() else None)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from checkpoints.synthesize import synthesize
 from export.calibration import layers
 from export.calibration.calibrate import calibrate
 from export.calibration.folding import move, unfold_rows
+from export.calibration.layers import memory_needed
 from export.calibration.moments import activations, mean_squares, moments
 from export.calibration.options import METHODS, Calibration, make_calibration
 from export.calibration.work import work_folder
@@ -37,7 +40,7 @@ SEQUENCES = 4
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The questions that phi4-tiny was trained on; heldout.txt is what its losses are measured on."""
+    """The questions that phi4-tiny was trained on."""
     path = tmp_path_factory.mktemp("text") / "questions.txt"
     lines = map(json.loads, (TINY / "questions.jsonl").read_text().splitlines())
     path.write_text("\n".join(f"{line['question']} {line['answer']}" for line in lines))
@@ -70,7 +73,9 @@ def test_large_activations_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.Mon
     room = activations((3, 100, 4), tmp_path, "cpu")
     room.fill_(2.5)
     assert room.sum() == 3000 and room.is_contiguous()
-    assert "deleted" in next(line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line)
+    assert "deleted" in next(
+        line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line
+    )
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -140,7 +145,7 @@ def test_same_bytes_with_any_number_of_threads_and_after_a_stop(
     method: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = synthesize(tmp_path / "c", layers=3, hidden=64, intermediate=96, heads=4, kv_heads=2, vocab=512)
-    calibration = Calibration(method, (text,), 3)
+    calibration = Calibration(method, {"text": text.read_text()}, 3)
     monkeypatch.setattr("export.calibration.calibrate.SEQUENCE", 64)
 
     def run(out: Path, threads: int) -> bytes:
@@ -179,7 +184,9 @@ def test_work_of_something_else_is_begun_anew(text: Path, tmp_path: Path, monkey
     left.mkdir()
     (left / "plan.json").write_text('{"method": "another"}')
     shutil.copy(folder / "config.json", left / "hidden-00002.safetensors")
-    calibrate(resolve(str(folder)), Recipe(), Calibration("scales", (text,), 2), tmp_path / "out", silent)
+    calibrate(
+        resolve(str(folder)), Recipe(), Calibration("scales", {"text": text.read_text()}, 2), tmp_path / "out", silent
+    )
     assert read_record(tmp_path / "out")
 
 
@@ -193,8 +200,8 @@ def test_every_method_loses_less_than_rounding(text: Path, kept: Path, tmp_path:
     losses = {name: record["fidelity"]["calibrated"]["kl_mean_nats"] for name, record in found.items() if record}
     nearest = found["gptq"]["fidelity"]["nearest"]["kl_mean_nats"]  # type: ignore[index]
     assert max(losses.values()) < 0.9 * nearest, (losses, nearest)
-    sizes = {(folder / "model.safetensors").stat().st_size for folder in (kept, plain, *map(tmp_path.joinpath, losses))
-             if folder.exists()}  # fmt: skip
+    folders = [kept, plain, tmp_path / "scales", tmp_path / "gptq"]
+    sizes = {(folder / "model.safetensors").stat().st_size for folder in folders}
     assert len(sizes) == 1, "nothing but levels and scales differs"
 
 
@@ -224,7 +231,9 @@ def test_the_file_has_the_checkpoints_levels_and_its_losses(
     assert any(failure.startswith("weights, levels") for failure in wrong.failures)
 
 
-def test_levels_that_lose_more_than_rounding_fail(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_levels_that_lose_more_than_rounding_fail(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Scales searched with the importance turned around."""
     monkeypatch.setattr(layers, "mean_squares", lambda x, pool: 1 / mean_squares(x, pool).clamp(min=1e-6) ** 3)
     given: dict[str, Any] = {"calibrate": "scales", "calibration_text": [text], "context": 64, "prefill_chunk": 32}
@@ -246,9 +255,11 @@ def test_calibrates_and_exports_in_one_go(tmp_path: Path, text: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ({}, "--calibrate needs text to look at"),
         ({"calibration_text": ["nowhere.txt"]}, "nowhere.txt cannot be read: No such file"),
-        ({"calibration_text": ["short.txt"]}, r"short.txt has \d+ tokens, 16 sequences of 512 are to be cut from it"),
+        (
+            {"calibration_text": ["short.txt"]},
+            r"the text short.txt has \d+ tokens, 16 sequences of 512 are to be cut from it",
+        ),
         ({"calibration_text": ["latin.txt"]}, "latin.txt is not text in UTF-8"),
         ({"calibration_text": ["short.txt"], "calibration_sequences": 0}, "--calibration-sequences 0 is below 1"),
         ({"calibration_text": ["short.txt"], "calibrate": "magic"}, "--calibrate magic is none of scales, gptq"),
@@ -283,6 +294,48 @@ def test_refuses_a_machine_without_the_memory(text: Path, tmp_path: Path, monkey
     with pytest.raises(BadInput, match=r"takes about \d+\.\d GB of memory, 0\.5 GB are left"):
         quantize("phi4-tiny", out=tmp_path / "out", calibrate="gptq", calibration_text=[text])
     assert not list(tmp_path.iterdir())
+
+
+MEMORY = """
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+import torch
+torch.set_num_threads(1)  # each thread keeps freed memory of its own
+from checkpoints.source import resolve
+from export.calibration.calibrate import calibrate, memory_needed
+from export.calibration.options import Calibration
+from export.progress import memory_bytes
+from export.quantization.recipe import Recipe
+
+folder, text, out = map(Path, sys.argv[1:])
+peak, before = 0, memory_bytes()
+
+@contextmanager
+def watch(total):
+    def look(size):
+        global peak
+        peak = max(peak, memory_bytes())
+    yield look
+
+calibrate(resolve(str(folder)), Recipe(), Calibration("awq-gptq", {"text": text.read_text()}, 2), out, watch)
+print(peak)
+"""
+
+
+def test_memory_is_that_of_a_layer(text: Path, tmp_path: Path) -> None:
+    """Private memory with 2 and with 10 layers of 3.1 million weights, 12.6 MB each in float32."""
+    peaks = []
+    for layers_count in (2, 10):
+        folder = tmp_path / f"{layers_count}"
+        synthesize(folder, layers=layers_count, hidden=512, intermediate=1536, heads=4, vocab=2048)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(TINY / name, folder / name)
+        command = [sys.executable, "-c", MEMORY, str(folder), str(text), str(tmp_path / f"{layers_count} kept")]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        peaks.append(int(run.stdout))
+        assert peaks[-1] < memory_needed(read_config(folder), 2 * 512, threads=1)
+    assert peaks[1] - peaks[0] < 25e6, peaks
 
 
 def test_refuses_a_damaged_record(kept: Path, tmp_path: Path) -> None:
