@@ -20,8 +20,11 @@ def workers() -> Iterator[ThreadPoolExecutor]:
     torch.set_num_threads(1)
     try:
         # A thread of its own has its own setting.
-        with ThreadPoolExecutor(threads, initializer=_alone) as pool:
+        pool = ThreadPoolExecutor(threads, initializer=_alone)
+        try:
             yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)  # a stop does not wait for what was not begun
     finally:
         torch.set_num_threads(threads)
 

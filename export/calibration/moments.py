@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from checkpoints.files import reserve
+
 SPILL = 1 << 30  # bytes; activations of all sequences that take more are mapped to a file
 BLOCK = 256  # columns of the moments that are summed at once
 
@@ -24,6 +26,7 @@ def activations(shape: tuple[int, ...], folder: Path, device: str) -> Tensor:
     if device != "cpu" or 4 * size <= SPILL:
         return torch.empty(shape, device=device)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
+        reserve(Path(file.name), 4 * size)  # writing to a mapped page that the disk has no room for ends the process
         return torch.from_file(file.name, shared=True, size=size).view(shape)
 
 
