@@ -1,5 +1,6 @@
 """Calibrated checkpoints: the same bytes every time, the same function where nothing is rounded, less lost."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -226,6 +227,9 @@ def test_the_file_has_the_checkpoints_levels_and_its_losses(
     assert against.measured < 0.9 * against.bound
     assert report.quality.kl_mean_nats > 0.003, "against the original, not against itself"
     assert "calibrated (awq-gptq); against the original phi4-tiny" in " ".join(capsys.readouterr().out.split())
+
+    print_report(dataclasses.replace(report, quality=dataclasses.replace(report.quality, kl_mean_nats=0.5)))
+    assert "far from the checkpoint" in capsys.readouterr().out
 
     wrong = verify(plain.path, str(kept), original="phi4-tiny", short=True)
     assert any(failure.startswith("weights, levels") for failure in wrong.failures)
