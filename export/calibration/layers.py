@@ -2,7 +2,7 @@
 
 Each linear sees what the part that is quantized already gives, rounded to int8 as in a file. A layer is read, folded
 if the method says so, and quantized linear by linear; then its results and the hidden states after it are saved.
-Memory: a layer in float32, moments of its widest linear four times, activations up to a limit (`moments.SPILL`).
+Memory: a layer in float32, moments of its widest linear five times, activations up to a limit (`moments.SPILL`).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def memory_needed(config: ModelConfig, tokens: int, threads: int) -> int:
     hidden, read = 4 * tokens * config.hidden_size, 4 * tokens * widest
     held = sum(size for size in (hidden, read, read) if size <= SPILL)
     head = config.vocab_size * config.hidden_size * 2  # levels, and their pieces before they are joined
-    return BASE + max(layer + 4 * 4 * widest**2, head) + pieces + held
+    return BASE + max(layer + 5 * 4 * widest**2, head) + pieces + held
 
 
 class _Run:

@@ -32,7 +32,7 @@ class Factor:
 
 
 def factorize(moments: Tensor, pool: Executor) -> Factor:
-    """The Factor of H, float32 [columns, columns], which is damped in place; memory: three more of its size.
+    """The Factor of H, float32 [columns, columns], which is damped in place; memory: four more of its size.
 
     U is the inverse of the upper V with H = V V^T, which is a Cholesky factor of H with rows and columns reversed:
     half of the arithmetic of inverting H first, and no inverse is rounded before it is factorized.
