@@ -85,7 +85,8 @@ class Guesses:
     """The engine's rule (export/engine/cpp/drafts.h) for one answer, by the C function that its tests call it by."""
 
     def __init__(self, most: int) -> None:
-        from export.engine.compiled import compiled, run_compiler
+        from checkpoints.cache import cached_folder
+        from export.engine.compiler import run_compiler
         from export.engine.native import CPP, FLAGS
 
         sources = [CPP / "drafts.cpp", measure.ROOT / "tests/engine/cpp/drafts_calls.cpp"]
@@ -95,7 +96,7 @@ class Guesses:
             run_compiler(os.environ.get("CXX") or "c++", *FLAGS, f"-I{CPP}", *sources, *out)
 
         parts = [path.read_bytes() for path in (*sources, CPP / "drafts.h")]
-        self._guess = ctypes.CDLL(str(compiled("drafts", parts, build) / "drafts.so")).guess
+        self._guess = ctypes.CDLL(str(cached_folder("drafts", parts, build) / "drafts.so")).guess
         self._guess.restype = ctypes.c_size_t
         self._most, self._fates = most, list[int]()
 

@@ -8,6 +8,7 @@ the verification needs.
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,15 +33,16 @@ from export.manifest import Inputs, Manifest, make_manifest
 from export.models.kv_cache import CACHE_DTYPES, cache_bytes
 from export.options import ExportOptions
 from export.program.weight_writer import ENVIRONMENT, end, place, program_room, weight_jobs
-from export.progress import Counter, Stages
+from export.progress import Counter, Stages, bar
 from export.publishing import Companions, publish_all
-from export.quantization.saved_reader import open_quantized
+from export.quantization.saved_reader import RECORD, open_quantized, read_record
 from export.subprocess_call import Pool
 from export.verification.extent import SHORT
 from export.verification.memory import check_memory
 from export.verification.verify import verify
 
 if TYPE_CHECKING:
+    from export.calibration.options import Calibration
     from export.verification.compare import Report
 
 PROCESSES = 2  # that write weights: the second has the graph's core when the graph is done
@@ -63,9 +65,16 @@ class Exported:
 
 
 def export_checkpoint(
-    source: Source, out: Path, options: ExportOptions, quantized_out: Path | None = None, proof: bool = True
+    source: Source,
+    out: Path,
+    options: ExportOptions,
+    quantized_out: Path | None = None,
+    proof: bool = True,
+    original: Source | None = None,
 ) -> Exported:
     """Export a checkpoint to `out`, its tokenizer and manifest beside it, and keep it quantized at `quantized_out`.
+
+    `original` is the float checkpoint that a calibrated `source` is of: the proof compares with it, too.
 
     Raises BadInput for anything wrong with the input, and leaves nothing under the final names then, nor when
     interrupted or when the proof fails.
@@ -110,7 +119,7 @@ def export_checkpoint(
             with stages.stage("assemble"):
                 write_program(partial, room, graph, placed, digests)
             hashing = pool.start([("file", functools.partial(sha256, partial))])
-            report = _prove(partial, out.name, source, stages) if proof else None
+            report = _prove(partial, out.name, source, original, stages) if proof else None
             if quantized_out is not None:
                 from export.quantization.saved_writer import save_quantized
 
@@ -123,8 +132,31 @@ def export_checkpoint(
             manifest = make_manifest(
                 config, options, graph.planned_bytes, file, source, hashed, notes, asdict(report) if report else None
             )
+            manifest["calibration"] = read_record(source.folder)
             manifest["export"] = {"seconds": dict(stages.seconds), "peak_memory_bytes": stages.peak_bytes}
             return Exported(out, publish_all(partial, companions, manifest), companions.tokenizer, manifest)
+
+
+def export_calibrated(
+    source: Source,
+    out: Path,
+    options: ExportOptions,
+    calibration: Calibration,
+    quantized_out: Path | None = None,
+    proof: bool = True,
+) -> Exported:
+    """Calibrate a checkpoint, export that and prove it against the original; kept at `quantized_out` if given."""
+    from export.calibration.calibrate import calibrate  # imports transformers
+
+    options.check(read_config(source.folder))
+    kept = quantized_out or out.resolve().with_name(f".{out.name}.quantized")  # of one name, so that it can go on
+    try:
+        calibrate(source, options.recipe, calibration, kept, functools.partial(bar, "calibrate"))
+        quantized = replace(source, folder=kept, adapters=())
+        return export_checkpoint(quantized, out, options, proof=proof, original=source)
+    finally:
+        if quantized_out is None:
+            shutil.rmtree(kept, ignore_errors=True)
 
 
 def _with_ids(options: ExportOptions, config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> ExportOptions:
@@ -140,9 +172,9 @@ def _with_ids(options: ExportOptions, config: ModelConfig, tokenizer: Tokenizer,
     return replace(options, bos_id=bos, eos_ids=eos)
 
 
-def _prove(partial: Path, name: str, source: Source, stages: Stages) -> Report:
+def _prove(partial: Path, name: str, source: Source, original: Source | None, stages: Stages) -> Report:
     with stages.stage("verify"):
-        report = verify(partial, source, SHORT, lambda step: stages.describe("verify", f"verify: {step}"))
+        report = verify(partial, source, SHORT, lambda step: stages.describe("verify", f"verify: {step}"), original)
     if not report.passed:
         raise VerificationFailed("the file does not compute what the model computes: " + "; ".join(report.failures))
     return replace(report, file=name)
@@ -150,7 +182,7 @@ def _prove(partial: Path, name: str, source: Source, stages: Stages) -> Report:
 
 def _inputs(source: Source, used: list[Path]) -> list[Path]:
     """The files that decide an export: of the checkpoint and of its adapters."""
-    texts = [source.folder / name for name in ("config.json", "generation_config.json", *COMPANIONS)]
+    texts = [source.folder / name for name in ("config.json", "generation_config.json", RECORD, *COMPANIONS)]
     adapters = [adapter.folder / name for adapter in source.adapters for name in (ADAPTER, ADAPTER_WEIGHTS)]
     return sorted({*used, *adapters, *(path for path in texts if path.is_file())})
 

@@ -8,17 +8,22 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from checkpoints.errors import run
 from checkpoints.source import find_source
+from export.calibration.options import CALIBRATION, add_calibration, make_calibration
 from export.engine.native_output import hushed
 from export.flags import add_adapters, add_checkpoint, add_recipe, command_parser
 from export.progress import quiet
 
 if TYPE_CHECKING:
+    from export.calibration.options import CalibrationFlags
     from export.options import Flags
     from export.pipeline import Exported
+
+    class Options(Flags, CalibrationFlags, total=False):
+        """What can be chosen."""
 
 
 def export_pte(
@@ -31,24 +36,29 @@ def export_pte(
     save_quantized: str | os.PathLike[str] | None = None,
     verify: bool = True,
     verbose: bool = False,
-    **options: Unpack[Flags],
+    **options: Unpack[Options],
 ) -> Exported:
     """Export a checkpoint (hub id, folder or "phi4-tiny") to `out`; tokenizer and manifest are put beside it.
 
-    `options` are those of `export.options.Flags`. Raises BadInput for anything wrong with the input, and leaves
-    nothing under the final names then, nor when interrupted or when the verification fails.
+    `options` are those of `export.options.Flags` and `export.calibration.options.CalibrationFlags`. Raises BadInput
+    for anything wrong with the input, and leaves nothing under the final names then, nor when interrupted or when the
+    verification fails.
     """
     quiet(verbose)
     path = Path(out)
+    given: dict[str, Any] = dict(options)
+    calibration = make_calibration(**{key: given.pop(key) for key in CALIBRATION if key in given})
     with hushed(f"the export of {path} was ended by C++ code; --verbose shows more", verbose):
         from export.options import from_flags  # imports torch
-        from export.pipeline import export_checkpoint
+        from export.pipeline import export_calibrated, export_checkpoint
         from export.publishing import check_place
 
         check_place(path)
         quantized_out = None if save_quantized is None else Path(save_quantized)
         source = find_source(checkpoint, revision=revision, adapter=adapter, adapter_scale=adapter_scale)
-        return export_checkpoint(source, path, from_flags(**options), quantized_out, verify)
+        if calibration is None:
+            return export_checkpoint(source, path, from_flags(**given), quantized_out, verify)
+        return export_calibrated(source, path, from_flags(**given), calibration, quantized_out, verify)
 
 
 def print_exported(exported: Exported) -> None:
@@ -98,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--full-logits", action="store_true", help="logits of all positions, for evaluation")
     parser.add_argument("--no-quantize", dest="quantize", action="store_false", help="float32, for reference")
     add_recipe(parser)
+    add_calibration(parser)
     parser.add_argument("--bos-id", type=int, help="default: the checkpoint's")
     parser.add_argument("--eos-ids", type=_ids, help="comma-separated; default: the checkpoint's")
     parser.add_argument("--save-quantized", metavar="DIR", help="also keep the quantized checkpoint")

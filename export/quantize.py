@@ -1,6 +1,7 @@
 """Keeps a checkpoint quantized: `python -m export.quantize --checkpoint C --out DIR`.
 
-The folder is one of transformers with torchao, as `export.quantization.saved_writer` says.
+The folder is one of transformers with torchao, as `export.quantization.saved_writer` says. With --calibrate levels
+and scales are chosen on text, in the same format and as many bytes.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from checkpoints.errors import run
 from checkpoints.files import check_folder
 from checkpoints.source import find_source
 from checkpoints.untied import Untied
 from checkpoints.weights import open_checkpoint
+from export.calibration.options import CALIBRATION, CalibrationFlags, add_calibration, make_calibration
 from export.flags import add_adapters, add_recipe, stage_parser
 from export.progress import bar, quiet
 from export.quantization.recipe import Recipe, RecipeFlags
 from export.quantization.rounding import Quantizing
 from export.quantization.saved_writer import nbytes, plan, save_quantized
+
+
+class Options(RecipeFlags, CalibrationFlags, total=False):
+    """What can be chosen."""
 
 
 def quantize(
@@ -30,12 +36,24 @@ def quantize(
     revision: str | None = None,
     adapter: Sequence[str | os.PathLike[str]] | None = None,
     adapter_scale: Sequence[float] | None = None,
-    **recipe: Unpack[RecipeFlags],
+    **options: Unpack[Options],
 ) -> Path:
-    """Write a checkpoint (hub id, folder or "phi4-tiny") untied and quantized at `out`; whole or not at all."""
+    """Write a checkpoint (hub id, folder or "phi4-tiny") untied and quantized at `out`; whole or not at all.
+
+    `options` are those of a recipe and of a calibration. Stopped, a calibration goes on where it was with the same
+    ones.
+    """
+    given: dict[str, Any] = dict(options)
+    calibration = make_calibration(**{key: given.pop(key) for key in CALIBRATION if key in given})
+    recipe = Recipe(**given)
     source = find_source(checkpoint, revision=revision, adapter=adapter, adapter_scale=adapter_scale)
     check_folder(out := Path(out))
-    quantizing = Quantizing(Untied(open_checkpoint(source.folder, source.adapters)), Recipe(**recipe))
+    if calibration is not None:
+        from export.calibration.calibrate import calibrate  # imports transformers
+
+        calibrate(source, recipe, calibration, out, partial(bar, "calibrate"))
+        return out
+    quantizing = Quantizing(Untied(open_checkpoint(source.folder, source.adapters)), recipe)
     with bar("quantize", nbytes(plan(quantizing))) as progress:
         save_quantized(quantizing, out, progress)
     return out
@@ -46,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = stage_parser("quantize", __doc__)
     add_adapters(parser)
     add_recipe(parser)
+    add_calibration(parser)
     flags = vars(parser.parse_args(argv))
     quiet(verbose=False)
     print(quantize(**flags))

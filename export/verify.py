@@ -9,6 +9,9 @@ A file has one table of rotary factors, for its whole context: made for more tha
 tokens it uses the long factors at every length, as the phones' runners do, and is compared with transformers made to
 do the same. Memory: the running file, in a process of its own; after that one layer in float32 and the logits.
 
+A file of calibrated weights is compared with its quantized checkpoint, whose weights it must have exactly; with
+--original, the float checkpoint that was made of, what they lose is measured against that one.
+
 With --cpu the file is run by emulated arm64 CPUs instead, by the code a phone runs: `export.verification.emulated`.
 """
 
@@ -29,7 +32,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from checkpoints.errors import run
-from checkpoints.source import Given, find_source
+from checkpoints.source import Given, Source, find_source
 from export.flags import add_adapters, add_checkpoint, command_parser
 from export.progress import quiet
 from export.verification import verify as verification
@@ -37,6 +40,9 @@ from export.verification.extent import SHORT, Extent
 
 if TYPE_CHECKING:
     from export.verification.compare import Report
+
+
+FAR = 0.3  # nats of KL from the checkpoint that are worth a word
 
 
 def verify(
@@ -47,6 +53,7 @@ def verify(
     tokens: int | None = None,
     short: bool = False,
     long: bool = False,
+    original: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
     **given: Unpack[Given],
 ) -> Report:
@@ -56,7 +63,8 @@ def verify(
     compared. `short` is what an export ends with; `long` goes past original_max_position_embeddings.
     """
     extent = _extent(text, tokens, short, long)
-    return verification.verify(Path(file), find_source(checkpoint, **given), extent, progress)
+    source, base = _sources(checkpoint, original, given)
+    return verification.verify(Path(file), source, extent, progress, base)
 
 
 def verify_emulated(
@@ -68,6 +76,7 @@ def verify_emulated(
     tokens: int | None = None,
     short: bool = False,
     long: bool = False,
+    original: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
     **given: Unpack[Given],
 ) -> list[Report]:
@@ -79,7 +88,15 @@ def verify_emulated(
 
     check_cpus(cpu)  # before a download
     extent = _extent(text, tokens, short, long)
-    return verification.verify_emulated(Path(file), find_source(checkpoint, **given), extent, cpu, progress)
+    source, base = _sources(checkpoint, original, given)
+    return verification.verify_emulated(Path(file), source, extent, cpu, progress, base)
+
+
+def _sources(checkpoint: str | None, original: str | None, given: Given) -> tuple[Source, Source | None]:
+    """The checkpoint, and the original if there is one: a revision and adapters are then the original's."""
+    if original is None:
+        return find_source(checkpoint, **given), None
+    return find_source(checkpoint), find_source(original, **given)
 
 
 def _extent(text: str | os.PathLike[str] | None, tokens: int | None, short: bool, long: bool) -> Extent:
@@ -110,7 +127,26 @@ def print_report(report: Report) -> None:
         f"({quality.perplexity_change_percent:+.2f} %)",
         highlight=False,
     )
+    if report.calibration:
+        console.print(_calibrated(report.calibration), highlight=False)
+    if quality.kl_mean_nats > FAR:
+        console.print(
+            "[yellow]That is far from the checkpoint: answers may differ or ramble. Calibrated levels lose less "
+            "(python -m export.quantize --calibrate)."
+        )
     console.print("[green]passed" if report.passed else f"[bold red]failed {len(report.failures)} checks")
+
+
+def _calibrated(record: dict[str, Any]) -> str:
+    """What a calibrated checkpoint says of itself."""
+    found, name = record["fidelity"], record["checkpoint"]["name"]
+    ours, nearest = found["calibrated"], found["nearest"]
+    return (
+        f"calibrated ({escape(record['method'])}); against the original {escape(name)}, measured then on "
+        f"{ours['positions']} tokens of {escape(found['text'])}: KL {ours['kl_mean_nats']:.4f} nats where rounding "
+        f"to nearest loses {nearest['kl_mean_nats']:.4f}, top-1 the same at {ours['top1_agreement']:.1%} and "
+        f"{nearest['top1_agreement']:.1%}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,6 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", metavar="FILE", help="the .pte")
     add_checkpoint(parser)
     add_adapters(parser)
+    parser.add_argument(
+        "--original",
+        metavar="C",
+        help="the float checkpoint that --checkpoint is the quantized one of: hub id or folder",
+    )
     parser.add_argument(
         "--text", metavar="FILE", help="text in UTF-8 (default: the checkpoint's heldout.txt, or ours)"
     )

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import from its own line and from those above it in this list, never from below.
 FLOORS = [
     ["checkpoints"],
-    ["export.progress", "export.subprocess_call", "export.flags"],
+    ["export.progress", "export.subprocess_call", "export.flags", "export.workers"],
     ["export.quantization"],
     ["export.xnnpack"],
     ["export.models"],
@@ -19,6 +19,7 @@ FLOORS = [
     ["export.reference"],
     ["export.engine"],
     ["export.verification"],
+    ["export.calibration"],
     ["export.publishing"],
     ["export.pipeline"],
     ["export.bench"],

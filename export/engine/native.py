@@ -32,8 +32,9 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints.cache import cached_folder
 from checkpoints.errors import BadInput
-from export.engine.compiled import compiled, run_compiler
+from export.engine.compiler import run_compiler
 from export.engine.runner import import_runner
 
 CPP = Path(__file__).parent / "cpp"
@@ -272,7 +273,7 @@ def memory_use() -> dict[str, int]:
 def _library() -> ctypes.CDLL:
     import_runner()  # the kernels; the engine's library has none of its own, for two of a name end the process
     parts = sorted(CPP.glob("*.h")) + sorted(CPP.glob("*.cpp")) + [Path(__file__)]
-    folder = compiled(f"engine-{version('executorch')}", [path.read_bytes() for path in parts], _build)
+    folder = cached_folder(f"engine-{version('executorch')}", [path.read_bytes() for path in parts], _build)
     library = ctypes.CDLL(str(folder / "libpocketphi.so"))
     library.pocketphi_create.restype = c_void_p
     library.pocketphi_memory.restype = library.pocketphi_stop.restype = None

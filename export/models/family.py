@@ -35,6 +35,32 @@ class ReferenceModules:
     rotary: type[Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A linear of a layer, and what makes its inputs: names of weights without the layer's prefix."""
+
+    linear: str
+    feeder: Rows  # input column j is proportional to row (element, of a norm) feeder.start + fed[j] of its weight
+    fed: Tensor  # int64 [columns]
+
+
+class CutLayer(Protocol):
+    """A layer of the reference that runs from one site to the next; the weights may be changed in between."""
+
+    weights: dict[str, Tensor]
+
+    def enter(self, site: int, hidden: Tensor, x: Tensor, around: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Residual [B, S, D] and what the linear of this site reads [B, S, columns].
+
+        From the residual and what the site before read, as its linear sees it; `around` is what a layer takes beside.
+        """
+        ...
+
+    def leave(self, hidden: Tensor, x: Tensor) -> Tensor:
+        """The layer's result, from the residual and what the last linear reads."""
+        ...
+
+
 class Family(Protocol):
     """One family. Heavy imports belong into the methods."""
 
@@ -61,4 +87,12 @@ class Family(Protocol):
 
     def reference(self) -> ReferenceModules:
         """What the file is compared with."""
+        ...
+
+    def sites(self, config: ModelConfig) -> tuple[Site, ...]:
+        """The linears of a layer in the order of its forward pass."""
+        ...
+
+    def cut(self, layer: Any) -> CutLayer:
+        """A layer of `reference`, cut at its sites; takes it over."""
         ...

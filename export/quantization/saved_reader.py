@@ -20,6 +20,7 @@ from torch import Tensor
 from checkpoints.config import ModelConfig, read_config, read_object
 from checkpoints.errors import BadInput
 from checkpoints.families import tensor_shapes
+from checkpoints.files import present
 from checkpoints.phi3 import LEGACY
 from checkpoints.roles import DTYPES, EMBEDDING, HEAD, Role, role
 from checkpoints.safetensors_io import Entry, read_header
@@ -33,6 +34,8 @@ PARTS = ("qdata", "scale", "zero_point")
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TYPE = "IntxUnpackedToInt8Tensor"
 INT8_PER_TOKEN = "int8_asym_per_token"  # torchao's word for the activations of 8da4w
+RECORD = "calibration.json"  # how levels were chosen, where that was not by rounding to nearest
+FIDELITY = ("positions", "kl_mean_nats", "top1_agreement")  # what it says at least of what was lost
 FIRST_LINEAR = "model.layers.0.self_attn.qkv_proj.weight"
 
 
@@ -46,6 +49,21 @@ class Kind:
 
     def __str__(self) -> str:
         return f"int{self.bits} in groups of {self.group}{' with int8 activations' if self.linear else ''}"
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What `export.calibration` left beside the weights of a folder, None where it did not make them."""
+    if not present(folder / RECORD):
+        return None
+    record = read_object(folder / RECORD)
+    try:
+        told = [record["method"], record["checkpoint"]["name"], record["fidelity"]["text"]]
+        numbers = [record["fidelity"][kind][key] for kind in ("calibrated", "nearest") for key in FIDELITY]
+    except (KeyError, TypeError):
+        told = numbers = [None]
+    if not all(isinstance(text, str) for text in told) or not all(type(x) in (int, float) for x in numbers):
+        raise BadInput(f"{folder / RECORD} does not say how the levels were chosen, as --calibrate leaves it")
+    return record
 
 
 def open_quantized(source: Source, recipe: Recipe) -> QuantizedSource:

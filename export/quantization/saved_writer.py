@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,11 +53,16 @@ class Weight:
         return sum(tensor.nbytes for tensor in self.parts.values())
 
 
-def save_quantized(source: QuantizedSource, folder: Path, progress: Progress = lambda size: None) -> None:
+def save_quantized(
+    source: QuantizedSource,
+    folder: Path,
+    progress: Progress = lambda size: None,
+    beside: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+) -> None:
     """Write `folder`, which must not exist or be empty, whole or not at all; `progress` gets each piece's bytes.
 
-    Tokenizer, generation_config.json and licence are copied from the folder `source` was read from. Raises
-    BadInput for an unquantized source, a taken name and too small a disk.
+    Tokenizer, generation_config.json and licence are copied from the folder `source` was read from, and `beside` are
+    JSON files that go with them. Raises BadInput for an unquantized source, a taken name and too small a disk.
     """
     if not source.recipe.quantized:
         raise BadInput(f"{folder}: a checkpoint in {source.recipe} is not a quantized one")
@@ -66,7 +72,8 @@ def save_quantized(source: QuantizedSource, folder: Path, progress: Progress = l
     shards = _shards(weights)
     with whole_folder(folder, nbytes(weights)) as aside, _one_thread():
         copy_rest(source.config.path.parent, aside)
-        write_json(aside / "config.json", model_config(source.config, source.recipe))
+        for name, value in ({**beside} | {"config.json": model_config(source.config, source.recipe)}).items():
+            write_json(aside / name, value)
         weight_map: dict[str, str] = {}
         for i, shard in enumerate(shards, start=1):
             name = SINGLE if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors"

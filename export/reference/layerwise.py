@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +25,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from checkpoints.roles import EMBEDDING, HEAD
 from export.models.registry import family_of
-from export.ptefile.weights import DecodedRows, FileWeights
+from export.ptefile.weights import DecodedRows
 from export.quantization.rounding import QuantizedSource, Quantizing, Rounded
+from export.workers import workers
 
 LOAD_ROWS = 256  # of a checkpoint's weight at once: float32 rows that fit a cache and the heap, not pages to map
 BATCH_TOKENS = 512  # streams longer than this run one by one
@@ -67,6 +66,19 @@ class CheckpointWeights:
                 self.float.release(name)
 
 
+class Weights(Protocol):
+    """Those of a file, or of a quantized checkpoint in its place; see `export.ptefile.weights.FileWeights`."""
+
+    @property
+    def rounds_activations(self) -> bool: ...
+
+    def pieces(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[DecodedRows]: ...
+
+    def embedding_rows(self, tokens: list[int]) -> Tensor: ...
+
+    def prefetch(self, name: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class Stream:
     """One run of the model over the first `length` tokens, of which logits are wanted at `positions`."""
@@ -83,7 +95,7 @@ def stream_logits(
     streams: Sequence[Stream],
     tokens: Sequence[int],
     checkpoint: CheckpointWeights,
-    file: FileWeights | None = None,
+    file: Weights | None = None,
     cache_dtype: torch.dtype = torch.float32,
     compare: Compare | None = None,
     progress: Callable[[int], None] = lambda layers_done: None,
@@ -97,7 +109,7 @@ def stream_logits(
     config = modules.config(**checkpoint.config.as_phi3())
     config._attn_implementation = "sdpa"
     rotary = modules.rotary(config)
-    layer = _layer(modules.layer, config).to_empty(device="cpu")
+    layer = empty_layer(modules.layer, config).to_empty(device="cpu")
     sources = [None] if file is None else [None, file]
     last_layer = checkpoint.config.num_hidden_layers - 1
 
@@ -136,7 +148,7 @@ class _Batch:
         streams: Sequence[Stream],
         tokens: Sequence[int],
         checkpoint: CheckpointWeights,
-        file: FileWeights | None,
+        file: Weights | None,
         layer: nn.Module,
         rotary: nn.Module,
         cache_dtype: torch.dtype,
@@ -148,7 +160,7 @@ class _Batch:
         else:
             rows = torch.cat([checkpoint.rows(EMBEDDING, token, token + 1) for token in ids])
         self.hidden = rows.expand(len(streams), -1, -1)  # [streams, tokens, D]
-        self.around = _around(streams, layer.config, rotary, self.hidden)
+        self.around = around([stream.rope_length for stream in streams], layer.config, rotary, self.hidden)
         rounded = torch.tensor([stream.rounded for stream in streams])
         self.module = layer
         if file and rounded.any():
@@ -175,7 +187,7 @@ def round_activations(x: Tensor) -> Tensor:
     return ((torch.round(x * (1 / scale)) + zero).clamp(-128, 127) - zero) * scale
 
 
-def _layer(kind: type[nn.Module], config: PretrainedConfig) -> nn.Module:
+def empty_layer(kind: type[nn.Module], config: PretrainedConfig) -> nn.Module:
     """A layer without weights."""
     with torch.device("meta"):
         return kind(config, 0).requires_grad_(False).eval()
@@ -188,7 +200,7 @@ def _with_roundings(layer: nn.Module, rounded: Tensor, activations: bool, cache_
     """
     config: Any = copy.deepcopy(layer.config)
     config._attn_implementation = f"rounded_to_{cache_dtype}_in_{''.join(str(int(row)) for row in rounded)}"
-    twin = _layer(type(layer), config)
+    twin = empty_layer(type(layer), config)
     twin.load_state_dict(layer.state_dict(), assign=True)
 
     def where_rounded(x: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
@@ -214,23 +226,28 @@ def _with_roundings(layer: nn.Module, rounded: Tensor, activations: bool, cache_
     return twin
 
 
-def _around(streams: Sequence[Stream], config: PretrainedConfig, rotary: nn.Module, hidden: Tensor) -> dict[str, Any]:
-    """What a layer takes beside hidden states: mask, positions, and cos and sin, as Phi3Model.forward makes them."""
+def around(
+    rope_lengths: Sequence[int], config: PretrainedConfig, rotary: nn.Module, hidden: Tensor
+) -> dict[str, Any]:
+    """What a layer takes beside hidden states [B, S, D]: mask, positions, cos and sin, as in Phi3Model.forward.
+
+    `rope_lengths` holds for each of the B sequences the length by which to choose rotary factors.
+    """
     length = hidden.shape[1]
-    positions = torch.arange(length).unsqueeze(0)
+    positions = torch.arange(length, device=hidden.device).unsqueeze(0)
     make_mask = create_causal_mask if config.sliding_window is None else create_sliding_window_causal_mask
     mask = make_mask(
         config=config, inputs_embeds=hidden, attention_mask=None, past_key_values=None, position_ids=positions
     )
     tables = []
-    for stream in streams:
-        shown = torch.cat([positions, torch.tensor([[stream.rope_length - 1]])], dim=1)
+    for rope_length in rope_lengths:
+        shown = torch.cat([positions, torch.full_like(positions[:, :1], rope_length - 1)], dim=1)
         tables.append([table[:, :length] for table in rotary(hidden[:1], position_ids=shown)])
     cos, sin = (torch.cat(table) for table in zip(*tables, strict=True))  # [streams, tokens, rotary dims]
     return {"attention_mask": mask, "position_ids": positions, "position_embeddings": (cos, sin)}
 
 
-def _prefetch(layer: nn.Module, prefix: str, checkpoint: CheckpointWeights, file: FileWeights | None) -> None:
+def _prefetch(layer: nn.Module, prefix: str, checkpoint: CheckpointWeights, file: Weights | None) -> None:
     """Ask for a layer's bytes, so that they are in memory when `_load` wants them."""
     for suffix, _ in layer.named_parameters():
         checkpoint.prefetch(prefix + suffix)
@@ -239,7 +256,7 @@ def _prefetch(layer: nn.Module, prefix: str, checkpoint: CheckpointWeights, file
 
 
 def _load(
-    module: nn.Module, prefix: str, checkpoint: CheckpointWeights, file: FileWeights | None, compare: Compare | None
+    module: nn.Module, prefix: str, checkpoint: CheckpointWeights, file: Weights | None, compare: Compare | None
 ) -> None:
     """Overwrite the module's parameters with the checkpoint's or, if given, the file's, comparing the two."""
 
@@ -257,7 +274,7 @@ def _load(
             place.copy_(piece.values)
 
     largest_first = sorted(module.named_parameters(), key=lambda named: -named[1].numel())
-    with _workers() as pool:
+    with workers() as pool:
         for done in [pool.submit(load, *named) for named in largest_first]:
             done.result()
 
@@ -266,7 +283,7 @@ def _head(
     streams: Sequence[Stream],
     hidden: dict[str, Tensor],
     checkpoint: CheckpointWeights,
-    file: FileWeights | None,
+    file: Weights | None,
     compare: Compare | None,
 ) -> dict[str, Tensor]:
     """Logits of the last hidden states, some rows of lm_head at a time; compares the embedding on the way."""
@@ -295,7 +312,7 @@ def _head(
             for piece in file.pieces(EMBEDDING, start, stop):
                 compare(EMBEDDING, piece, checkpoint.rows(EMBEDDING, piece.start, piece.start + len(piece.values)))
 
-    with _workers() as pool:
+    with workers() as pool:
         # A few at a time, and then what was mapped of the weights is let go of.
         for first in range(0, config.vocab_size, 16 * step):
             last = min(first + 16 * step, config.vocab_size)
@@ -303,21 +320,3 @@ def _head(
                 done.result()
             checkpoint.release(HEAD, EMBEDDING)
     return logits
-
-
-@contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """Threads, one a core, for pieces the size of a cache: each computes alone, waiting for no other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        # A thread of its own has its own setting.
-        with ThreadPoolExecutor(threads, initializer=_alone) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _alone() -> None:
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)

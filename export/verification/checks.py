@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from export.ptefile.weights import DecodedRows
+from export.reference.layerwise import CheckpointWeights
 
 WORST_FACTOR = 3.0  # of the rounded reference's error at its worst position, for one position of the file
 SUMMATION_ERROR = 1e-5  # relative; float32 sums in another order
@@ -29,6 +30,7 @@ MARGIN_FACTOR = 3.0  # of the largest change of a logit by rounding: how close t
 # Half a step to the nearest level, and up to 7.5 levels of a step whose bfloat16 scale is off by 2^-8.
 ROUNDING_STEPS = 0.5 + 7.5 / 256 + 1e-4
 SAME_STEPS = 1e-3  # equal up to the last bits of a product
+USELESS = 1.0  # nats of KL divergence: answers are another model's. One that lost 0.57 rambles to the limit
 SUMMATION_NATS = 1e-5  # of KL divergence, by the order of float32 sums
 
 
@@ -63,17 +65,19 @@ class WeightComparison:
     """Takes every piece of the file's weights beside the checkpoint's rows, from any thread, and keeps the worst.
 
     Independent of how the file was made: each weight must be the level nearest to the checkpoint's, and no scale may
-    be larger than its group needs; float32 weights must be equal. With `exact`, for a checkpoint that is quantized
-    already, all must be equal.
+    be larger than its group needs; float32 weights must be equal. With `exact`, a checkpoint that is quantized
+    already, all must be equal to its weights instead.
     """
 
-    def __init__(self, exact: bool) -> None:
+    def __init__(self, exact: CheckpointWeights | None = None) -> None:
         self.exact = exact
         self._worst: dict[str, tuple[float, str]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, name: str, piece: DecodedRows, original: Tensor) -> None:
         """`original` is float32 of the shape of `piece.values`."""
+        if self.exact:
+            original = self.exact.rows(name, piece.start, piece.start + len(piece.values))
         difference = (piece.values - original).abs_()
         if piece.scale is None:
             self._keep("float32", difference.view(len(original), -1).amax(-1), name, piece)
@@ -238,10 +242,23 @@ def quality(logits: Tensor, original: Tensor, following: list[int | None]) -> Qu
     )
 
 
-def original_weights(measured: Quality, rounded: Quality) -> Check:
-    """Divergence from the checkpoint may be what quantized weights and roundings make it, not more.
+def original_weights(measured: Quality, weights: Quality, roundings: Quality) -> Check:
+    """Divergence from the checkpoint may be what quantized weights and roundings make it, and never USELESS.
 
-    `rounded` is that of the rounded reference; KL grows with the square of an error.
+    `weights` is that of transformers on the file's weights from the checkpoint, `roundings` that of the same with
+    roundings from without. KL grows with the square of an error, so their square roots add up at most.
     """
-    bound = allowance(measured.positions) ** 2 * rounded.kl_mean_nats + SUMMATION_NATS
+    reach = math.sqrt(weights.kl_mean_nats) + allowance(measured.positions) * math.sqrt(roundings.kl_mean_nats)
+    bound = min(reach**2 + SUMMATION_NATS, USELESS)
     return at_most("checkpoint, KL", measured.kl_mean_nats, bound, "nats", f"{measured.positions} positions")
+
+
+def better_than_nearest(measured: Quality, nearest: Quality) -> Check:
+    """Weights whose levels were chosen may not lose more than those rounded to nearest, on the same tokens."""
+    return at_most(
+        "checkpoint, KL against rounding",
+        measured.kl_mean_nats,
+        nearest.kl_mean_nats,
+        "nats",
+        "to nearest loses that",
+    )

@@ -12,18 +12,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput
 from checkpoints.source import Source
+from checkpoints.texts import read_text
 from export.engine.session import Feed, Runs
 from export.engine.tokenizer import find_tokenizer, load_tokenizer
 from export.ptefile.reader import open_pte
 from export.ptefile.weights import FileWeights, cache_dtype, constant, logits_positions, run_bytes
-from export.quantization.rounding import Quantizing
-from export.quantization.saved_reader import open_quantized
+from export.quantization.rounding import QuantizedSource, Quantizing
+from export.quantization.saved_reader import open_quantized, read_record
+from export.reference.kept import KeptWeights
 from export.reference.layerwise import CheckpointWeights, Stream, stream_logits
 from export.subprocess_call import Child, ChildDied, ChildKilled
 from export.verification import checks
@@ -59,6 +62,7 @@ class Report:
     file: str
     cpu: str | None  # the emulated arm64 CPU that ran the file, None for this machine
     checkpoint: str
+    calibration: dict[str, Any] | None  # how the checkpoint's levels were chosen, where it is a calibrated one
     recipe: str
     kv_cache: str  # type of its elements
     context_tokens: int
@@ -83,6 +87,7 @@ def compare(
     progress: Callable[[str], None],
     child: Child,
     runners: Mapping[str | None, Runner],
+    original_source: Source | None = None,
 ) -> list[Report]:
     """See `export.verification.verify`.
 
@@ -99,7 +104,10 @@ def compare(
     check_memory(path, run_bytes(opened))
     weights = FileWeights(opened, config)
     kv_dtype = cache_dtype(opened, config, context)
-    original = open_quantized(source, weights.recipe())
+    kept = open_quantized(source, weights.recipe())
+    original = open_quantized(original_source, weights.recipe()) if original_source else kept
+    if original is not kept:
+        _check_original(kept, original)
 
     origin, ids = _tokens(source.folder, config, extent.text)
     count = min(extent.tokens, len(ids), context)
@@ -113,7 +121,8 @@ def compare(
     kind = _rotary_factors(config, context)
     positions = [feed.positions(logits_positions(opened)) for feed in feeds]
     streams = _streams(count, positions, config, context, kind)
-    weighed = checks.WeightComparison(exact=not isinstance(original, Quantizing))
+    exact = None if isinstance(kept, Quantizing) else CheckpointWeights(kept)
+    weighed = checks.WeightComparison(exact)
     progress("running the file, and the reference beside it")
     running = {cpu: child.start(runner, path, sequence, feeds) for cpu, runner in runners.items()}
 
@@ -125,7 +134,11 @@ def compare(
 
     runs = {}
     try:
-        logits = stream_logits(streams, sequence, CheckpointWeights(original), weights, kv_dtype, weighed, layer_done)
+        float_weights = CheckpointWeights(original)
+        logits = stream_logits(streams, sequence, float_weights, weights, kv_dtype, weighed, layer_done)
+        if original is not kept:
+            nearest = Stream("nearest", count, tuple(positions[0]), context, from_file=True, rounded=True)
+            logits |= stream_logits([nearest], sequence, float_weights, KeptWeights(original), kv_dtype)
         for cpu, call in running.items():
             progress(f"running the file on {cpu or 'this machine'}")
             runs[cpu] = call.result()
@@ -146,7 +159,8 @@ def compare(
         report = Report(
             file=path.name,
             cpu=cpu,
-            checkpoint=str(source),
+            checkpoint=str(original_source or source),
+            calibration=read_record(source.folder),
             recipe=str(weights.recipe()),
             kv_cache=str(kv_dtype).removeprefix("torch."),
             context_tokens=context,
@@ -190,14 +204,20 @@ class _Reference:
             )
         following = [self.ids[p + 1] if p + 1 < len(self.ids) else None for p in first]
         quality = checks.quality(logits[0], self.logits["original"], following)
-        explained = checks.quality(rounding.pair(first)[0], self.logits["original"], following)
+        rounded, same = rounding.pair(first)
+        explained = checks.quality(same, self.logits["original"], following)
+        rounds = checks.quality(rounded, same, following)
         found = _logit_checks([feed.name for feed in self.feeds], positions, logits, rounding)
         if "other" in self.logits:
             kind, where = self.rotary_factors, self.streams[-1].positions
             wrong = {"short": "long", "long": "short"}[kind]
             own = at(where, first, logits[0])
             found.append(checks.nearer_rope(own, where, rounding, self.logits["other"], kind, wrong))
-        return [*found, checks.original_weights(quality, explained)], quality
+        found.append(checks.original_weights(quality, explained, rounds))
+        if "nearest" in self.logits:
+            nearest = checks.quality(self.logits["nearest"], self.logits["original"], following)
+            found.append(checks.better_than_nearest(quality, nearest))
+        return found, quality
 
 
 def _logit_checks(
@@ -288,16 +308,27 @@ def _rope_positions(positions: Sequence[int], border: int) -> tuple[int, ...]:
     return tuple(position for position in positions if position < border)[-ROPE_POSITIONS:]
 
 
+def _check_original(kept: QuantizedSource, original: QuantizedSource) -> None:
+    """Raise BadInput unless one is a quantized and the other a float checkpoint of models of one shape."""
+    if isinstance(kept, Quantizing):
+        raise BadInput(f"{kept.config.path} is of a float checkpoint, which is its own --original")
+    if not isinstance(original, Quantizing):
+        raise BadInput(
+            f"--original: {original.config.path} is of a quantized checkpoint, not of the one it was made of"
+        )
+    theirs, ours = original.config.as_phi3(), kept.config.as_phi3()
+    for key in theirs.keys() - {"tie_word_embeddings"}:
+        if theirs[key] != ours[key]:
+            raise BadInput(
+                f"--original: {original.config.path} has {key} {theirs[key]}, {kept.config.path} has {ours[key]}"
+            )
+
+
 def _tokens(folder: Path, config: ModelConfig, text: Path | None) -> tuple[str, list[int]]:
     """What the text is called, and its token ids."""
     own = folder / "heldout.txt"
     path = text or (own if own.is_file() else None)
-    try:
-        words = TEXT if path is None else path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise BadInput(f"{path} is not text in UTF-8") from None
-    except OSError as problem:
-        raise BadInput(f"{path} cannot be read: {problem.strerror}") from None
+    words = TEXT if path is None else read_text(path)
     tokenizer = load_tokenizer(find_tokenizer(folder))
     ids = tokenizer.encode(words)
     if ids and max(ids) >= config.vocab_size:  # the runtime ends the process on a token it has no embedding for

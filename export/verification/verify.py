@@ -19,8 +19,17 @@ if TYPE_CHECKING:
     from export.verification.compare import Report
 
 
-def verify(file: Path, source: Source, extent: Extent, progress: Callable[[str], None] = lambda step: None) -> Report:
+def verify(
+    file: Path,
+    source: Source,
+    extent: Extent,
+    progress: Callable[[str], None] = lambda step: None,
+    original: Source | None = None,
+) -> Report:
     """Compare `file` with a checkpoint on a text.
+
+    `original` is the float one where `source` is a quantized one made of it: weights must be those of `source`, and
+    what they lose is measured against the original.
 
     A wrong file gets a Report that says so; BadInput is for a file that is no `.pte` of this model or that the
     runtime refuses.
@@ -30,7 +39,7 @@ def verify(file: Path, source: Source, extent: Extent, progress: Callable[[str],
         from export.engine.session import run_feeds
         from export.verification.compare import compare  # imports torch and transformers
 
-        [report] = compare(file, source, extent, progress, child, {None: run_feeds})
+        [report] = compare(file, source, extent, progress, child, {None: run_feeds}, original)
     return report
 
 
@@ -40,14 +49,16 @@ def verify_emulated(
     extent: Extent,
     cpus: Sequence[str],
     progress: Callable[[str], None] = lambda step: None,
+    original: Source | None = None,
 ) -> list[Report]:
     """The same with the file run on each of these arm64 CPUs, which `check_cpus` accepts, against one reference."""
     _check(file, extent)
     with Child("export.verification.emulated") as child:
-        from export.verification.compare import compare
+        from export.verification.compare import Runner, compare
         from export.verification.emulated import run_emulated
 
-        return compare(file, source, extent, progress, child, {cpu: partial(run_emulated, cpu) for cpu in cpus})
+        runners: dict[str | None, Runner] = {cpu: partial(run_emulated, cpu) for cpu in cpus}
+        return compare(file, source, extent, progress, child, runners, original)
 
 
 def _check(file: Path, extent: Extent) -> None:

@@ -13,7 +13,7 @@ import sysconfig
 from importlib.metadata import distribution, version
 from pathlib import Path
 
-from export.engine.compiled import compiled
+from checkpoints.cache import cached_folder
 from export.engine.generation import Request, answer
 from export.engine.native import CPP
 from tests.engine.native import need_cmake
@@ -42,7 +42,7 @@ def build(source: Path, name: str, *defines: str) -> Path:
             made = subprocess.run(line, capture_output=True, text=True, env=os.environ | headers)
             assert made.returncode == 0, made.stdout + made.stderr
 
-    return compiled(name, [str(PACKAGES).encode(), *(path.read_bytes() for path in files)], make)
+    return cached_folder(name, [str(PACKAGES).encode(), *(path.read_bytes() for path in files)], make)
 
 
 def library() -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from export.engine.compiled import compiled
+from checkpoints.cache import cached_folder
 from export.engine.native import CPP as ENGINE
 from export.engine.session import Session
 from export.verification.arm64.toolchain import command, link, missing
@@ -34,7 +34,7 @@ def driver(sanitizers: str) -> Path:
             assert made.returncode == 0, made.stdout + made.stderr
 
     name = f"engine-{sanitizers.replace(',', '-')}-{version('executorch')}"
-    return compiled(name, [str(packages).encode(), *driver_parts()], build)
+    return cached_folder(name, [str(packages).encode(), *driver_parts()], build)
 
 
 def driver_parts() -> list[bytes]:
@@ -58,7 +58,7 @@ def test_emulated_arm64_answers_alike(cpu: str, tiny_pte: Path, tmp_path: Path) 
     define = f'-DPOCKETPHI_EXECUTORCH_VERSION="{version("executorch")}"'
     sources = [define, "-ffp-contract=off", f"-I{ENGINE}", *sorted(ENGINE.glob("*.cpp")), CPP / "driver.cpp"]
     name = f"engine-arm64-{version('executorch')}"
-    build = compiled(name, driver_parts(), lambda folder: link(folder / "driver", *sources))
+    build = cached_folder(name, driver_parts(), lambda folder: link(folder / "driver", *sources))
     run_driver(command(cpu, build / "driver"), tiny_pte, tmp_path, {})
     assert "-arm64_" in only(tmp_path / "alone", ".packed").name
 

@@ -15,7 +15,7 @@ import pytest
 import sentencepiece
 import transformers
 
-from export.engine.compiled import compiled
+from checkpoints.cache import cached_folder
 from export.engine.native import CPP
 from export.engine.runner import import_runner
 from export.engine.tokenizer import load_tokenizer, runner_ids
@@ -65,7 +65,7 @@ def load() -> Callable[[Path], Tokenizer]:
             assert made.returncode == 0, made.stdout + made.stderr
 
     parts = [path.read_bytes() for path in sorted(source.iterdir())] + [(CPP / "pocketphi.h").read_bytes()]
-    folder = compiled(f"tokenizer-{version('executorch')}", [str(executorch).encode(), *parts], build)
+    folder = cached_folder(f"tokenizer-{version('executorch')}", [str(executorch).encode(), *parts], build)
     library = ctypes.CDLL(str(folder / "libpocketphi_tokenizer.so"))
     library.pocketphi_tokenizer_load.restype = c_void_p
     library.pocketphi_tokenizer_load.argtypes = (c_char_p, c_void_p)

@@ -29,6 +29,7 @@ from export.quantization.recipe import Recipe
 from export.quantization.rounding import Quantizing, Rounded
 from export.quantize import quantize
 from export.subprocess_call import Child, ChildDied
+from export.verification import checks
 from export.verification import verify as verify_module
 from export.verification.compare import Report, plan
 from export.verify import main, verify
@@ -113,6 +114,15 @@ def test_a_float_file_with_all_logits_passes_beyond_its_first_factors(far: Path,
     beyond = next(check for check in report.checks if check.name == "logits, beyond 64")
     assert beyond.detail == "14 positions"  # two chunks of 32 less 6, and 12 steps over 58 … 69
     assert next(c for c in report.checks if c.name == "logits, prefill by 32").detail == "70 positions"
+
+
+def test_no_file_may_lose_a_nat_whatever_explains_it() -> None:
+    def lost(nats: float) -> checks.Quality:
+        return checks.Quality(40, nats, nats, 0.5, 39, 10.0, 20.0, 100.0)
+
+    assert checks.original_weights(lost(0.57), lost(0.55), lost(0.01)).passed
+    assert not checks.original_weights(lost(0.8), lost(0.55), lost(0.001)).passed, "2.4 times as much was once right"
+    assert not checks.original_weights(lost(1.3), lost(1.3), lost(0.01)).passed
 
 
 def test_short_in_a_process_of_its_own(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:

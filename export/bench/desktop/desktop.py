@@ -34,7 +34,7 @@ from export.bench.plan import Plan
 from export.bench.process import lines
 from export.bench.results import result
 from export.bench.results.numbers import size
-from export.engine.compiled import cache_folder
+from checkpoints.cache import cache_folder
 from export.subprocess_call import last_line
 
 INTERVAL_S = 0.02

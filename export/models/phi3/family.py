@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from checkpoints.config import ModelConfig
-    from export.models.family import Piece
+    from export.models.family import CutLayer, Piece, Site
     from export.quantization.recipe import Recipe
 
 
@@ -50,3 +50,13 @@ class Phi3(Family):
         from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm, Phi3RotaryEmbedding
 
         return ReferenceModules(Phi3Config, Phi3DecoderLayer, Phi3RMSNorm, Phi3RotaryEmbedding)
+
+    def sites(self, config: ModelConfig) -> tuple[Site, ...]:
+        from export.models.phi3.sites import sites
+
+        return sites(config)
+
+    def cut(self, layer: Any) -> CutLayer:
+        from export.models.phi3.sites import CutPhi3Layer
+
+        return CutPhi3Layer(layer)

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from importlib.metadata import distribution, version
 from pathlib import Path
 
+from checkpoints.cache import CACHE, cached_folder
 from checkpoints.errors import BadInput
-from export.engine.compiled import CACHE, compiled, run_compiler
+from export.engine.compiler import run_compiler
 
 SYSTEM = "/var/cache/pocketphi"  # where the wheel is unless CACHE says otherwise
 COMPILER = "aarch64-linux-gnu-g++"
@@ -80,7 +81,7 @@ def _library_folders() -> tuple[Path, Path]:
 def _runner() -> Path:
     """The folder of `run` and the stub: compiled here unless it is there, or another process is at it."""
     parts = [(HERE / name).read_bytes() for name in ("run.cpp", "torch_stub.cpp", "toolchain.py")]
-    return compiled(f"arm64-runner-{version('executorch')}", [version("torch").encode(), *parts], _build)
+    return cached_folder(f"arm64-runner-{version('executorch')}", [version("torch").encode(), *parts], _build)
 
 
 def _build(folder: Path) -> None:

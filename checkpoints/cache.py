@@ -1,11 +1,10 @@
-"""C++ of ours that is compiled on first use and kept in the user's cache, once for each version of its parts."""
+"""Folders made on first use and kept in the user's cache, once for each version of what they are made from."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import os
-import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def cache_folder() -> Path:
     return cache
 
 
-def compiled(name: str, parts: Iterable[bytes], build: Callable[[Path], None]) -> Path:
+def cached_folder(name: str, parts: Iterable[bytes], build: Callable[[Path], None]) -> Path:
     """The folder that `build` filled from `parts`: filled here unless it is there, or another process is at it.
 
     BadInput where the cache cannot be written to.
@@ -46,15 +45,3 @@ def compiled(name: str, parts: Iterable[bytes], build: Callable[[Path], None]) -
             with whole_folder(folder) as made:
                 build(made)
     return folder
-
-
-def run_compiler(compiler: str, *arguments: str | Path) -> str:
-    """What the compiler prints; BadInput with its first error where it fails or is not there."""
-    try:
-        ran = subprocess.run([compiler, *arguments], capture_output=True, text=True)
-    except FileNotFoundError:
-        raise BadInput(f"{compiler} is not installed: a C++ compiler is needed") from None
-    if ran.returncode:
-        errors = [line for line in ran.stderr.splitlines() if "error" in line] or ["no word of why"]
-        raise BadInput(f"{compiler} fails: {errors[0]}")
-    return ran.stdout
