@@ -22,9 +22,9 @@ from typing import Any
 from torch import Tensor, uint8
 
 from checkpoints.errors import BadInput
-from checkpoints.source import PATTERNS
 
 POINTER = b"version https://git-lfs.github.com/spec/"  # what git leaves where git-lfs has not fetched a file
+PATTERNS = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "*.tiktoken", "LICENSE*"]  # of a checkpoint
 CHUNK = 1 << 24  # bytes copied or written between two looks at the progress
 OWN = {"config.json", "model.safetensors.index.json"}  # written by each stage itself
 

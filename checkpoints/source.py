@@ -1,4 +1,4 @@
-"""Finds the folder of a checkpoint: one on this disk, the small one in this package, or one on the hub.
+"""Finds the folder of a checkpoint: on this disk, also of a GGUF file, of the small models, or on the hub.
 
 The hub part is snapshot_download of huggingface_hub with its cache, retries and progress bars; this module
 adds the default model, its pinned revision and one-sentence errors. It does not look inside what it finds.
@@ -26,11 +26,11 @@ from checkpoints.errors import BadInput
 
 DEFAULT = "microsoft/Phi-4-mini-instruct"
 EMBEDDED = "phi4-tiny"
+SMOLLM2 = "smollm2-135m"
 
 # main of 2025-12-10, "Update README.md (#43)"; weights and tokenizer are those of the February 2025 release.
 PINNED = {DEFAULT: "cfbefacb99257ffa30c83adab238a50856ac3083"}
 
-PATTERNS = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "*.tiktoken", "LICENSE*"]
 TIMEOUT = 10.0  # seconds for the first answer of the hub
 WAYS_ON = f"pass --checkpoint DIR for a folder you have, or --checkpoint {EMBEDDED} for the small model included"
 
@@ -43,14 +43,17 @@ class Adapter:
     scale: float = 1.0
 
 
+Kind = Literal["hub", "folder", "embedded", "gguf"]
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a checkpoint's files are, what is added to its weights, and what to call it in a manifest."""
 
     folder: Path
-    name: str  # hub id, folder name, or "phi4-tiny"
+    name: str  # hub id, folder name, a GGUF file's without suffix, "phi4-tiny" or "smollm2-135m"
     revision: str | None  # the commit, for "hub" alone
-    kind: Literal["hub", "folder", "embedded"]
+    kind: Kind
     adapters: tuple[Adapter, ...] = ()
 
     def __str__(self) -> str:
@@ -81,31 +84,42 @@ def find_source(checkpoint: str | None, **given: Unpack[Given]) -> Source:
 def resolve(checkpoint: str | None, revision: str | None = None) -> Source:
     """Turn a --checkpoint value into a folder, downloading it from the hub if needed.
 
-    None is Phi-4-mini-instruct at its pinned commit. An existing folder wins over a hub id of the same name.
+    None is Phi-4-mini-instruct at its pinned commit. An existing folder wins over a hub id of the same name. Of a
+    GGUF file it is the one that `checkpoints.gguf_folder` makes.
     `revision` is a branch, tag or commit of the hub; other models than the default use main without it.
     Raises BadInput for a name that is neither, and for a hub that does not answer or does not have it.
     """
     name = DEFAULT if checkpoint is None else checkpoint
     if name == EMBEDDED:
         return _local(Path(__file__).with_name(EMBEDDED), EMBEDDED, revision, "embedded")
+    if name == SMOLLM2:
+        from checkpoints.gguf_folder import gguf_folder, smollm2_file  # imports torch
+
+        return _local(gguf_folder(smollm2_file()), SMOLLM2, revision, "gguf")
     if os.path.isdir(name):
         return _local(Path(name), Path(name).resolve().name, revision, "folder")
+    if os.path.isfile(name) and name.endswith(".gguf"):
+        from checkpoints.gguf_folder import gguf_folder
+
+        return _local(gguf_folder(Path(name)), Path(name).stem, revision, "gguf")
     if os.path.exists(name):
-        raise BadInput(f"{name} is a file, --checkpoint takes the folder it is in")
+        raise BadInput(f"{name} is a file, --checkpoint takes the folder it is in, or a .gguf")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
         raise BadInput(_neither(name))
     return _from_hub(name, revision or PINNED.get(name, "main"))
 
 
-def _local(folder: Path, name: str, revision: str | None, kind: Literal["folder", "embedded"]) -> Source:
+def _local(folder: Path, name: str, revision: str | None, kind: Kind) -> Source:
     if revision is not None:
-        raise BadInput(f"{name} is a local folder, but the revision {revision} was asked for, as of the hub")
+        raise BadInput(f"{name} is on this disk, but the revision {revision} was asked for, as of the hub")
     if not folder.is_dir():
         raise BadInput(f"{folder} is missing from this installation")
     return Source(folder, name, None, kind)
 
 
 def _from_hub(name: str, revision: str) -> Source:
+    from checkpoints.files import PATTERNS  # imports torch
+
     wanted = f"{name}@{revision}"
     # Without a network the client repeats its own first question for half a minute; this one asks once. Its
     # errors come from whichever HTTP library it is built on, so all are caught and told by name.

@@ -78,6 +78,8 @@ def write_untied(opened: Checkpoint, out: Path, progress: Callable[[int], Abstra
     """
     if not opened.config.tie_word_embeddings:
         raise BadInput(f"{opened.folder} is untied already")
+    if opened.files[0].suffix == ".gguf":
+        raise BadInput(f"{opened.files[0]} is a GGUF file, only safetensors can be untied on disk")
     check_folder(out)
     stored = open_checkpoint(opened.folder, check=False).names()
     # Files may hold a copy of the embedding as the head, or the head alone.

@@ -1,9 +1,9 @@
-"""Maps a folder of safetensors files and checks, before reading a weight, that they hold the model declared.
+"""Maps safetensors files of a folder, or one GGUF file, and checks before reading that they hold the model declared.
 
 One tensor at a time: `rows` and `tensor` map that tensor's bytes alone, and they leave memory with their last
 reference or at `release`, so a pass over all weights stays within the largest tensor. Weights that the files have in
-pieces are put together, and adapters merged, as rows are asked for. No pickle is ever opened. Knows nothing of
-quantization or of what the weights are for.
+pieces are put together, adapters merged, and what a GGUF file quantizes decoded to float32, as rows are asked for. No
+pickle is ever opened. Knows nothing of our quantization or of what the weights are for.
 """
 
 import mmap
@@ -22,6 +22,9 @@ from checkpoints.adapters import LowRank, merge, read_changes, read_factors
 from checkpoints.config import ADAPTER, ModelConfig, alone, read_config, read_object
 from checkpoints.errors import BadInput, show
 from checkpoints.families import model_tensors
+from checkpoints.files import present
+from checkpoints.gguf_io import Blocks
+from checkpoints.gguf_model import WEIGHTS, gguf_tensors
 from checkpoints.roles import EMBEDDING, HEAD
 from checkpoints.safetensors_io import Entry, read_header
 from checkpoints.source import Adapter
@@ -81,7 +84,8 @@ class Checkpoint:
         for part in self._of(name):
             low, high = max(start - first, 0), min(stop - first, part.shape[0])
             if low < high:
-                pieces.append(self._mapped(part)[low:high])
+                stored = self._mapped(part)
+                pieces.append(part.rows(stored, low, high) if isinstance(part, Blocks) else stored[low:high])
             first += part.shape[0]
         rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return (
@@ -93,19 +97,20 @@ class Checkpoint:
 
         Pages become resident as they are read and leave with the last view, so slices of a large weight can
         be read with `release` between them. Writing to the tensor never reaches the file. A weight that the files
-        have in pieces, or that an adapter changes, is made anew.
+        have in pieces or as blocks, or that an adapter changes, is made anew.
         """
         parts = self._of(name)
         return (
             self._mapped(parts[0])
-            if len(parts) == 1 and name not in self._added
+            if len(parts) == 1 and name not in self._added and not isinstance(parts[0], Blocks)
             else self.rows(name, 0, self.shape(name)[0])
         )
 
     def _mapped(self, entry: Entry) -> torch.Tensor:
-        size, itemsize = entry.end - entry.begin, entry.dtype.itemsize
+        shape, dtype = entry.stored if isinstance(entry, Blocks) else (entry.shape, entry.dtype)
+        size, itemsize = entry.end - entry.begin, dtype.itemsize
         if size == 0:
-            return torch.empty(entry.shape, dtype=entry.dtype)
+            return torch.empty(shape, dtype=dtype)
         start = entry.begin - entry.begin % mmap.ALLOCATIONGRANULARITY
         pages = self._maps.get(entry)
         if pages is None:
@@ -116,9 +121,9 @@ class Checkpoint:
             self._maps[entry] = pages
         if entry.begin % itemsize:  # files of other writers may be unaligned, which vector loads do not bear
             data = bytearray(memoryview(pages)[entry.begin - start :])
-            return torch.frombuffer(data, dtype=entry.dtype).reshape(entry.shape)
-        flat = torch.frombuffer(pages, dtype=entry.dtype, count=size // itemsize, offset=entry.begin - start)
-        return flat.reshape(entry.shape)
+            return torch.frombuffer(data, dtype=dtype).reshape(shape)
+        flat = torch.frombuffer(pages, dtype=dtype, count=size // itemsize, offset=entry.begin - start)
+        return flat.reshape(shape)
 
     def prefetch(self, name: str) -> None:
         """Ask the system to read the weight's bytes in the background; without effect where it cannot."""
@@ -141,7 +146,7 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path, adapters: tuple[Adapter, ...] = (), *, check: bool = True) -> Checkpoint:
-    """Map model.safetensors, or the shards model.safetensors.index.json names, and check them.
+    """Map model.safetensors, the shards model.safetensors.index.json names, or else model.gguf, and check them.
 
     Reads headers only, except that an lm_head.weight beside tied embeddings is compared with them: where it differs
     the model is untied, as for transformers. Raises BadInput for a missing, damaged or cut file, and, unless `check`
@@ -152,7 +157,7 @@ def open_checkpoint(folder: Path, adapters: tuple[Adapter, ...] = (), *, check: 
     files, index = _find_files(folder)
     entries: dict[str, Entry] = {}
     for file in files:
-        for name, entry in read_header(file)[0].items():
+        for name, entry in (gguf_tensors(file) if file.suffix == ".gguf" else read_header(file)[0]).items():
             if name in entries:
                 raise BadInput(f"{show(name)} is both in {entries[name].file} and in {file.name}")
             entries[name] = entry
@@ -185,6 +190,8 @@ def _find_files(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE], {}
     if not (folder / INDEX).is_file():
+        if present(folder / WEIGHTS):
+            return [(folder / WEIGHTS).resolve()], {}
         if (folder / ADAPTER).is_file():
             raise BadInput(alone(folder))
         if list(folder.glob("*.bin")):

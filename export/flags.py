@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 
-from checkpoints.source import DEFAULT, EMBEDDED
+from checkpoints.source import DEFAULT, EMBEDDED, SMOLLM2
 
 
 def command_parser(name: str, doc: str | None) -> ArgumentParser:
@@ -14,7 +14,7 @@ def command_parser(name: str, doc: str | None) -> ArgumentParser:
 
 def add_checkpoint(parser: ArgumentParser) -> None:
     """--checkpoint and --revision, as `checkpoints.source.resolve` takes them."""
-    parser.add_argument("--checkpoint", help=f"hub id, folder, or {EMBEDDED} (default: {DEFAULT})")
+    parser.add_argument("--checkpoint", help=f"hub id, folder, .gguf, {EMBEDDED} or {SMOLLM2} (default: {DEFAULT})")
     parser.add_argument("--revision", help="commit, branch or tag of a hub id")
 
 

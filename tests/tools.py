@@ -10,11 +10,11 @@ import pytest
 REQUIRED = "POCKETPHI_REQUIRE_TOOLS"
 
 
-def need(part: str, missing: Sequence[str]) -> None:
-    """Go on only if nothing is missing; `part` of tests/install_tools would bring it."""
+def need(part: str, missing: Sequence[str], how: str = "tests/install_tools") -> None:
+    """Go on only if nothing is missing; the command `how` with `part` would bring it."""
     if not missing:
         return
-    sentence = f"needs {', '.join(missing)}: tests/install_tools {part}"
+    sentence = f"needs {', '.join(missing)}: {how} {part}"
     if os.environ.get(REQUIRED) == "1":
         pytest.fail(f"{sentence} ({REQUIRED}=1)")
     pytest.skip(sentence)
