@@ -18,6 +18,7 @@ import torch
 from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput
 from checkpoints.source import Source
+from checkpoints.texts import read_text
 from export.engine.session import Feed, Runs
 from export.engine.tokenizer import find_tokenizer, load_tokenizer
 from export.ptefile.reader import open_pte
@@ -292,12 +293,7 @@ def _tokens(folder: Path, config: ModelConfig, text: Path | None) -> tuple[str, 
     """What the text is called, and its token ids."""
     own = folder / "heldout.txt"
     path = text or (own if own.is_file() else None)
-    try:
-        words = TEXT if path is None else path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise BadInput(f"{path} is not text in UTF-8") from None
-    except OSError as problem:
-        raise BadInput(f"{path} cannot be read: {problem.strerror}") from None
+    words = TEXT if path is None else read_text(path)
     tokenizer = load_tokenizer(find_tokenizer(folder))
     ids = tokenizer.encode(words)
     if ids and max(ids) >= config.vocab_size:  # the runtime ends the process on a token it has no embedding for
