@@ -20,11 +20,12 @@ FLOORS = [
     ["export.engine"],
     ["export.verification"],
     ["export.calibration"],
+    ["export.evaluation"],
     ["export.publishing"],
     ["export.pipeline"],
     ["export.bench"],
 ]
-DOORS = ["pte", "untie", "quantize", "remap", "verify", "inspect", "generate"]
+DOORS = ["pte", "untie", "quantize", "remap", "verify", "inspect", "generate", "evaluate"]
 # Private parts of packages: who may touch them.
 PRIVATE = {
     "executorch.exir._serialize": {"export/program/assemble.py", "export/ptefile/reader.py"},

@@ -14,12 +14,12 @@ from typing import Any
 import psutil
 import pytest
 
+from checkpoints.cache import cache_folder
 from checkpoints.errors import BadInput
 from export.bench.command import bench_desktop
 from export.bench.desktop.models import OurModel
 from export.bench.results.result import read_result, validate
 from export.bench.results.table import notes_of
-from checkpoints.cache import cache_folder
 from export.engine.native import Answer, NativeEngine
 from tests.bench.conftest import QUICK, Ran, start
 from tests.engine.native import need_compiler

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import psutil
 
+from checkpoints.cache import cache_folder
 from checkpoints.errors import BadInput
 from export.bench.files import local_file
 from export.bench.memory import nothing, parse_memory, sample, with_peak
@@ -34,7 +35,6 @@ from export.bench.plan import Plan
 from export.bench.process import lines
 from export.bench.results import result
 from export.bench.results.numbers import size
-from checkpoints.cache import cache_folder
 from export.subprocess_call import last_line
 
 INTERVAL_S = 0.02

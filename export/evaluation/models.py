@@ -1,0 +1,90 @@
+"""What is evaluated, with one face: a `.pte` in the wheel's C++ runtime, and a checkpoint by transformers in float32.
+
+Knows tokens and logits; knows nothing of texts or of what is made of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from checkpoints.errors import BadInput
+from checkpoints.source import find_source
+from export.engine.session import Session
+from export.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+from export.ptefile.reader import open_pte
+from export.ptefile.weights import constant, logits_positions, run_bytes
+from export.quantization.recipe import Recipe
+from export.quantization.saved_reader import open_quantized
+from export.reference.layerwise import CheckpointWeights, Stream, stream_logits
+from export.verification.memory import check_memory
+
+
+class Model(Protocol):
+    """Something that gives the logits of every token of a sequence."""
+
+    name: str
+    size: int  # bytes of its weights on disk
+    context: int  # tokens of a sequence, at most
+    vocab_size: int
+    tokenizer: Tokenizer
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """float32 [tokens, V] of a sequence from position 0 on."""
+        ...
+
+
+class FileModel:
+    """A `.pte`, fed as many tokens at once as it gives logits of: what is measured is what a phone computes."""
+
+    def __init__(self, path: Path) -> None:
+        opened = open_pte(path)
+        self.name, self.size, self.path = path.name, path.stat().st_size, path
+        self.context, self.vocab_size = constant(opened, "get_max_context_len"), constant(opened, "get_vocab_size")
+        self.chunk = constant(opened, "get_max_seq_len")
+        self.rows = min(self.chunk, logits_positions(opened))
+        try:
+            self.tokenizer = load_tokenizer(find_tokenizer(path.resolve().parent))
+        except BadInput as problem:
+            raise BadInput(f"{problem}, and {path.name} is evaluated with the tokenizer beside it") from None
+        check_memory(path, run_bytes(opened))
+        self.session = Session(path)
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        return self.last_logits(ids, len(ids), 0)
+
+    def last_logits(self, ids: Sequence[int], count: int, held: int) -> Tensor:
+        """float32 [count, V] of the last tokens of `ids`, the first `held` of which the KV cache has already."""
+        first = len(ids) - count
+        for at in range(held, first, self.chunk):
+            self.session.step(ids[at : min(at + self.chunk, first)], at)
+        steps = range(max(first, held), len(ids), self.rows)
+        return torch.cat([self.session.step(ids[at : at + self.rows], at) for at in steps])
+
+
+class CheckpointModel:
+    """A checkpoint by the modules of transformers, a layer in memory at a time.
+
+    Of a quantized one the weights are what its levels stand for, and activations are not rounded.
+    """
+
+    def __init__(self, checkpoint: str) -> None:
+        source = find_source(checkpoint)
+        opened = open_quantized(source, Recipe())
+        self.name, self.size = str(source), sum(file.stat().st_size for file in opened.files)
+        self.context, self.vocab_size = opened.config.max_position_embeddings, opened.config.vocab_size
+        self.tokenizer = load_tokenizer(find_tokenizer(source.folder))
+        self._weights = CheckpointWeights(opened)
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        stream = Stream("all", len(ids), tuple(range(len(ids))), rope_length=len(ids))
+        return stream_logits([stream], ids, self._weights)["all"]
+
+
+def open_model(name: str) -> Model:
+    """A `.pte` by its suffix, else a checkpoint as --checkpoint names it."""
+    return FileModel(Path(name)) if name.endswith(".pte") else CheckpointModel(name)
