@@ -142,5 +142,6 @@ def swift_test(which: str, environment: str = "") -> int:
         f"cd {INSIDE}/{CORE} && {environment} swift test --scratch-path {BUILD} --skip-build --filter {which} 2>&1"
     )
     found = re.search(r"Test run with (\d+) tests passed", output)
-    assert found and "skipped" not in output, output[-3000:]
+    wrong = [line for line in output.splitlines() if "✘" in line]
+    assert found and "skipped" not in output, "\n".join(wrong) or output[-3000:]
     return int(found[1])

@@ -213,7 +213,12 @@ func failure(_ body: () throws -> Void) -> String {
     let begun = DispatchSemaphore(value: 0)
     let prompt = expected.spread.prompt
     let answering = Task.detached {
-      try engine.generate(prompt, newTokens: 200, onToken: { begun.signal() }, onText: { _ in })
+      try engine.generate(
+        prompt, newTokens: 200,
+        onToken: {
+          begun.signal()
+          Thread.sleep(forTimeInterval: 0.1)  // else the answer may be over first
+        }, onText: { _ in })
     }
     await withCheckedContinuation { continuation in
       DispatchQueue.global().async {
