@@ -242,14 +242,19 @@ def quality(logits: Tensor, original: Tensor, following: list[int | None]) -> Qu
     )
 
 
-def original_weights(measured: Quality, weights: Quality, roundings: Quality) -> Check:
+def original_weights(measured: Quality, weights: Quality, roundings: Quality, vocab: int) -> Check:
     """Divergence from the checkpoint may be what quantized weights and roundings make it, and never USELESS.
+
+    A checkpoint that reads text no better than one that takes all of `vocab` for equally likely (random weights) has
+    nothing to lose, and for it the first holds alone.
 
     `weights` is that of transformers on the file's weights from the checkpoint, `roundings` that of the same with
     roundings from without. KL grows with the square of an error, so their square roots add up at most.
     """
     reach = math.sqrt(weights.kl_mean_nats) + allowance(measured.positions) * math.sqrt(roundings.kl_mean_nats)
-    bound = min(reach**2 + SUMMATION_NATS, USELESS)
+    bound = reach**2 + SUMMATION_NATS
+    if measured.perplexity_checkpoint < vocab:
+        bound = min(bound, USELESS)
     return at_most("checkpoint, KL", measured.kl_mean_nats, bound, "nats", f"{measured.positions} positions")
 
 

@@ -213,7 +213,7 @@ class _Reference:
             wrong = {"short": "long", "long": "short"}[kind]
             own = at(where, first, logits[0])
             found.append(checks.nearer_rope(own, where, rounding, self.logits["other"], kind, wrong))
-        found.append(checks.original_weights(quality, explained, rounds))
+        found.append(checks.original_weights(quality, explained, rounds, width))
         if "nearest" in self.logits:
             nearest = checks.quality(self.logits["nearest"], self.logits["original"], following)
             found.append(checks.better_than_nearest(quality, nearest))

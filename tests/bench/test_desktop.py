@@ -105,6 +105,12 @@ def test_our_engine(tiny_pte: Path, tmp_path: Path) -> None:
     )
 
 
+def test_drafts_of_our_engine_are_counted(tiny_pte: Path) -> None:
+    document, (repeat,) = ours(tiny_pte, draft_tokens=7, new_tokens=100, repeats=1)
+    assert document["runs"][0]["configuration"]["draft_tokens"] == 7
+    assert repeat["generated_tokens"] == 100 and 0 < repeat["accepted_tokens"] <= repeat["drafted_tokens"]
+
+
 def test_no_answer_finds_the_session_of_another(tiny_pte: Path, tmp_path: Path) -> None:
     need_compiler()
     answers = list[Answer]()

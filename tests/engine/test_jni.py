@@ -22,7 +22,7 @@ from tests.tools import need
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent / "jni"
 PACKAGES = Path(str(distribution("executorch").locate_file("")))
-CHECKS = 12
+CHECKS = 13
 
 
 def need_java() -> None:

@@ -117,12 +117,17 @@ def test_a_float_file_with_all_logits_passes_beyond_its_first_factors(far: Path,
 
 
 def test_no_file_may_lose_a_nat_whatever_explains_it() -> None:
-    def lost(nats: float) -> checks.Quality:
-        return checks.Quality(40, nats, nats, 0.5, 39, 10.0, 20.0, 100.0)
+    def lost(nats: float, perplexity: float = 10.0) -> checks.Quality:
+        return checks.Quality(40, nats, nats, 0.5, 39, perplexity, 20.0, 100.0)
 
-    assert checks.original_weights(lost(0.57), lost(0.55), lost(0.01)).passed
-    assert not checks.original_weights(lost(0.8), lost(0.55), lost(0.001)).passed, "2.4 times as much was once right"
-    assert not checks.original_weights(lost(1.3), lost(1.3), lost(0.01)).passed
+    def passes(measured: checks.Quality, weights: float, roundings: float) -> bool:
+        return checks.original_weights(measured, lost(weights), lost(roundings), 2048).passed
+
+    assert passes(lost(0.57), 0.55, 0.01)
+    assert not passes(lost(0.8), 0.55, 0.001), "2.4 times as much was once right"
+    assert not passes(lost(1.3), 1.3, 0.01)
+    assert passes(lost(1.3, perplexity=3000.0), 1.3, 0.01), "random weights know nothing that they could lose"
+    assert not passes(lost(1.3, perplexity=3000.0), 0.55, 0.01)
 
 
 def test_short_in_a_process_of_its_own(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:

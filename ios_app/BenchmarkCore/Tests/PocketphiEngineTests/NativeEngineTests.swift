@@ -167,7 +167,6 @@ func failure(_ body: () throws -> Void) -> String {
     #expect(try engine.answer(expected.question.prompt).0 == expected.question.answer)
   }
 
-  /// Also with a file that cannot check guesses, where there are none.
   @Test func guessingAheadChangesNoAnswer() throws {
     var settings = EngineSettings()
     settings.draftTokens = 4
@@ -175,7 +174,7 @@ func failure(_ body: () throws -> Void) -> String {
     try engine.load()
     let (text, generated) = try engine.answer(expected.question.prompt)
     #expect(text == expected.question.answer)
-    #expect(0...generated.generatedTokens ~= generated.acceptedTokens)
+    #expect(1..<generated.generatedTokens ~= generated.acceptedTokens)
     #expect(try engine.held() == expected.question.ids + expected.question.answerIds)
   }
 

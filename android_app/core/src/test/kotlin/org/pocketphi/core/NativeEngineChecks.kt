@@ -50,6 +50,15 @@ class NativeEngineChecks {
     }
 
     @Test
+    fun guessesAreCountedAndChangeNoAnswer() = engine(EngineSettings(draftTokens = 7)).use { engine ->
+        engine.load()
+        val (done, text) = engine.answer(PROMPT, 64)
+        assertEquals(ANSWER, text)
+        val right = done.accepted!!
+        assertTrue(right in 1 until done.generatedTokens && right <= done.drafted!!)
+    }
+
+    @Test
     fun charactersOfSeveralTokensComeWhole() = engine().use { engine ->
         engine.load()
         val text = "👩🏽\u200d🚀 你好 a\u0000b"
