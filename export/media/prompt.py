@@ -85,7 +85,7 @@ def tokenize(
     image_id: int,
     audio_id: int,
 ) -> Prompt:
-    """Token ids of a text with placeholders for pictures and sounds, whose tokens are counted in the order of numbers.
+    """Token ids of a text with placeholders; how many tokens each picture and sound has, in the order of numbers.
 
     `encode` gives the ids of a piece of text, special tokens parsed and none added. BadInput for placeholders without
     a picture or sound, missing ones, doubled ones, and where the text itself holds the tokens that stand for them.

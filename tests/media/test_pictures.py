@@ -17,7 +17,7 @@ from export.media.pictures import masks, merge, prepare, tile
 from export.media.settings import ImageSettings
 
 STEP = 2 / 255  # of a pixel, normalized
-SIZES = [(448, 448), (449, 300), (1000, 333), (37, 91), (1, 1), (2500, 100), (20000, 300), (300, 5000), (2016, 1512)]
+SIZES = [(448, 448), (449, 300), (1000, 333), (37, 91), (1, 1), (2500, 100), (9000, 300), (300, 5000), (2016, 1512)]
 
 
 def painted(width: int, height: int) -> Image.Image:
@@ -53,8 +53,15 @@ def test_after_resizing_all_values_are_transformers(size: tuple[int, int], image
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 6, 12, 36])
-def test_counts_of_any_size_are_transformers(most: int, image_processor: Any, images: ImageSettings) -> None:
+def test_counts_of_any_size_are_transformers(
+    most: int, image_processor: Any, images: ImageSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of random sizes, and of those whose shape lies just between two of the allowed ones."""
+    from transformers.models.phi4_multimodal import image_processing_phi4_multimodal as module
+
+    asked: list[Any] = []  # what would be resized, and padded by
+    monkeypatch.setattr(module.tvF, "resize", lambda image, size: asked.append(size) or image)
+    monkeypatch.setattr(module.tvF, "pad", lambda image, padding, fill: asked.append(padding) or image)
     rng = random.Random(most)
     settings = replace(images, max_crops=most)
     sizes = [(int(10 ** rng.uniform(0, 4.3)), int(10 ** rng.uniform(0, 4.3))) for _ in range(150)]
@@ -64,24 +71,89 @@ def test_counts_of_any_size_are_transformers(most: int, image_processor: Any, im
         sizes.append((unit * (a * d + c * b), unit * 2 * b * d))  # the mean of a/b and c/d
     refused = 0
     for width, height in sizes:
-        blank = torch.empty(3, height, width, dtype=torch.uint8, device="meta")
+        blank = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(3, height, width)
+        numbers = (images.crop, images.patch, images.grid)
         try:
             plan = tile(width, height, settings)
         except BadInput:
             refused += 1
             with pytest.raises(ValueError, match="extreme"):
-                image_processor.dynamic_preprocess(blank, images.crop, images.patch, images.grid, max_num=most)
+                image_processor.dynamic_preprocess(blank, *numbers, max_num=most)
             continue
-        image, mask = image_processor.dynamic_preprocess(blank, images.crop, images.patch, images.grid, max_num=most)
-        assert (plan.rows * 448, plan.columns * 448) == image.shape[-2:], (width, height)
-        pooled = mask_counts(plan.valid[1:], plan.rows, plan.columns)
-        assert pooled == (int(mask_rows(mask, 0)), int(mask_rows(mask, 1))), (width, height)
+        _, mask = image_processor.dynamic_preprocess(blank, *numbers, max_num=most)
+        size, padding = asked[-2:]
+        assert (plan.height, plan.width) == tuple(size), (width, height)
+        edges = plan.columns * images.crop - plan.width, plan.rows * images.crop - plan.height
+        assert [0, 0, *edges] == padding, (width, height)
+        own = masks(plan, settings)[1:].reshape(plan.rows, plan.columns, images.grid, images.grid)
+        own = own.transpose(0, 2, 1, 3).reshape(plan.rows * images.grid, -1)
+        assert np.array_equal(own, mask.numpy().astype(bool)), (width, height)
     assert refused < len(sizes) / 2
 
 
-def mask_rows(mask: torch.Tensor, axis: int) -> int:
-    return 0 if mask.device.type == "meta" else int(mask.select(1 - axis, 0).sum())
+def test_counts_that_are_known(images: ImageSettings) -> None:
+    """As for the published checkpoint: one crop, 2 rows of 2, 2 rows of 3, 6 rows of 6."""
+    crops = [(1, 1), (2, 2), (3, 2), (6, 6)]
+    counts = [tile(columns * 448, rows * 448, images).tokens for columns, rows in crops]
+    assert counts == [545, 1329, 1841, 9585]
 
 
-def mask_counts(valid: Any, rows: int, columns: int) -> tuple[int, int]:
-    return sum(valid[row * columns][0] for row in range(rows)), sum(valid[column][1] for column in range(columns))
+@pytest.mark.parametrize("size", [(448, 448), (1000, 333), (333, 1000), (900, 700)], ids=str)
+def test_merged_tokens_are_transformers(size: tuple[int, int], images: ImageSettings) -> None:
+    from transformers.models.phi4_multimodal import modeling_phi4_multimodal as module
+    from transformers.models.phi4_multimodal.configuration_phi4_multimodal import Phi4MultimodalConfig
+
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Phi4MultimodalConfig(hidden_size=12, vision_config=small)
+    torch.manual_seed(0)
+    theirs = module.Phi4MultimodalImageEmbedding(config).eval()
+    torch.nn.init.normal_(theirs.sub_img_feature_extensor)
+    torch.nn.init.normal_(theirs.global_img_feature_extensor)
+    plan = tile(*size, images)
+    features = torch.randn(len(plan.valid), images.pooled**2, 8)
+    theirs.get_img_features = lambda pixels, attention_mask: features  # type: ignore[method-assign]
+    ids = torch.full((1, plan.tokens), config.vision_config.image_token_id)
+    sides = torch.tensor([[plan.rows * images.crop, plan.columns * images.crop]])
+    with torch.no_grad():
+        expected = theirs(
+            ids,
+            torch.zeros(1, plan.tokens, 12),
+            torch.zeros(1, len(plan.valid), 3, 448, 448),
+            sides,
+            torch.from_numpy(masks(plan, images))[None].float(),
+        )
+        merged = merge(
+            features.numpy(),
+            plan,
+            images,
+            separator=theirs.sub_img_feature_extensor.numpy(),
+            divider=theirs.global_img_feature_extensor.numpy(),
+        )
+        assert merged.shape == (plan.tokens, 8)
+        gelu = torch.nn.functional.gelu(theirs.img_projection_up(torch.from_numpy(merged)))
+        assert torch.allclose(theirs.img_projection_down(gelu), expected[0], atol=1e-6)
+
+
+def test_features_of_another_picture_are_an_error(images: ImageSettings) -> None:
+    with pytest.raises(ValueError, match=r"\(4, 256, 8\), this picture's \(2, 256, 8\)"):
+        blank = np.zeros(8)
+        merge(np.zeros((4, 256, 8)), tile(448, 448, images), images, separator=blank, divider=blank)
+
+
+@pytest.mark.parametrize("size", [(20000, 10), (1, 448), (30000, 15)], ids=str)
+def test_what_is_too_narrow_is_refused(size: tuple[int, int], images: ImageSettings) -> None:
+    with pytest.raises(BadInput, match=f"photo is {size[0]} x {size[1]} pixels: too narrow, .* less than 10 pixels"):
+        tile(*size, images, "photo")
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"crop": 450}, "a crop of 450 pixels is not cut evenly into patches of 14 pixels"),
+        ({"patch": 0}, "patch is 0, it must be above 0"),
+        ({"max_crops": -1}, "max_crops is -1"),
+    ],
+)
+def test_settings_that_cannot_be(images: ImageSettings, changed: dict[str, int], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        replace(images, **changed)
