@@ -28,6 +28,9 @@ except ImportError as problem:
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 # Pillow's own limit before it warns: 268 MB of RGB. Cameras of 200 megapixels save 12 or 50 unless told otherwise.
 MAX_PIXELS = 1024 * 1024 * 1024 // 12
+STRIP = 256  # rows that are converted at once
+# Modes in which Pillow does not know what white is, or how to make RGB of it.
+NOT_READ = {"I": "32 bits", "F": "32-bit floats", "LAB": "the colour space Lab", "HSV": "the colour space HSV"}
 # Brands of the ISO container, bytes 8 to 12 after "ftyp".
 CONTAINERS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC", b"hevc": "HEIC", b"avif": "AVIF"}
 
@@ -107,12 +110,20 @@ def _kind(start: bytes) -> str:
 
 
 def _rgb(image: Image.Image, name: str) -> np.ndarray:
-    """As `convert_to_rgb` of transformers' image_transforms, but for 16 bits; uint8 [height, width, 3]."""
+    """As `convert_to_rgb` of transformers' image_transforms, but for 16 bits; uint8 [height, width, 3].
+
+    In strips: Pillow has four bytes for each pixel of RGB, and a whole picture in three modes would be a gigabyte.
+    """
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise BadInput(f"{name} has pixels of 32 bits, in which white is not agreed upon: save it with 8 or 16")
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return np.asarray(image.convert("RGB"))
+    elif image.mode in NOT_READ:
+        raise BadInput(f"{name} has pixels of {NOT_READ[image.mode]}: save it as RGB or grey, of 8 or 16 bits")
+    transparent = "A" in image.getbands() or image.info.get("transparency") is not None
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, STRIP):
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
+        if transparent:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, (255, 255, 255, 255)), strip)
+        pixels[top : top + STRIP] = np.asarray(strip.convert("RGB"))
+    return pixels

@@ -64,6 +64,7 @@ FILES = {
     "grey, one value transparent": saved(drawn("L"), transparency=7),
     "animated": saved(drawn("P"), "GIF", save_all=True, append_images=[drawn("L").convert("P")]),
     "animated webp": saved(drawn(), "WEBP", save_all=True, append_images=[drawn("L").convert("RGB")], lossless=True),
+    "more than a strip": saved(drawn("RGBA").resize((20, 600))),
     "1x1": saved(Image.new("RGB", (1, 1), (9, 8, 7))),
 }
 
@@ -121,7 +122,9 @@ def test_grey_of_16_bits_keeps_its_upper_8(kind: str) -> None:
         (png(0, 10), "it is "),
         (png(12000, 10000), f"it is 12000 x 10000 pixels, at most {MAX_PIXELS:,} are read"),
         (png(2**31 - 1, 2**31 - 1), f"it has more pixels than the {MAX_PIXELS:,} that are read"),
-        (saved(Image.new("F", (4, 4)), "TIFF"), "it has pixels of 32 bits"),
+        (saved(Image.new("I", (4, 4)), "TIFF"), "it has pixels of 32 bits: save it as RGB or grey, of 8 or 16 bits"),
+        (saved(Image.new("F", (4, 4)), "TIFF"), "it has pixels of 32-bit floats: save"),
+        (saved(Image.new("LAB", (4, 4)), "TIFF"), "it has pixels of the colour space Lab: save"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is HEIC, which must be converted first: PNG, JPEG"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is not a picture that is known here"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not a picture that is known here"),
