@@ -31,7 +31,7 @@ RECORDING_S = 300
 
 
 def compare(rounds: int = 3, progress: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
-    """Measure in turns. Returns all trials, and their medians with the ratio to ours."""
+    """Measure in turns. Returns all trials and their medians."""
     if rounds < 1:
         raise BadInput(f"--rounds {rounds} is not at least 1")
     import export.media.picture_files
@@ -156,7 +156,7 @@ def _print(report: dict[str, Any], console: Console) -> None:
     title = f"medians of {report['rounds']} rounds; a photo of 12 megapixels, {RECORDING_S // 60} minutes of MP3"
     table = Table("", title=title)
     table.add_column("", no_wrap=True)
-    for name in ("tokens", "ms", "private MB before", "private MB at most", "whole process, s"):
+    for name in ("tokens", "ms", "private MB imported", "private MB at most", "whole process, s"):
         table.add_column(name, justify="right")
     for result in report["results"]:
         median = result["median"]

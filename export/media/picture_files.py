@@ -31,8 +31,6 @@ MAX_PIXELS = 1024 * 1024 * 1024 // 12
 STRIP = 256  # rows that are converted at once
 # Modes in which Pillow does not know what white is, or how to make RGB of it.
 NOT_READ = {"I": "32 bits", "F": "32-bit floats", "LAB": "the colour space Lab", "HSV": "the colour space HSV"}
-# Brands of the ISO container, bytes 8 to 12 after "ftyp".
-CONTAINERS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC", b"hevc": "HEIC", b"avif": "AVIF"}
 
 # Of a damaged EXIF block, for one: its reader is not interested, and standard error is a command's.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -104,8 +102,8 @@ def _start(source: bytes | str | os.PathLike[str], name: str) -> bytes:
 
 
 def _kind(start: bytes) -> str:
-    if start[4:8] == b"ftyp" and start[8:12] in CONTAINERS:
-        return f"{CONTAINERS[start[8:12]]}, which must be converted first"
+    if start[4:8] == b"ftyp":
+        return "in a container of HEIC, AVIF or MPEG-4, which must be converted first"
     return "not a picture that is known here, or its header is damaged"
 
 

@@ -113,9 +113,9 @@ def _opened(source: bytes | str | os.PathLike[str], name: str) -> Iterator[_Forw
     if not isinstance(source, bytes) and not Path(source).is_file():  # a pipe would wait forever
         raise BadInput(f"{name} does not exist or is not a file")
     with _raw(source, name) as raw:
-        if not (start := raw.read(12)):
+        if not (start := os.pread(raw.fileno(), 12, 0)):
             raise BadInput(f"{name} is empty")
-        raw.seek(0)
+        os.lseek(raw.fileno(), 0, os.SEEK_SET)
         # A descriptor has no name, so that soundfile goes by the content: of a ".raw" it would ask the rate.
         try:
             file = _Forward(raw.fileno(), closefd=False)
@@ -130,9 +130,9 @@ def _opened(source: bytes | str | os.PathLike[str], name: str) -> Iterator[_Forw
 def _raw(source: bytes | str | os.PathLike[str], name: str) -> IO[bytes]:
     """A file with a descriptor: given Python's own objects, libsndfile calls back and prints what fails there."""
     if isinstance(source, bytes):
-        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  the caller closes it
+        file = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
         file.write(source)
-        file.seek(0)
+        file.flush()
         return file
     try:
         return FileIO(os.fspath(source))

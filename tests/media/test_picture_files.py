@@ -125,7 +125,10 @@ def test_grey_of_16_bits_keeps_its_upper_8(kind: str) -> None:
         (saved(Image.new("I", (4, 4)), "TIFF"), "it has pixels of 32 bits: save it as RGB or grey, of 8 or 16 bits"),
         (saved(Image.new("F", (4, 4)), "TIFF"), "it has pixels of 32-bit floats: save"),
         (saved(Image.new("LAB", (4, 4)), "TIFF"), "it has pixels of the colour space Lab: save"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is HEIC, which must be converted first: PNG, JPEG"),
+        (
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+            "it is in a container of HEIC, AVIF or MPEG-4, which must be converted first: PNG, JPEG",
+        ),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is not a picture that is known here"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not a picture that is known here"),
     ],
