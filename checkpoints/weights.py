@@ -10,7 +10,7 @@ import mmap
 import os
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache, reduce
 from pathlib import Path
@@ -19,12 +19,13 @@ from types import MappingProxyType
 import torch
 
 from checkpoints.adapters import LowRank, merge, read_changes, read_factors
-from checkpoints.config import ADAPTER, ModelConfig, alone, read_config, read_object
+from checkpoints.config import ADAPTER, ModelConfig, alone, read_config, read_object, with_modalities
 from checkpoints.errors import BadInput, show
 from checkpoints.families import model_tensors
 from checkpoints.files import present
 from checkpoints.gguf_io import Blocks
 from checkpoints.gguf_model import WEIGHTS, gguf_tensors
+from checkpoints.phi4mm_config import MODALITIES
 from checkpoints.roles import EMBEDDING, HEAD
 from checkpoints.safetensors_io import Entry, read_header
 from checkpoints.source import Adapter
@@ -145,15 +146,24 @@ class Checkpoint:
         return self._parts[name]
 
 
-def open_checkpoint(folder: Path, adapters: tuple[Adapter, ...] = (), *, check: bool = True) -> Checkpoint:
+def open_checkpoint(
+    folder: Path,
+    adapters: tuple[Adapter, ...] = (),
+    *,
+    check: bool = True,
+    modalities: Collection[str] = MODALITIES,
+) -> Checkpoint:
     """Map model.safetensors, the shards model.safetensors.index.json names, or else model.gguf, and check them.
+
+    Of a multimodal model it holds what `modalities` need, and `config.multimodal` is that part: other encoders and
+    adapters may be missing. A text model is the same with any.
 
     Reads headers only, except that an lm_head.weight beside tied embeddings is compared with them: where it differs
     the model is untied, as for transformers. Raises BadInput for a missing, damaged or cut file, and, unless `check`
     is False, for names, shapes or dtypes that are not those of the model in config.json or of `adapters`.
     check=False leaves names as found, for quantized ones.
     """
-    config = read_config(folder)
+    config = with_modalities(read_config(folder), modalities)
     files, index = _find_files(folder)
     entries: dict[str, Entry] = {}
     for file in files:
@@ -168,6 +178,7 @@ def open_checkpoint(folder: Path, adapters: tuple[Adapter, ...] = (), *, check: 
         return Checkpoint(folder, config, files, {name: (entry,) for name, entry in entries.items()})
 
     parts = model_tensors(folder, config, entries)
+    files += sorted({part.file for of_one in parts.values() for part in of_one} - set(files))  # adapters of the model
     changes = read_changes(adapters, config)
     if config.tie_word_embeddings:
         if HEAD in parts and not _same_values(Checkpoint(folder, config, files, parts), HEAD, EMBEDDING):
