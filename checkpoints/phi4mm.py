@@ -24,26 +24,28 @@ Shapes = dict[str, tuple[int, ...]]
 
 IMAGE, SOUND = "model.embed_tokens_extend.image_embed.", "model.embed_tokens_extend.audio_embed."
 PROJECTIONS = ("speech", "vision_speech")  # of sound alone, and beside pictures
-BLOCK = rf"({re.escape(SOUND)}encoder\.encoders\.\d+\.)"
-# Main's spelling -> transformers'.
-RENAMED = [
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (rf"({re.escape(IMAGE)})glb_GN", r"\1global_img_feature_extensor"),
-        (rf"({re.escape(IMAGE)})sub_GN", r"\1sub_img_feature_extensor"),
-        (rf"({re.escape(IMAGE)}img_projection)\.0\.(\w+)", r"\1_up.\2"),
-        (rf"({re.escape(IMAGE)}img_projection)\.2\.(\w+)", r"\1_down.\2"),
-        (rf"({re.escape(SOUND)})audio_projection\.speech\.0\.(\w+)", r"\1up_proj_for_speech.\2"),
-        (rf"({re.escape(SOUND)})audio_projection\.speech\.2\.(\w+)", r"\1down_proj_for_speech.\2"),
-        (rf"({re.escape(SOUND)})audio_projection\.vision\.0\.(\w+)", r"\1up_proj_for_vision_speech.\2"),
-        (rf"({re.escape(SOUND)})audio_projection\.vision\.2\.(\w+)", r"\1down_proj_for_vision_speech.\2"),
-        (rf"{BLOCK}(feed_forward_(?:in|out))\.net\.0\.linear\.(\w+)", r"\1\2.gate_up_proj.\3"),
-        (rf"{BLOCK}(feed_forward_(?:in|out))\.net\.2\.(\w+)", r"\1\2.down_proj.\3"),
-        (rf"{BLOCK}self_attn\.linear_(q|k|v)\.(\w+)", r"\1self_attn.\2_proj.\3"),
-        (rf"{BLOCK}self_attn\.linear_out\.(\w+)", r"\1self_attn.o_proj.\2"),
-        (r"(model\.layers\.\d+\..+)\.base_layer\.weight", r"\1.weight"),
-    )
-]
+# Main's spelling and transformers'; {} stands for one part of a name between dots.
+SPELLINGS = (
+    (f"{IMAGE}glb_GN", f"{IMAGE}global_img_feature_extensor"),
+    (f"{IMAGE}sub_GN", f"{IMAGE}sub_img_feature_extensor"),
+    (f"{IMAGE}img_projection.0.{{}}", f"{IMAGE}img_projection_up.{{}}"),
+    (f"{IMAGE}img_projection.2.{{}}", f"{IMAGE}img_projection_down.{{}}"),
+    (f"{SOUND}audio_projection.speech.0.{{}}", f"{SOUND}up_proj_for_speech.{{}}"),
+    (f"{SOUND}audio_projection.speech.2.{{}}", f"{SOUND}down_proj_for_speech.{{}}"),
+    (f"{SOUND}audio_projection.vision.0.{{}}", f"{SOUND}up_proj_for_vision_speech.{{}}"),
+    (f"{SOUND}audio_projection.vision.2.{{}}", f"{SOUND}down_proj_for_vision_speech.{{}}"),
+    (f"{SOUND}encoder.encoders.{{}}.{{}}.net.0.linear.{{}}", f"{SOUND}encoder.encoders.{{}}.{{}}.gate_up_proj.{{}}"),
+    (f"{SOUND}encoder.encoders.{{}}.{{}}.net.2.{{}}", f"{SOUND}encoder.encoders.{{}}.{{}}.down_proj.{{}}"),
+    (
+        f"{SOUND}encoder.encoders.{{}}.self_attn.linear_out.{{}}",
+        f"{SOUND}encoder.encoders.{{}}.self_attn.o_proj.{{}}",
+    ),
+    (
+        f"{SOUND}encoder.encoders.{{}}.self_attn.linear_{{}}.{{}}",
+        f"{SOUND}encoder.encoders.{{}}.self_attn.{{}}_proj.{{}}",
+    ),
+    ("model.layers.{}.{}.{}.base_layer.weight", "model.layers.{}.{}.{}.weight"),
+)
 FACTOR = re.compile(r"(model\.layers\.\d+\..+)\.lora_([AB])(?:\.(\w+?))??(?:\.weight)?")
 # In the files, but no feature that the model takes passes through it: layers of vision that are not used are too.
 UNUSED = re.compile(
@@ -196,7 +198,7 @@ def model_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entry
     named: dict[str, Entry] = {}
     raw_names: dict[str, str] = {}
     for raw, entry in entries.items():
-        name = _common_name(usual_name(raw))
+        name = _respelled(usual_name(raw), SPELLINGS)
         if name in named:
             raise BadInput(f"{folder} has {name} twice, as {show(raw_names[name])} and as {show(raw)}")
         named[name], raw_names[name] = entry, raw
@@ -220,11 +222,15 @@ def model_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entry
     return tensors | _checked(folder, media, {name: needed[name] for name in known if name in needed})
 
 
-def _common_name(name: str) -> str:
-    """The name in transformers' layout."""
-    for pattern, replacement in RENAMED:
-        if match := pattern.fullmatch(name):
-            return match.expand(replacement)
+def main_name(name: str) -> str:
+    """How main spells a name of transformers' layout."""
+    return _respelled(name, ((native, main) for main, native in SPELLINGS))
+
+
+def _respelled(name: str, spellings: Iterable[tuple[str, str]]) -> str:
+    for old, new in spellings:
+        if match := re.fullmatch(re.escape(old).replace(r"\{\}", r"([^.]+)"), name):
+            return new.format(*match.groups())
     return name
 
 
