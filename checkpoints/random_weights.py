@@ -30,7 +30,7 @@ VECTORS = {
 }
 MEDIA_GAIN, LORA_A, LORA_GAIN = 0.8, 0.02, 0.1
 ROW_SPREAD, COLUMN_SPREAD, NORM_SPREAD = 0.15, 0.1, 0.1  # of the logarithm, for norms of the value
-OUTLIERS, OUTLIER_SCALE = 200, 6.0  # one column in 200 is 6 times larger
+OUTLIERS, OUTLIER_SCALE, FEW = 200, 6.0, 32  # one column in 200 is 6 times larger, of 32 or more
 BLOCK, CHUNK = 1 << 26, 1 << 22  # elements
 
 
@@ -106,7 +106,8 @@ def _random(
     std = _std(name, columns)
     by_row = (std * torch.exp(ROW_SPREAD * torch.randn(rows, 1, generator=generator))).bfloat16()
     by_column = torch.exp(COLUMN_SPREAD * torch.randn(columns, generator=generator))
-    by_column[torch.randperm(columns, generator=generator)[: math.ceil(columns / OUTLIERS)]] *= OUTLIER_SCALE
+    if columns >= FEW:
+        by_column[torch.randperm(columns, generator=generator)[: math.ceil(columns / OUTLIERS)]] *= OUTLIER_SCALE
     by_column = by_column.bfloat16()
     step = min(rows, max(1, CHUNK // columns))
     span = (block.numel() - step * columns) // columns * columns  # a multiple of columns keeps the remainders
