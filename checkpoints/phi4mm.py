@@ -46,6 +46,13 @@ SPELLINGS = (
     ),
     ("model.layers.{}.{}.{}.base_layer.weight", "model.layers.{}.{}.{}.weight"),
 )
+
+
+def _patterns(spellings: Iterable[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
+    return [(re.compile(re.escape(old).replace(r"\{\}", r"([^.]+)")), new) for old, new in spellings]
+
+
+TO_NATIVE, TO_MAIN = _patterns(SPELLINGS), _patterns((native, main) for main, native in SPELLINGS)
 FACTOR = re.compile(r"(model\.layers\.\d+\..+)\.lora_([AB])(?:\.(\w+?))??(?:\.weight)?")
 # In the files, but no feature that the model takes passes through it: layers of vision that are not used are too.
 UNUSED = re.compile(
@@ -198,7 +205,7 @@ def model_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entry
     named: dict[str, Entry] = {}
     raw_names: dict[str, str] = {}
     for raw, entry in entries.items():
-        name = _respelled(usual_name(raw), SPELLINGS)
+        name = _respelled(usual_name(raw), TO_NATIVE)
         if name in named:
             raise BadInput(f"{folder} has {name} twice, as {show(raw_names[name])} and as {show(raw)}")
         named[name], raw_names[name] = entry, raw
@@ -224,13 +231,13 @@ def model_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entry
 
 def main_name(name: str) -> str:
     """How main spells a name of transformers' layout."""
-    return _respelled(name, ((native, main) for main, native in SPELLINGS))
+    return _respelled(name, TO_MAIN)
 
 
-def _respelled(name: str, spellings: Iterable[tuple[str, str]]) -> str:
-    for old, new in spellings:
-        if match := re.fullmatch(re.escape(old).replace(r"\{\}", r"([^.]+)"), name):
-            return new.format(*match.groups())
+def _respelled(name: str, spellings: Iterable[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, template in spellings:
+        if match := pattern.fullmatch(name):
+            return template.format(*match.groups())
     return name
 
 

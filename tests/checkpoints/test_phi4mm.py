@@ -21,6 +21,7 @@ from checkpoints.published import CONFIGS, PHI4MM
 from checkpoints.synthesize import synthesize
 from checkpoints.untied import write_untied
 from checkpoints.weights import Checkpoint, open_checkpoint
+from export.models.registry import family_of
 
 SIZES: dict[str, Any] = {"layers": 2, "vision_layers": 3, "audio_layers": 2, "scale": 8, "vocab": 600}
 PUBLISHED = CONFIGS["phi4-mini"] | PHI4MM
@@ -50,7 +51,7 @@ def reference(folders: dict[str, Path]) -> Any:
     """transformers' own model of the native folder, with both adapters by peft."""
     folder = folders["native"]
     model, info = Phi4MultimodalForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, attn_implementation="eager", output_loading_info=True
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not any(info.values()), info
     for name in ADAPTERS.values():
@@ -122,6 +123,7 @@ def test_both_layouts_are_the_same_model(folders: dict[str, Path]) -> None:
     assert len(main.files) > 2 and len(native.files) == 3
     same(main, native)
     assert main.config.multimodal == native.config.multimodal
+    assert main.names() == list(tensor_shapes(main.config))
     assert main.config.eos_token_ids[:1] == native.config.eos_token_ids[:1]
     stored = {name for file in main.files for name in load_file(file)}
     assert f"{QKV}.base_layer.weight" in stored and f"{IMAGE}glb_GN" in stored
@@ -216,13 +218,11 @@ def test_a_processor_and_a_model_of_the_folder(folders: dict[str, Path], referen
     assert config and config.vision and config.audio
     assert (inputs["input_ids"] == config.vision.token_id).sum() == 545
     assert (inputs["input_ids"] == config.audio.token_id).sum() == 13
-    inputs["image_pixel_values"] = inputs["image_pixel_values"].bfloat16()
-    inputs["audio_input_features"] = inputs["audio_input_features"].bfloat16()
     logits = {}
     for name in ("vision", "speech"):
         reference.set_adapter(name)
         with torch.no_grad():
-            logits[name] = reference(**inputs, logits_to_keep=1).logits.float()
+            logits[name] = reference(**inputs, logits_to_keep=1).logits
         assert logits[name].isfinite().all() and 0.01 < logits[name].std() < 10
     assert not torch.equal(*logits.values())
 
@@ -291,6 +291,30 @@ def test_refuses_a_config(
     with pytest.raises(BadInput, match=sentence) as caught:
         read_config(write_config(tmp_path, raw))
     assert str(tmp_path / "config.json") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def paths(raw: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Of all values within objects."""
+    inside = raw.items() if isinstance(raw, dict) else ()
+    return [*([path] if path else []), *(found for key, value in inside for found in paths(value, (*path, key)))]
+
+
+@pytest.mark.parametrize("layout", ["main", "native"])
+def test_any_value_of_any_key_is_read_or_refused(folders: dict[str, Path], tmp_path: Path, layout: str) -> None:
+    whole = json.loads((folders[layout] / "config.json").read_text())
+    refused = 0
+    for *outer, key in paths(whole):
+        for value in (None, "x", "(", -1, 0, 7, 10**30, 1.5, math.nan, True, [], ["x"], {}, {"x": 1}):
+            raw = inner = json.loads(json.dumps(whole))
+            for name in outer:
+                inner = inner[name]
+            inner[key] = value
+            try:
+                read_config(write_config(tmp_path, raw))
+            except BadInput as problem:
+                refused += 1
+                assert str(tmp_path) in str(problem) and str(problem).isprintable()
+    assert refused > 300
 
 
 MODEL, SPEECH = "model.safetensors", "speech-lora/adapter_config.json"
@@ -365,6 +389,11 @@ def test_synthesize_refuses(tmp_path: Path, like: str, flags: dict[str, Any], se
     with pytest.raises(BadInput, match=sentence):
         synthesize(tmp_path / "out", like, **flags)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_exported_is_said(folders: dict[str, Path]) -> None:
+    with pytest.raises(BadInput, match="model_type phi4mm can be read, but not exported"):
+        family_of(read_config(folders["main"]))
 
 
 def test_every_modality_has_its_adapter() -> None:
