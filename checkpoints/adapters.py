@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,18 @@ def read_changes(adapters: tuple[Adapter, ...], config: ModelConfig) -> Changes:
         for low in _read(adapter, config, replaced):
             added[low.rows.name] = (*added.get(low.rows.name, ()), low)
     return Changes(added, replaced)
+
+
+def own_factors(adapter: str, scale: float, parts: Mapping[str, tuple[Entry, ...]]) -> dict[str, tuple[LowRank, ...]]:
+    """What an adapter among a multimodal model's own weights adds to its text model; `scale` is its `Lora.scale`."""
+    added: dict[str, tuple[LowRank, ...]] = {}
+    for name, (left, *_) in parts.items():
+        if name.endswith(ending := f".lora_B.{adapter}.weight"):
+            module = name.removesuffix(ending)
+            (right,) = parts[f"{module}.lora_A.{adapter}.weight"]
+            rows = Rows(f"{module}.weight", 0, left.shape[0])
+            added[rows.name] = (LowRank(rows, left, right, scale, transposed=False),)
+    return added
 
 
 def merge(rows: Tensor, start: int, added: Iterable[LowRank], factors: Factors) -> Tensor:

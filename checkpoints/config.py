@@ -274,6 +274,11 @@ def with_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelCo
     return replace(config, multimodal=phi4mm_config.needed(config.multimodal, modalities))
 
 
+def text_alone(config: ModelConfig) -> ModelConfig:
+    """The text model of a multimodal one, which is a dense Phi-3 like any other."""
+    return replace(config, family="phi3", multimodal=None)
+
+
 def alone(folder: Path) -> str:
     """The sentence for an adapter in the place of a checkpoint."""
     base = read_object(folder / ADAPTER).get("base_model_name_or_path")

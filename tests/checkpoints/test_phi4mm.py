@@ -18,10 +18,14 @@ from checkpoints.families import tensor_shapes
 from checkpoints.phi4mm import IMAGE, SOUND, main_name, unused_shapes
 from checkpoints.phi4mm_config import ADAPTERS, MODALITIES
 from checkpoints.published import CONFIGS, PHI4MM
+from checkpoints.source import resolve
 from checkpoints.synthesize import synthesize
 from checkpoints.untied import write_untied
 from checkpoints.weights import Checkpoint, open_checkpoint
 from export.models.registry import family_of
+from export.quantization.recipe import Recipe
+from export.quantization.saved_reader import open_quantized
+from export.quantization.saved_writer import plan
 
 SIZES: dict[str, Any] = {"layers": 2, "vision_layers": 3, "audio_layers": 2, "scale": 8, "vocab": 600}
 PUBLISHED = CONFIGS["phi4-mini"] | PHI4MM
@@ -179,7 +183,9 @@ def test_agrees_with_transformers_config(tmp_path: Path) -> None:
 
 def test_modalities(folders: dict[str, Path], native: Path) -> None:
     whole = set(open_checkpoint(folders["main"]).names())
-    text = set(open_checkpoint(folders["main"], modalities=["text"]).names())
+    only = open_checkpoint(folders["main"], modalities=["text"])
+    assert (only.config.family, only.config.multimodal) == ("phi3", None)
+    text = set(only.names())
     assert text == {name for name in whole if not name.startswith((IMAGE, SOUND)) and ".lora_" not in name}
     vision = set(open_checkpoint(folders["main"], modalities=["text", "vision"]).names()) - text
     assert vision == {name for name in whole if name.startswith(IMAGE) or name.endswith(".vision.weight")}
@@ -194,6 +200,30 @@ def test_modalities(folders: dict[str, Path], native: Path) -> None:
         open_checkpoint(native, modalities=["vision"])
     with pytest.raises(BadInput, match="the modality video is not one of text, vision, audio"):
         open_checkpoint(native, modalities=["video"])
+
+
+@pytest.mark.parametrize("layout", ["main", "native"])
+@pytest.mark.parametrize("adapter", ["vision", "speech"])
+def test_text_with_one_adapter_merged(folders: dict[str, Path], reference: Any, layout: str, adapter: str) -> None:
+    opened = open_checkpoint(folders[layout], own_adapter=adapter)
+    assert (opened.config.family, opened.config.multimodal) == ("phi3", None)
+    assert opened.names() == list(tensor_shapes(opened.config))
+    for i, layer in enumerate(reference.model.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        for module in (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj):
+            name = next(name for name, found in reference.named_modules() if found is module)
+            merged = module.base_layer.weight + module.get_delta_weight(adapter)
+            assert f"layers.{i}." in name and not torch.equal(merged, module.base_layer.weight)
+            torch.testing.assert_close(opened.tensor(f"{name}.weight"), merged.detach(), rtol=0, atol=1e-6)
+    norm = "model.layers.1.input_layernorm.weight"
+    assert torch.equal(opened.tensor(norm).float(), reference.get_parameter(norm))
+
+
+def test_no_such_adapter(folders: dict[str, Path], tiny_folder: Path) -> None:
+    with pytest.raises(BadInput, match="the adapter audio is not one of vision, speech"):
+        open_checkpoint(folders["main"], own_adapter="audio")
+    with pytest.raises(BadInput, match="config.json is of a text model, which has no adapter vision of its own"):
+        open_checkpoint(tiny_folder, own_adapter="vision")
 
 
 def test_names_of_adapters_without_pefts_prefix(folders: dict[str, Path], native: Path) -> None:
@@ -392,6 +422,8 @@ def test_synthesize_refuses(tmp_path: Path, like: str, flags: dict[str, Any], se
 
 
 def test_what_is_not_exported_is_said(folders: dict[str, Path]) -> None:
+    with pytest.raises(BadInput, match="config.json: only text models can be saved quantized"):
+        plan(open_quantized(resolve(str(folders["main"])), Recipe()))
     with pytest.raises(BadInput, match="model_type phi4mm can be read, but not exported"):
         family_of(read_config(folders["main"]))
 
