@@ -31,6 +31,7 @@ TEXT, VISION, AUDIO = "text", "vision", "audio"
 MODALITIES = (TEXT, VISION, AUDIO)
 # Which adapter belongs to which modality; image and audio together take that of vision.
 ADAPTERS = {VISION: "vision", AUDIO: "speech"}
+SINGLE_MODULES = ("layers_to_transform", "layers_pattern", "exclude_modules", "modules_to_save")  # keys of peft's
 LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")  # of a layer of text
 
 # The encoder that main's code makes where img_processor is null, and transformers' defaults.
@@ -169,9 +170,13 @@ def read_multimodal(
         image, sound = layer.inner("image_embd_layer"), layer.inner("audio_embd_layer")
         _only(image, MAIN_IMAGE_ONLY)
         _only(sound, MAIN_AUDIO_ONLY)
+        # Main's code takes neither sizes of the encoder nor ids of tokens from config.json. Where they are there, as
+        # `checkpoints.synthesize` writes them for smaller models, they count.
         sizes = get.inner("img_processor") if get.has("img_processor") else Reader(get.path, SIGLIP)
         crop = image.integer("crop_size", high=MAX_SIZE)
         sounds, tokens = get.inner("audio_processor").inner("config"), (get, get)
+        if sounds.has("relative_attention_bias_args"):
+            _only(sounds.inner("relative_attention_bias_args"), {"type": "t5", "t5_bias_symmetric": False})
     else:
         sizes, sounds = get.inner("vision_config"), get.inner("audio_config")
         crop = sizes.integer("crop_size", high=MAX_SIZE, default=448)
@@ -206,10 +211,12 @@ def _only(reader: Reader, values: Mapping[str, Any]) -> None:
 
 def _vision(get: Reader, crop: int, dynamic_hd: int, token_id: int) -> Vision:
     _only(get, VISION_ONLY)
-    sizes = {key: get.integer(key, high=MAX_SIZE, default=default) for key, default in SIGLIP.items() if default > 0}
+    sizes = {
+        key: get.integer(key, high=_most(key), default=default)
+        for key, default in SIGLIP.items()
+        if key != "feature_layer"
+    }
     layers, image, patch = (sizes[key] for key in ("num_hidden_layers", "image_size", "patch_size"))
-    if layers > MAX_LAYERS:
-        raise BadInput(f"{get.path}{get.dot}num_hidden_layers must lie between 1 and {MAX_LAYERS}, it is {layers}")
     _divides(get, "hidden_size", sizes["hidden_size"], "num_attention_heads", sizes["num_attention_heads"])
     if image != crop:
         raise BadInput(f"{get.path}: image_size {image} is not crop_size {crop}")
@@ -227,13 +234,11 @@ def _audio(get: Reader, main: bool, token_id: int) -> Audio:
         if main:
             *outer, key = main_key.split(".")
             reader = get.inner(outer[0]) if outer else get
-            sizes[size] = reader.integer(key, high=MAX_SIZE)
+            sizes[size] = reader.integer(key, high=_most(size))
         else:
-            sizes[size] = get.integer(native_key, high=MAX_SIZE, default=default)
-    hidden, layers, reduction = (sizes[key] for key in ("hidden_size", "num_hidden_layers", "time_reduction"))
+            sizes[size] = get.integer(native_key, high=_most(size), default=default)
+    hidden, reduction = sizes["hidden_size"], sizes["time_reduction"]
     _divides(get, "hidden size", hidden, "number of heads", sizes["num_attention_heads"])
-    if layers > MAX_LAYERS:
-        raise BadInput(f"{get.path}{get.dot}num_blocks must lie between 1 and {MAX_LAYERS}, it is {layers}")
     if reduction < 2 or reduction & (reduction - 1):
         raise BadInput(f"{get.path}{get.dot}time_reduction must be a power of two from 2 on, it is {reduction}")
     for main_key, native_key in AUDIO_CHANNELS.items():
@@ -242,6 +247,10 @@ def _audio(get: Reader, main: bool, token_id: int) -> Audio:
         if channels != hidden:
             raise BadInput(f"{get.path}{get.dot}{key} is {channels}, not the blocks' hidden size {hidden}")
     return Audio(**sizes, token_id=token_id)
+
+
+def _most(size: str) -> int:
+    return MAX_LAYERS if size == "num_hidden_layers" else MAX_SIZE
 
 
 def _divides(get: Reader, whole: str, size: int, part: str, count: int) -> None:
@@ -258,27 +267,23 @@ def _loras(get: Reader, adapters: Mapping[str, tuple[Path, Mapping[str, Any]]]) 
             inside = get.inner(f"{name}_lora")
             rank, alpha = inside.integer("r", high=MAX_SIZE), inside.number("lora_alpha")
             found[name] = Lora(rank, alpha, alpha / rank, _targets(inside, "layer", layers))
-        if name not in adapters:
-            continue
-        path, raw = adapters[name]
-        outside = Reader(path, raw)
-        refuse_others(path, raw)
-        for table in (
-            *PATTERNS.values(),
-            "layers_to_transform",
-            "layers_pattern",
-            "exclude_modules",
-            "modules_to_save",
-        ):
-            if raw.get(table):
-                raise BadInput(
-                    f"{path}: {table} is {show(raw[table])}, only adapters alike in all layers can be read"
-                )
-        rank, alpha = outside.integer("r", high=MAX_SIZE), outside.number("lora_alpha")
-        lora = Lora(rank, alpha, scaling(path, raw, "", rank), _targets(outside, "target_modules", layers))
-        if found.setdefault(name, lora) != lora:
-            raise BadInput(f"{path} has {_told(lora)}, but {get.path}: {name}_lora has {_told(found[name])}")
+        if name in adapters:
+            path, raw = adapters[name]
+            lora = _lora_of_folder(path, raw, layers)
+            if found.setdefault(name, lora) != lora:
+                raise BadInput(f"{path} has {_told(lora)}, but {get.path}: {name}_lora has {_told(found[name])}")
     return found
+
+
+def _lora_of_folder(path: Path, raw: Mapping[str, Any], layers: int) -> Lora:
+    """Of an adapter_config.json, which must be that of a plain LoRA, alike in all layers."""
+    refuse_others(path, raw)
+    for key in (*PATTERNS.values(), *SINGLE_MODULES):
+        if value := raw.get(key):
+            raise BadInput(f"{path}: {key} is {show(value)}, only adapters alike in all layers can be read")
+    get = Reader(path, raw)
+    rank, alpha = get.integer("r", high=MAX_SIZE), get.number("lora_alpha")
+    return Lora(rank, alpha, scaling(path, raw, "", rank), _targets(get, "target_modules", layers))
 
 
 def _told(lora: Lora) -> str:

@@ -283,6 +283,7 @@ CONFIG_REFUSED: list[tuple[str, str, Any, str]] = [
     ("main", "audio_processor.config.chunk_size", 18, "chunk_size is 18, only -1 can be read"),
     ("main", "audio_processor.config.time_reduction", 6, "time_reduction must be a power of two from 2 on, it is 6"),
     ("main", "audio_processor.config.ext_pw_out_channel", 64, "is 64, not the blocks' hidden size 128"),
+    ("main", "audio_processor.config.relative_attention_bias_args.t5_bias_symmetric", True, "true, only false"),
     ("main", "img_processor.num_attention_heads", 5, "hidden_size 144 is not a multiple of num_attention_heads 5"),
     ("main", "img_processor.patch_size", 15, "image_size 448 is not an even number of patches of patch_size 15"),
     ("main", "vision_lora.r", ..., r"vision_lora\.r is missing"),
