@@ -15,7 +15,7 @@ from checkpoints.errors import BadInput
 from checkpoints.files import write_json
 from checkpoints.lora_settings import WEIGHTS
 from checkpoints.phi4mm import main_name, tensor_shapes, unused_shapes
-from checkpoints.phi4mm_config import FOLDERS, NATIVE, SIGLIP, TOKENS
+from checkpoints.phi4mm_config import AUDIO_CHANNELS, FOLDERS, NATIVE, SIGLIP, TOKENS
 from checkpoints.published import AUDIO_TOKEN, IMAGE_TOKEN, PHI4MM
 from checkpoints.random_weights import shards
 
@@ -61,10 +61,8 @@ def media_config(
     if vision_layers is not None:
         vision["num_hidden_layers"] = vision_layers
     audio = raw["audio_processor"]["config"]
-    for key in ("attention_dim", "attention_heads", "linear_units"):
-        audio[key] //= scale
-    for key in ("depthwise_seperable_out_channel", "ext_pw_out_channel"):
-        audio[key] //= scale
+    widths = ("attention_dim", "attention_heads", "linear_units", *AUDIO_CHANNELS)
+    audio |= {key: audio[key] // scale for key in widths}
     audio["nemo_conv_settings"]["conv_channels"] //= scale
     if audio_layers is not None:
         audio["num_blocks"] = audio_layers
