@@ -71,9 +71,18 @@ def sha256(path: Path) -> str:
 def input_sha256(path: Path) -> str:
     """Of a checkpoint's file: the hub's client calls large files in its cache by their sha256, as the hub told it."""
     stored = path.resolve()
-    if path.is_symlink() and stored.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", stored.name):
+    if _in_hub_cache(path) and re.fullmatch("[0-9a-f]{64}", stored.name):
         return stored.name
     return sha256(path)
+
+
+def folder_of(path: Path) -> Path:
+    """Where a file's neighbours lie: a link's beside what it leads to, unless that is a blob of the hub's cache."""
+    return (path.absolute() if _in_hub_cache(path) else path.resolve()).parent
+
+
+def _in_hub_cache(path: Path) -> bool:
+    return path.is_symlink() and path.resolve().parent.name == "blobs"
 
 
 # ---- one file

@@ -27,6 +27,7 @@ from checkpoints.errors import BadInput, run
 from export.engine.native_output import hushed
 from export.flags import command_parser
 from export.progress import quiet
+from export.ptefile.find import resolve_name
 
 if TYPE_CHECKING:
     from export.evaluation.evaluate import Evaluation, Quality
@@ -60,7 +61,7 @@ def evaluate(
         from export.evaluation.models import open_model
 
         texts = find_texts("evaluation", text)
-        opened = [open_model(name) for name in models]
+        opened = [open_model(resolve_name(name)) for name in models]
         reference = None
         if checkpoint is not None:
             same = [model for name, model in zip(models, opened, strict=True) if name == checkpoint]
@@ -127,7 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see the module docstring."""
     parser = command_parser("evaluate", __doc__)
     parser.add_argument(
-        "models", nargs="+", metavar="FILE", help=".pte files, or checkpoints as --checkpoint takes them"
+        "models",
+        nargs="+",
+        metavar="FILE",
+        help=".pte files (hf:USER/NAME too), or checkpoints as --checkpoint takes them",
     )
     parser.add_argument("--checkpoint", metavar="C", help="the reference for KL and top-1, mostly what a file is of")
     parser.add_argument("--text", action="append", metavar="FILE", help="in place of our four texts; may be repeated")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from checkpoints.errors import BadInput
-from checkpoints.files import sha256
+from checkpoints.files import folder_of, sha256
 
 try:
     from lm_eval import simple_evaluate
@@ -27,6 +27,7 @@ except ImportError as problem:
 from export.engine.chat_template import chat_prompt
 from export.engine.tokenizer import find_tokenizer, load_tokenizer
 from export.evaluation.answers import Continuation, Prompt, likelihoods, texts
+from export.ptefile.find import resolve_file, resolve_name
 from export.ptefile.reader import open_pte
 from export.ptefile.weights import constant
 from export.subprocess_call import Child
@@ -43,11 +44,11 @@ class PocketphiLM(TemplateLM):
 
     def __init__(self, pte: str, parallel: int = 1, **unused: Any) -> None:  # batch_size, device … of the command
         super().__init__()
-        self.path, self.parallel = Path(pte), int(parallel)
+        self.path, self.parallel = resolve_file(pte), int(parallel)
         opened = open_pte(self.path)
         self.max_length = constant(opened, "get_max_context_len")
         self._prefix = constant(opened, "get_bos_id")
-        self._folder = self.path.resolve().parent
+        self._folder = folder_of(self.path)
         self._words = load_tokenizer(find_tokenizer(self._folder))
 
     @property
@@ -136,7 +137,7 @@ def answer_tasks(
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise BadInput(f"lm-evaluation-harness has no task {unknown[0]!r}, --include DIR adds tasks of your own")
     results = {}
-    for name in models:
+    for name in map(resolve_name, models):
         if not name.endswith(".pte"):
             raise BadInput(f"{name} is not a .pte, only those answer tasks here: lm_eval --model hf asks checkpoints")
         cache = None
