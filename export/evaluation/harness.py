@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ except ImportError as problem:
 from export.engine.chat_template import chat_prompt
 from export.engine.tokenizer import find_tokenizer, load_tokenizer
 from export.evaluation.answers import Continuation, Prompt, likelihoods, texts
+from export.evaluation.record import check_saving, save_evaluation, tasks_part
 from export.ptefile.find import resolve_file, resolve_name
 from export.ptefile.reader import open_pte
 from export.ptefile.weights import constant
@@ -122,6 +124,7 @@ class PocketphiLM(TemplateLM):
 def answer_tasks(
     models: Sequence[str],
     limit: int | None,
+    save: bool,
     tasks: Sequence[str],
     include: str | None,
     chat: bool,
@@ -129,6 +132,8 @@ def answer_tasks(
     parallel: int,
 ) -> dict[str, Any]:
     """Name of each `.pte` -> the harness's results by task; see the flags of `export.evaluate`."""
+    models = [resolve_name(name) for name in models]
+    files = check_saving(models) if save else {}
     if parallel < 1:
         raise BadInput(f"--parallel must be at least 1, it is {parallel}")
     if include is not None and not Path(include).is_dir():
@@ -137,7 +142,7 @@ def answer_tasks(
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise BadInput(f"lm-evaluation-harness has no task {unknown[0]!r}, --include DIR adds tasks of your own")
     results = {}
-    for name in map(resolve_name, models):
+    for name in models:
         if not name.endswith(".pte"):
             raise BadInput(f"{name} is not a .pte, only those answer tasks here: lm_eval --model hf asks checkpoints")
         cache = None
@@ -158,6 +163,8 @@ def answer_tasks(
         results[Path(name).name] = {
             key: found[key] for key in ("results", "n-samples", "versions", "n-shot") if key in found
         }
+        if save:
+            save_evaluation(files[name], tasks=tasks_part(found, version("lm_eval"), limit, chat))
     return results
 
 
