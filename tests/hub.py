@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from huggingface_hub import ModelCard
+import pytest
+from huggingface_hub import ModelCard, constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".pte", ".safetensors")  # by LFS, as a new repository's .gitattributes say
@@ -85,6 +86,23 @@ def client_environment(home: Path, endpoint: str = "http://127.0.0.1:9", **more:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     clean |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
     return clean | {"HF_HUB_DISABLE_TELEMETRY": "1", "COLUMNS": "200", "POCKETPHI_CACHE": str(home / "own")} | more
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, home: Path, endpoint: str, token: str | None = None) -> None:
+    """The same for this process, whose client read its environment when it was imported."""
+    for name, value in {
+        "ENDPOINT": endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_DISABLE_XET": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("POCKETPHI_CACHE", str(home / "own"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
 
 
 def git_id(data: bytes) -> str:

@@ -76,7 +76,7 @@ def _choose(answer: Answer, path: str | None) -> str:
 def _check(path: Path, answer: Answer) -> None:
     """Raise BadInput where a file is not its manifest's; one that is gets a mark, as reading it takes seconds."""
     from checkpoints.cache import cache_folder
-    from checkpoints.files import sha256
+    from checkpoints.files import hub_blob, sha256
     from export.manifest import manifest_path, own_manifest
 
     wanted = (own_manifest(path) or {}).get("file", {}).get("sha256")
@@ -84,17 +84,19 @@ def _check(path: Path, answer: Answer) -> None:
         return
     if not isinstance(wanted, str) or not re.fullmatch("[0-9a-f]{64}", wanted):
         raise BadInput(f"{manifest_path(path).name} of {answer}: file.sha256 is {wanted!r:.80}, which is none")
-    stored, state = path.resolve(), path.stat()
+    state = path.stat()
     mark = cache_folder() / "checked" / f"{wanted}-{state.st_size}-{state.st_mtime_ns}"
     if mark.exists():
         return
     if (found := sha256(path)) != wanted:
         how = f"its sha256 is {found[:12]}…, {manifest_path(path).name} says {wanted[:12]}…"
-        if stored.name == found:  # what the hub's client calls a large file
+        blob = hub_blob(path) or path
+        if blob.name == found:  # what the hub's client calls a large file
             raise BadInput(
                 f"{path.name} of {answer} is not its manifest's, {how}: whoever published it must do so anew"
             )
-        stored.unlink()
+        for each in (path.resolve(), blob, path):
+            each.unlink(missing_ok=True)
         raise BadInput(f"{path.name} of {answer} was damaged on its way, {how}: run again to download it again")
     mark.parent.mkdir(exist_ok=True)
     mark.touch()
