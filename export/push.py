@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from checkpoints.errors import BadInput, run
 from export.engine.native_output import hushed
 from export.flags import command_parser
 from export.progress import quiet
-
-if TYPE_CHECKING:
-    from export.hub.origin import Origin
-    from export.hub.parcel import Parcel
 
 
 @dataclass(frozen=True)
@@ -62,29 +59,33 @@ def push(
     unverified: bool = False,
     replace_card: bool = False,
     dry_run: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
 ) -> Pushed:
     """Publish `file` at `repo` (USER/NAME), or with `dry_run` say what would be.
 
     `revision` is a branch, `quantized` the kept checkpoint the file is of, `bench` measurements for the card in place
     of those beside the file, `license` and `base_model` what the hub calls them, where the checkpoint's card is
-    silent. Raises BadInput for anything wrong with the files or refused by the hub.
+    silent. `progress` gets a line for each stage. Raises BadInput for anything wrong with the files or refused by
+    the hub.
     """
-    path = Path(file)
-    with hushed(f"{path}: ExecuTorch's libraries ended the process on this file"):
-        from export.hub.card import Place, make_card
-        from export.hub.origin import find_origin
-        from export.hub.parcel import card_item, gather
-        from export.hub.send import Target, check_target, send
+    from export.hub.card import Place, make_card  # imports torch
+    from export.hub.origin import find_origin
+    from export.hub.parcel import card_item, gather
+    from export.hub.send import Target, check_target, send
 
-        target = Target(repo, revision, public, replace_card)
-        check_target(target, token=not dry_run)
-        kept = None if quantized is None else Path(quantized)
-        parcel = gather(path, kept, [Path(result) for result in bench], unverified)
-        origin = find_origin(parcel.manifest, license, base_model)
-        _check_public(parcel, origin, public)
-        card = make_card(parcel, origin, Place(repo, revision), _kinds(path))
-        items = [*parcel.items, card_item(card)]
-        sent = None if dry_run else send(parcel, items, target)
+    path, target = Path(file), Target(repo, revision, public, replace_card)
+    check_target(target, token=not dry_run)
+    progress(f"checking {path.name} and what lies beside it")
+    kept = None if quantized is None else Path(quantized)
+    parcel = gather(path, kept, [Path(result) for result in bench], unverified)
+    origin = find_origin(parcel.manifest, license, base_model)
+    if public and origin.license is None:
+        raise BadInput(f"{'; '.join(origin.notes)}: nothing is made public without one")
+    card = make_card(parcel, origin, Place(repo, revision), _kinds(path))
+    items = [*parcel.items, card_item(card)]
+    if not dry_run:
+        progress(f"sending to {target}")
+    sent = None if dry_run else send(parcel, items, target)
     files = tuple(
         Sent(item.path, item.bytes, item.sha256, None if sent is None else item.path in sent.there) for item in items
     )
@@ -92,16 +93,13 @@ def push(
     return Pushed(repo, revision, public, url, commit, files, card, (*parcel.notes, *origin.notes))
 
 
-def _check_public(parcel: Parcel, origin: Origin, public: bool) -> None:
-    if public and origin.license is None:
-        raise BadInput(f"{'; '.join(origin.notes)}: nothing is made public without one")
-
-
 def _kinds(path: Path) -> dict[str, int]:
-    from export.ptefile.dissect import read_contents  # imports executorch, which takes seconds
-    from export.ptefile.reader import open_pte
+    """Bytes of a file by what they are."""
+    with hushed(f"{path}: ExecuTorch's libraries ended the process on this file"):
+        from export.ptefile.dissect import read_contents  # imports executorch, which takes seconds
+        from export.ptefile.reader import open_pte
 
-    return read_contents(open_pte(path)).kinds
+        return read_contents(open_pte(path)).kinds
 
 
 def print_pushed(pushed: Pushed) -> None:
@@ -162,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags: dict[str, Any] = vars(parser.parse_args(argv))
     as_json = flags.pop("json")
     quiet(verbose=False)
-    pushed = push(**flags)
+    pushed = push(**flags, progress=lambda step: print(step, file=sys.stderr))
     if as_json:
         print(json.dumps(asdict(pushed), indent=2))
     else:

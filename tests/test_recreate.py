@@ -1,4 +1,4 @@
-"""The command on a card against the commands' own parsers: what is typed gives the options that were in the manifest."""
+"""The command on a card against the commands' own parsers: what is typed gives the manifest's options."""
 
 from __future__ import annotations
 

@@ -107,25 +107,26 @@ def _files(items: Sequence[Item], parcel: Parcel) -> str:
 
 def _run(parcel: Parcel, place: Place) -> str:
     name, reference = parcel.pte.name, place.reference
+    kept = any(item.path.startswith(f"{KEPT}/") for item in parcel.items)
     beside = " ".join([name, manifest_path(parcel.pte).name, *parcel.companions])
-    branch = "" if place.revision == "main" else f" --revision {place.revision}"
+    fetch = f"hf download {place.repo} --local-dir model"
+    fetch += "" if place.revision == "main" else f" --revision {place.revision}"
+    fetch += f' --exclude "{KEPT}/*"' if kept else ""
     lines = [
         "On a computer, in a checkout of Pocketphi:",
         f'    python -m export.generate {reference} "{PROMPT}"\n    python -m export.bench desktop --pte {reference}',
-        "On a phone, first fetch the files:",
-        f"    hf download {place.repo}{branch} {beside} --local-dir model",
-        "Android, with Pocketphi's app (`android_app/README.md` builds it); the app also imports files itself:",
-        f"    python -m export.bench android --pte model/{name} --apk app-release.apk\n"
-        f"    adb shell mkdir -p /data/local/tmp/pocketphi\n"
-        f"    (cd model && adb push {beside} /data/local/tmp/pocketphi/)",
-        "iPhone and iPad, with the app that `ios_app/README.md` builds: **Import** takes these files together, or "
-        "measure from a Mac:",
-        f"    python -m export.bench ios --pte model/{name}",
+        "On Android, with the app that `android_app/README.md` builds, which also imports the files itself:",
+        f"    {fetch}\n    cd model\n    adb shell mkdir -p /data/local/tmp/pocketphi\n"
+        f"    adb push {beside} /data/local/tmp/pocketphi/",
+        "On an iPhone or iPad, with the app that `ios_app/README.md` builds: **Import** takes these files together.",
+        "How fast it is there:",
+        f"    python -m export.bench android --pte {reference} --apk app-release.apk\n"
+        f"    python -m export.bench ios --pte {reference}",
     ]
-    if any(item.path.startswith(f"{KEPT}/") for item in parcel.items):
+    if kept:
         call = f'AutoModelForCausalLM.from_pretrained("{place.repo}", subfolder="{KEPT}"'
         call += ")" if place.revision == "main" else f', revision="{place.revision}")'
-        lines += ["The quantized weights in transformers:", f"    {call}"]
+        lines += ["The quantized weights in transformers, with torchao:", f"    {call}"]
     return "\n\n".join(lines)
 
 
