@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,9 +39,9 @@ class Repo:
     def tree(self, revision: str) -> dict[str, bytes]:
         return self.trees[self.branches.get(revision, revision)]
 
-    def add(self, revision: str, files: Mapping[str, bytes]) -> str:
+    def add(self, revision: str, files: Mapping[str, bytes], gone: Collection[str] = ()) -> str:
         """A commit on top of a branch."""
-        tree = self.tree(revision) | files
+        tree = {name: data for name, data in (self.tree(revision) | files).items() if name not in gone}
         commit = hashlib.sha1(repr((self.branches, sorted(tree))).encode()).hexdigest()
         self.trees[commit], self.branches[revision] = tree, commit
         return commit
@@ -170,16 +170,18 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "preupload":
             return self.say({"files": [self.mode(item["path"], tree) for item in json.loads(body)["files"]]})
         assert kind == "commit", path
-        files = {}
+        files, gone = dict[str, bytes](), set[str]()
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = repo.stored[value["oid"]]
+            elif line["key"] == "deletedFile":
+                gone.add(value["path"])
             else:
                 assert line["key"] == "header", line
-        commit = repo.add(rest, files)
+        commit = repo.add(rest, files, gone)
         self.say({"commitUrl": f"{self.server.endpoint}/{name}/commit/{commit}", "commitOid": commit})
 
     def do_PUT(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from export import push as door
 from export.evaluate import evaluate
 from export.generate import generate
 from export.hub import parcel as parcels
+from export.hub.origin import find_origin
 from export.pte import export_pte
 from export.ptefile.find import resolve_file
 from export.push import Pushed, push
@@ -135,6 +135,19 @@ def test_names_that_are_taken(send: Push, hub: Hub) -> None:
     refused(send, "has b.pte with another tokenizer.json", "--revision")
 
 
+def test_what_an_older_file_of_this_name_had(send: Push, hub: Hub, pte: Path) -> None:
+    """A chat template that the new one does not have would be taken for its own: it goes, but not another model's."""
+    send()
+    hub.repos[REPO].add("main", {"chat_template.jinja": b"old", "tokenizer.model": b"old", "tiny.pte": b"old"})
+    again = send()
+    files = hub.repos[REPO].tree("main")
+    assert "chat_template.jinja" not in files and "tokenizer.model" not in files
+    assert files["tiny.pte"] == pte.read_bytes() and not next(f.there for f in again.files if f.path == "tiny.pte")
+    hub.repos[REPO] = Repo({"chat_template.jinja": b"mine"}, private=True)
+    refused(send, "has a chat_template.jinja, which tiny.pte was not exported with")
+    assert hub.repos[REPO].tree("main") == {"chat_template.jinja": b"mine"}
+
+
 def test_tokens(send: Push, hub: Hub) -> None:
     refused(send, "needs a token of the hub", "hf auth login", token=None)
     assert hub.asked == []
@@ -159,9 +172,8 @@ def test_an_interrupted_upload_goes_on(send: Push, hub: Hub, pte: Path, tmp_path
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     while not (hub.stalled.wait(0.1) and whole in hub.sent):
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors
+    process.kill()
+    process.communicate(timeout=60)
     assert hub.repos[REPO].tree("main").keys() == {".gitattributes"}
     hub.stall.clear()
     hub.sent.clear()
@@ -277,6 +289,14 @@ def test_whose_licence(send: Push, hub: Hub, pte: Path) -> None:
     data = ModelCard(send(dry_run=True).card).data.to_dict()
     assert (data["license"], data["license_name"], data["language"]) == ("other", "theirs", ["en", "de"])
     assert (data["base_model"], data["base_model_relation"]) == ("big/base", "quantized")
+    assert data["license_link"] == f"{hub.endpoint}/big/base/blob/{COMMIT}/LICENSE"
+
+
+def test_the_base_model_of_a_kept_calibrated_checkpoint() -> None:
+    record = {"checkpoint": {"name": f"big/base@{COMMIT} + 1 * lora", "adapters": []}}
+    checkpoint = {"name": "KEPT", "kind": "folder", "revision": None, "card": {}}
+    origin = find_origin({"checkpoint": checkpoint, "calibration": record}, "mit", None)
+    assert (origin.base_model, origin.license) == ("big/base", "mit")
 
 
 def printed_commands(card: str) -> list[list[str]]:

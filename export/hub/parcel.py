@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def gather(pte: Path, quantized: Path | None, bench: Sequence[Path] = (), unveri
         items.append(_item(evaluation_path(pte), evaluation_path(pte).name))
     elif evaluation_path(pte).is_file():
         notes.append(f"{evaluation_path(pte).name} is of other bytes than {pte.name} has now, and left out")
-    results = [_result(pte, program, file) for file in bench] or _results_beside(pte, program)
+    results = [_result(pte, program, file) for file in bench] or _results_beside(pte, program, manifest["files"])
     if quantized is not None:
         items += _kept(quantized, manifest)
     return Parcel(pte, manifest, tuple(items), evaluation, tuple(results), tuple(notes))
@@ -116,10 +116,12 @@ def _result(pte: Path, program: Item, file: Path) -> Document:
     return document
 
 
-def _results_beside(pte: Path, program: Item) -> list[Document]:
-    """Measurements in the file's folder that have its sha256, by their names."""
+def _results_beside(pte: Path, program: Item, known: Collection[str]) -> list[Document]:
+    """Measurements in the file's folder that have its sha256, by their names; not among `known`, large JSON too."""
     found = []
     for file in sorted(folder_of(pte).glob("*.json")):
+        if file.name in known:
+            continue
         try:
             document = read_result(file)
         except BadInput:  # other JSON

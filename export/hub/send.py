@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from checkpoints.errors import BadInput
 from checkpoints.hub import is_id, reason
+from export.engine.tokenizer import COMPANIONS, TOKENIZERS
 from export.hub.card import FILE_KEY
 from export.hub.parcel import Item, Parcel
 
@@ -65,11 +66,11 @@ def send(parcel: Parcel, items: Sequence[Item], target: Target) -> Sent:
     api = HfApi()
     with told(target):
         info = _prepare(api, target)
-        _check_taken(info, parcel, target)
+        stale = _check_taken(info, parcel, target)
         there = frozenset(item.path for item in items if _digest(item, info) in _digests(info, item.path))
         new = [item for item in items if item.path not in there]
         url = f"{api.endpoint}/{target.repo}" + ("" if target.revision == "main" else f"/tree/{target.revision}")
-        if not new:
+        if not new and not stale:
             return Sent(url, None, there)
         content = [item.content if isinstance(item.content, bytes) else str(item.content) for item in new]
         added = [CommitOperationAdd(item.path, data) for item, data in zip(new, content, strict=True)]
@@ -78,7 +79,8 @@ def send(parcel: Parcel, items: Sequence[Item], target: Target) -> Sent:
             if operation.upload_info.sha256.hex() != item.sha256:
                 raise BadInput(f"{item.path} changed while it was sent: {target} is as it was, run again")
         message = f"Publish {parcel.pte.name}"
-        commit = api.create_commit(target.repo, added, commit_message=message, revision=target.revision)
+        gone = [CommitOperationDelete(name) for name in stale]
+        commit = api.create_commit(target.repo, [*added, *gone], commit_message=message, revision=target.revision)
     return Sent(url, commit.oid, there)
 
 
@@ -102,9 +104,13 @@ def _prepare(api: HfApi, target: Target) -> Any:
         return api.model_info(target.repo, revision=target.revision, files_metadata=True)
 
 
-def _check_taken(info: Any, parcel: Parcel, target: Target) -> None:
-    """Raise BadInput where names that a phone or the hub looks for are another model's there."""
+def _check_taken(info: Any, parcel: Parcel, target: Target) -> list[str]:
+    """Raise BadInput where names that a phone or the hub looks for are another model's there.
+
+    Returns those that an older file of this name had beside it and this one has not.
+    """
     names = {file.rfilename for file in info.siblings}
+    more = [name for name in (*TOKENIZERS, *COMPANIONS) if name in names and name not in parcel.companions]
     others = sorted(name for name in names if name.endswith(".pte") and "/" not in name and name != parcel.pte.name)
     for item in parcel.items if others else ():
         if item.path in parcel.companions and _digest(item, info) not in _digests(info, item.path):
@@ -112,15 +118,20 @@ def _check_taken(info: Any, parcel: Parcel, target: Target) -> None:
                 f"{target} has {others[0]} with another {item.path}, and a phone finds it by its name: give each "
                 f"model a repository or a branch (--revision) of its own"
             )
-    if "README.md" not in names or target.replace_card:
-        return
-    card = ModelCard.load(
-        HfApi().hf_hub_download(target.repo, "README.md", revision=info.sha), ignore_metadata_errors=True
-    )
-    if card.data.get(FILE_KEY) != parcel.pte.name:
+    ours = False
+    if "README.md" in names:
+        readme = HfApi().hf_hub_download(target.repo, "README.md", revision=info.sha)
+        ours = ModelCard.load(readme, ignore_metadata_errors=True).data.get(FILE_KEY) == parcel.pte.name
+        if not ours and not target.replace_card:
+            raise BadInput(
+                f"{target} has a README.md that is not the card of {parcel.pte.name}: --replace-card replaces it"
+            )
+    if more and (others or not ours):
         raise BadInput(
-            f"{target} has a README.md that is not the card of {parcel.pte.name}: --replace-card replaces it"
+            f"{target} has a {more[0]}, which {parcel.pte.name} was not exported with and which would be taken for "
+            f"its own: remove it there, or take another repository or branch"
         )
+    return more
 
 
 def _digest(item: Item, info: Any) -> str:
