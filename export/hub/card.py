@@ -134,11 +134,10 @@ def _made(parcel: Parcel) -> str:
     manifest = parcel.manifest
     packages = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items())
     lines = ["\n".join(f"    {spelled(words)}" for words in commands(manifest))]
-    same = f"The same input gives the same bytes. Packages: {packages}."
-    named = manifest["checkpoint"]["kind"] in ("folder", "gguf") or manifest["checkpoint"]["adapters"]
-    if named and manifest["checkpoint"]["kind"] != "hub":
-        same += f" The sha256 of every input is in `{manifest_path(parcel.pte).name}`."
-    lines.append(same)
+    lines.append(
+        f"The same input gives the same bytes; the sha256 of every input is in `{manifest_path(parcel.pte).name}`. "
+        f"Packages: {packages}."
+    )
     if record := manifest.get("calibration"):
         lines.append(
             f"Levels were chosen on text ({record['method']}, {record['sequences']} sequences of "
