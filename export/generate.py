@@ -41,13 +41,14 @@ def generate(
 
     `on_text` gets the answer piece by piece.
     """
-    path, words = resolve_file(file), None if tokenizer is None else Path(tokenizer)
-    with hushed(f"{path}: ExecuTorch's runtime ended the process on this file", verbose):
+    words = None if tokenizer is None else Path(tokenizer)
+    with hushed(f"{file}: ExecuTorch's runtime ended the process on this file", verbose):
         from export.engine.generation import Request, answer  # imports torch
 
         folder = None if packed is None else Path(packed)
         request = Request(prompt, system, raw, max_new_tokens, temperature, engine, folder, draft_tokens)
         request.check()
+        path = resolve_file(file)
         read_head(path)
         return answer(path, words, request, on_text)
 

@@ -82,8 +82,10 @@ def test_a_command_takes_it(hub: Hub, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Paris" in json.loads(done.stdout)["text"]
-    done = subprocess.run([*command[:3], "hf:no one"], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    command[3] = "hf:no one"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: 'hf:no one' is not of the form hf:USER/NAME")
 
 
 def test_every_command_takes_it(ask: Ask, tiny_pte: Path) -> None:
