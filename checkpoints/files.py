@@ -70,10 +70,24 @@ def sha256(path: Path) -> str:
 
 def input_sha256(path: Path) -> str:
     """Of a checkpoint's file: the hub's client calls large files in its cache by their sha256, as the hub told it."""
-    stored = path.resolve()
-    if path.is_symlink() and stored.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", stored.name):
-        return stored.name
-    return sha256(path)
+    blob = hub_blob(path)
+    return blob.name if blob and re.fullmatch("[0-9a-f]{64}", blob.name) else sha256(path)
+
+
+def folder_of(path: Path) -> Path:
+    """Where a file's neighbours lie: a link's beside what it leads to, unless that is a blob of the hub's cache."""
+    return (path.absolute() if hub_blob(path) else path.resolve()).parent
+
+
+def hub_blob(path: Path) -> Path | None:
+    """What a file of a snapshot in the hub's cache is a link to, called as the hub calls its content; None elsewhere.
+
+    That may itself be a link, to a store that repositories share and where names are other hashes.
+    """
+    if not path.is_symlink():
+        return None
+    blob = Path(os.path.normpath(path.absolute().parent / path.readlink()))
+    return blob if blob.parent.name == "blobs" else None
 
 
 # ---- one file

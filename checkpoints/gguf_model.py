@@ -5,6 +5,7 @@ interleaves for its own rotary embedding; that is undone when rows are read. Nam
 converter (convert_hf_to_gguf.py) writes. Knows nothing of tokenizers.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -54,6 +55,18 @@ def gguf_tensors(file: Path) -> dict[str, Entry]:
             part = "mlp.gate_up_proj"  # Phi-3's is one matrix, which llama.cpp calls ffn_up
         entries[f"model.layers.{layer[1]}.{part}.weight"] = _ordered(file, name, entry, heads.get(layer[2], 0))
     return entries
+
+
+def gguf_card(metadata: Mapping[str, Any]) -> str:
+    """What the metadata say of licence and languages, as the head of a README.md of the hub; JSON is YAML."""
+    keys = {
+        "license": "license",
+        "license_name": "license.name",
+        "license_link": "license.link",
+        "language": "languages",
+    }
+    found = {name: metadata.get(f"general.{key}") for name, key in keys.items()}
+    return "".join(["---\n", *(f"{name}: {json.dumps(found[name])}\n" for name in found if found[name]), "---\n"])
 
 
 def gguf_config(file: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Entry]) -> dict[str, Any]:

@@ -1,30 +1,18 @@
 """Finds the folder of a checkpoint: on this disk, also of a GGUF file, of the small models, or on the hub.
 
-The hub part is snapshot_download of huggingface_hub with its cache, retries and progress bars; this module
-adds the default model, pinned revisions and one-sentence errors. It does not look inside what it finds, but for
-whether a model's adapters lie in folders of their own.
+The hub part is `checkpoints.hub`; this module adds the default model and pinned revisions. It does not look inside
+what it finds, but for whether a model's adapters lie in folders of their own.
 """
 
-import errno
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    IncompleteSnapshotError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from checkpoints.errors import BadInput
+from checkpoints.hub import ask, download, is_id, is_reference, parse_reference
 
 DEFAULT = "microsoft/Phi-4-mini-instruct"
 MULTIMODAL = "microsoft/Phi-4-multimodal-instruct"
@@ -38,7 +26,6 @@ PINNED = {
     MULTIMODAL: "93f923e1a7727d1c4f446756212d9d3e8fcc5d81",
 }
 
-TIMEOUT = 10.0  # seconds for the first answer of the hub
 WAYS_ON = f"pass --checkpoint DIR for a folder you have, or --checkpoint {EMBEDDED} for the small model included"
 
 
@@ -93,7 +80,8 @@ def resolve(checkpoint: str | None, revision: str | None = None) -> Source:
 
     None is Phi-4-mini-instruct at its pinned commit. An existing folder wins over a hub id of the same name. Of a
     GGUF file it is the one that `checkpoints.gguf_folder` makes.
-    `revision` is a branch, tag or commit of the hub; other models than the default use main without it.
+    `revision` is a branch, tag or commit of the hub; other models than the default use main without it. A hub id may
+    also be written as hf:USER/NAME[@REVISION][/FOLDER].
     Raises BadInput for a name that is neither, and for a hub that does not answer or does not have it.
     """
     name = DEFAULT if checkpoint is None else checkpoint
@@ -111,9 +99,21 @@ def resolve(checkpoint: str | None, revision: str | None = None) -> Source:
         return _local(gguf_folder(Path(name)), Path(name).stem, revision, "gguf")
     if os.path.exists(name):
         raise BadInput(f"{name} is a file, --checkpoint takes the folder it is in, or a .gguf")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+    if is_reference(name):
+        return _referred(name, revision)
+    if not is_id(name):
         raise BadInput(_neither(name))
     return _from_hub(name, revision or PINNED.get(name, "main"))
+
+
+def _referred(name: str, revision: str | None) -> Source:
+    found = parse_reference(name)
+    if found.path and found.path.endswith(".pte"):
+        raise BadInput(f"{name} is a .pte, --checkpoint takes the checkpoint that one is made of")
+    if revision and found.revision and revision != found.revision:
+        raise BadInput(f"{name} names the revision {found.revision}, --revision {revision}")
+    wanted = found.revision or revision or PINNED.get(found.repo, "main")
+    return _from_hub(found.repo, wanted, found.path and found.path.strip("/"))
 
 
 def _local(folder: Path, name: str, revision: str | None, kind: Kind) -> Source:
@@ -124,32 +124,22 @@ def _local(folder: Path, name: str, revision: str | None, kind: Kind) -> Source:
     return Source(folder, name, None, kind)
 
 
-def _from_hub(name: str, revision: str) -> Source:
+def _from_hub(name: str, revision: str, part: str | None = None) -> Source:
+    """The checkpoint at the top of a repository, or in one of its folders."""
     from checkpoints.files import PATTERNS  # imports torch
     from checkpoints.phi4mm_config import FOLDERS
 
-    wanted = f"{name}@{revision}"
-    # Without a network the client repeats its own first question for half a minute; this one asks once. Its
-    # errors come from whichever HTTP library it is built on, so all are caught and told by name.
-    failure: Exception | None = None
-    try:
-        HfApi().model_info(name, revision=revision, timeout=TIMEOUT)
-    except HFValidationError:
-        raise BadInput(_neither(name)) from None
-    except Exception as problem:
-        failure = problem
-    get = partial(snapshot_download, name, revision=revision, local_files_only=failure is not None)
-    try:
-        # Subfolders hold copies of the weights in other formats, and adapters, which the shards may have as well.
-        found = get(allow_patterns=PATTERNS, ignore_patterns=["*/*"])
-        if _has_adapter_folders(Path(found)):
-            get(allow_patterns=[f"{folder}/adapter_*" for folder in FOLDERS.values()])
-    except Exception as problem:
-        if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
-            raise
-        raise BadInput(_absent(wanted, failure, problem)) from None
-    folder = Path(found)
-    return Source(folder, name, folder.name, "hub")  # the cache names the folder of a snapshot by its commit
+    inside = f"{part}/" if part else ""
+    answer = ask(name, revision)
+    # Subfolders hold copies of the weights in other formats, and adapters, which the shards may have as well.
+    snapshot = download(answer, [inside + pattern for pattern in PATTERNS], [f"{inside}*/*"], WAYS_ON)
+    folder = snapshot / inside
+    if not folder.is_dir():
+        raise BadInput(f"{name}@{revision} has no checkpoint in a folder {part}")
+    if _has_adapter_folders(folder):
+        download(answer, [f"{inside}{adapter}/adapter_*" for adapter in FOLDERS.values()], [], WAYS_ON)
+    # The cache names the folder of a snapshot by its commit.
+    return Source(folder, f"hf:{name}/{part}" if part else name, snapshot.name, "hub")
 
 
 def _has_adapter_folders(folder: Path) -> bool:
@@ -165,27 +155,3 @@ def _has_adapter_folders(folder: Path) -> bool:
 
 def _neither(name: str) -> str:
     return f"{name!r} is neither an existing folder nor a hub id like {DEFAULT}"
-
-
-def _absent(wanted: str, failure: Exception | None, problem: Exception) -> str:
-    """The sentence for a checkpoint that is not to be had.
-
-    `failure` is why the hub did not answer the first question, None if it did; `problem` is why the download,
-    or after a failure the look into the cache, came to nothing.
-    """
-    cause = failure or problem
-    if isinstance(cause, GatedRepoError):
-        return f"{wanted} is gated: accept its terms on the hub and log in with `hf auth login`, or {WAYS_ON}"
-    if isinstance(cause, RevisionNotFoundError):
-        return f"the hub has no revision {wanted}: check it, or {WAYS_ON}"
-    if isinstance(cause, RepositoryNotFoundError):
-        return f"the hub has no {wanted}, or it is private and you are not logged in: check it, or {WAYS_ON}"
-    if failure is None:
-        return f"the download of {wanted} stopped ({_reason(cause)}): run again, files already whole are kept"
-    cache = "only partly" if isinstance(problem, IncompleteSnapshotError) else "not"
-    return f"{wanted} is {cache} in the local cache and asking the hub failed ({_reason(cause)}): {WAYS_ON}"
-
-
-def _reason(problem: Exception) -> str:
-    text = " ".join(re.split(r"\.?\s*\n|: offline mode", str(problem))[0].split())
-    return f"{type(problem).__name__}: {text[:160]}"

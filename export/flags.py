@@ -6,6 +6,8 @@ from argparse import ArgumentParser
 
 from checkpoints.source import DEFAULT, EMBEDDED, SMOLLM2
 
+FILE_HELP = "the .pte, or hf:USER/NAME[@REVISION][/FILE.pte] of the hub"
+
 
 def command_parser(name: str, doc: str | None) -> ArgumentParser:
     """A parser for `python -m export.<name>` that is described by the first paragraph of its module."""

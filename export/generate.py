@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 from checkpoints.errors import run
 from export.engine.native_output import hushed, to_nothing
-from export.flags import command_parser
+from export.flags import FILE_HELP, command_parser
 from export.progress import quiet
+from export.ptefile.find import resolve_file
 from export.ptefile.magic import read_head
 
 if TYPE_CHECKING:
@@ -36,14 +37,18 @@ def generate(
     on_text: Callable[[str], object] = lambda text: None,
     verbose: bool = False,
 ) -> Generation:
-    """Run a `.pte` on a prompt; `on_text` gets the answer piece by piece. See `export.engine.generation.answer`."""
-    path, words = Path(file), None if tokenizer is None else Path(tokenizer)
-    with hushed(f"{path}: ExecuTorch's runtime ended the process on this file", verbose):
+    """Run a `.pte`, also hf:USER/NAME, on a prompt; see `export.engine.generation.answer`.
+
+    `on_text` gets the answer piece by piece.
+    """
+    words = None if tokenizer is None else Path(tokenizer)
+    with hushed(f"{file}: ExecuTorch's runtime ended the process on this file", verbose):
         from export.engine.generation import Request, answer  # imports torch
 
         folder = None if packed is None else Path(packed)
         request = Request(prompt, system, raw, max_new_tokens, temperature, engine, folder, draft_tokens)
         request.check()
+        path = resolve_file(file)
         read_head(path)
         return answer(path, words, request, on_text)
 
@@ -74,7 +79,7 @@ def show_stats(generation: Generation) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("generate", __doc__)
-    parser.add_argument("file", metavar="FILE", help="the .pte")
+    parser.add_argument("file", metavar="FILE", help=FILE_HELP)
     parser.add_argument("prompt")
     parser.add_argument("--tokenizer", metavar="PATH", help="default: the one beside the file")
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the prompt")

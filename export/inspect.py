@@ -8,6 +8,7 @@ dynamic int8 activations. Judges and shows what `export.ptefile.dissect` finds; 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections import Counter, defaultdict
@@ -23,9 +24,10 @@ from rich.table import Table
 from rich.text import Text
 
 from checkpoints.errors import BadInput, run
-from export.flags import command_parser
+from export.flags import FILE_HELP, command_parser
 from export.manifest import read_manifest
 from export.progress import quiet
+from export.ptefile.find import resolve_file
 
 if TYPE_CHECKING:
     from export.ptefile.contents import Contents, Linear
@@ -74,7 +76,7 @@ class Inspection:
 
 
 def inspect(
-    file: Path, *, strict: bool = False, linears: str | None = None, head_bits: int | None = None
+    file: str | os.PathLike[str], *, strict: bool = False, linears: str | None = None, head_bits: int | None = None
 ) -> Inspection:
     """Read a `.pte` and, if `strict`, check it; BadInput if it is none.
 
@@ -83,11 +85,12 @@ def inspect(
     from export.ptefile.dissect import read_contents  # imports executorch, which takes seconds and warns
     from export.ptefile.reader import open_pte
 
-    contents = read_contents(open_pte(file))
+    path = resolve_file(file)
+    contents = read_contents(open_pte(path))
     if not strict:
-        return Inspection(file, contents, None, ())
-    expected = _expected(file, linears, head_bits)
-    return Inspection(file, contents, expected, tuple(problems(contents, expected)))
+        return Inspection(path, contents, None, ())
+    expected = _expected(path, linears, head_bits)
+    return Inspection(path, contents, expected, tuple(problems(contents, expected)))
 
 
 def _expected(file: Path, linears: str | None, head_bits: int | None) -> Expected:
@@ -295,7 +298,7 @@ def _pattern(name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("inspect", __doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="a .pte, made by anyone")
+    parser.add_argument("file", metavar="FILE", help=f"{FILE_HELP}, made by anyone")
     parser.add_argument("--strict", action="store_true", help="exit with 1 unless everything is quantized as asked")
     parser.add_argument("--linears", choices=("8da4w", "fp32"), help="what --strict asks for (default: the manifest)")
     parser.add_argument("--head-bits", type=int, choices=(4, 8), help="of lm_head (default: the manifest, else 4)")

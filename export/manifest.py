@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from checkpoints.errors import BadInput
-from checkpoints.files import sha256
+from checkpoints.files import folder_of, sha256
 
 if TYPE_CHECKING:
     from checkpoints.config import ModelConfig
@@ -107,7 +107,7 @@ def check_beside(pte: Path, names: Iterable[str]) -> None:
     if (listed := (own_manifest(pte) or {}).get("files")) is None:
         return
     for name in names:
-        path = pte.resolve().parent / name
+        path = folder_of(pte) / name
         if path.is_file() and sha256(path) != listed.get(name):
             how = f"another {name} than" if name in listed else f"a {name}, but not"
             raise BadInput(f"{path.parent} has {how} what {pte.name} was exported with, by {manifest_path(pte).name}")

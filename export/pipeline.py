@@ -18,6 +18,7 @@ from checkpoints.config import ADAPTER, ModelConfig, read_config
 from checkpoints.errors import BadInput
 from checkpoints.files import aside, check_folder, input_sha256, reserve, sha256
 from checkpoints.lora_settings import WEIGHTS as ADAPTER_WEIGHTS
+from checkpoints.model_card import read_card
 from checkpoints.source import Source
 from export.engine.tokenizer import (
     COMPANIONS,
@@ -79,7 +80,7 @@ def export_checkpoint(
     Raises BadInput for anything wrong with the input, and leaves nothing under the final names then, nor when
     interrupted or when the proof fails.
     """
-    stages = Stages()
+    stages, chosen = Stages(), options
     with (
         Pool(PROCESSES, "export.program.weight_writer", environment=ENVIRONMENT) as pool,
         stages.running(),
@@ -132,6 +133,8 @@ def export_checkpoint(
             manifest = make_manifest(
                 config, options, graph.planned_bytes, file, source, hashed, notes, asdict(report) if report else None
             )
+            manifest["chosen"] = {"bos_id": chosen.bos_id, "eos_ids": list(chosen.eos_ids)}  # None, []: checkpoint's
+            manifest["checkpoint"]["card"] = read_card((original or source).folder)
             manifest["calibration"] = read_record(source.folder)
             manifest["export"] = {"seconds": dict(stages.seconds), "peak_memory_bytes": stages.peak_bytes}
             return Exported(out, publish_all(partial, companions, manifest), companions.tokenizer, manifest)

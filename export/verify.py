@@ -33,8 +33,9 @@ from rich.table import Table
 
 from checkpoints.errors import run
 from checkpoints.source import Given, Source, find_source
-from export.flags import add_adapters, add_checkpoint, command_parser
+from export.flags import FILE_HELP, add_adapters, add_checkpoint, command_parser
 from export.progress import quiet
+from export.ptefile.find import resolve_file
 from export.verification import verify as verification
 from export.verification.extent import SHORT, Extent
 
@@ -62,9 +63,9 @@ def verify(
     `text` is a file in UTF-8 (default: the checkpoint's heldout.txt, else a page of English) of which `tokens` are
     compared. `short` is what an export ends with; `long` goes past original_max_position_embeddings.
     """
-    extent = _extent(text, tokens, short, long)
+    extent, path = _extent(text, tokens, short, long), resolve_file(file)
     source, base = _sources(checkpoint, original, given)
-    return verification.verify(Path(file), source, extent, progress, base)
+    return verification.verify(path, source, extent, progress, base)
 
 
 def verify_emulated(
@@ -87,9 +88,9 @@ def verify_emulated(
     from export.verification.arm64.toolchain import check_cpus  # for Linux alone
 
     check_cpus(cpu)  # before a download
-    extent = _extent(text, tokens, short, long)
+    extent, path = _extent(text, tokens, short, long), resolve_file(file)
     source, base = _sources(checkpoint, original, given)
-    return verification.verify_emulated(Path(file), source, extent, cpu, progress, base)
+    return verification.verify_emulated(path, source, extent, cpu, progress, base)
 
 
 def _sources(checkpoint: str | None, original: str | None, given: Given) -> tuple[Source, Source | None]:
@@ -152,7 +153,7 @@ def _calibrated(record: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see the module docstring."""
     parser = command_parser("verify", __doc__)
-    parser.add_argument("file", metavar="FILE", help="the .pte")
+    parser.add_argument("file", metavar="FILE", help=FILE_HELP)
     add_checkpoint(parser)
     add_adapters(parser)
     parser.add_argument(

@@ -17,6 +17,7 @@ from export.bench.contract import OPTIONS, Option
 from export.bench.finish import Ending, Finished, tell
 from export.bench.outcome import Outcome, Watch
 from export.bench.plan import Plan, PlanFlags, StrPath, flag_name, make_plan, parse_lengths, parse_tolerance
+from export.flags import FILE_HELP
 from export.progress import quiet
 
 Measure = Callable[[Plan, Watch], list[Outcome]]
@@ -115,7 +116,7 @@ def bench_ios(*, serial: Sequence[str] = (), app: StrPath | None = None, **flags
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """The flags that every device has."""
-    parser.add_argument("--pte", type=Path, metavar="FILE", required=True, help="the model")
+    parser.add_argument("--pte", metavar="FILE", required=True, help=FILE_HELP)
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: the one beside the model")
     for name, option in OPTIONS.items():
         _add_option(parser, name, option)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Required, TypedDict, Unpack
 
 from checkpoints.errors import BadInput
+from checkpoints.files import folder_of
 from export.bench import contract
 from export.bench.model import check_tokenizer, manifest_facts
+from export.ptefile.find import resolve_file
 from export.ptefile.magic import read_head
 
 StrPath = str | os.PathLike[str]
@@ -73,7 +75,7 @@ def make_plan(**flags: Unpack[PlanFlags]) -> Plan:
     for name, option in contract.OPTIONS.items():
         _check(f"--{flag_name(name).replace('_', '-')}", values[name], option)
     values["prompt_tokens"] = tuple(values["prompt_tokens"])
-    pte, given = Path(flags["pte"]), flags.get("tokenizer")
+    pte, given = resolve_file(flags["pte"]), flags.get("tokenizer")
     read_head(pte)
     plan = Plan(pte, _tokenizer(pte) if given is None else Path(given), **values)
     if not plan.tokenizer.is_file():
@@ -112,7 +114,7 @@ def _tokenizer(pte: Path) -> Path:
     from export.engine.tokenizer import find_tokenizer
 
     try:
-        found = find_tokenizer(pte.resolve().parent)
+        found = find_tokenizer(folder_of(pte))
     except BadInput as problem:
         raise BadInput(f"{problem}: give a tokenizer with --tokenizer") from None
     check_tokenizer(pte, found)

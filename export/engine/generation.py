@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from checkpoints.errors import BadInput
+from checkpoints.files import folder_of
 from export.engine.chat_template import chat_prompt
 from export.engine.memory import own_memory, trim
 from export.engine.runner import Facts, check_fits, import_runner, numbers_tokenizer, read_facts
@@ -117,7 +118,7 @@ def answer(path: Path, tokenizer_path: Path | None, request: Request, on_text: C
     """
     if tokenizer_path is None:
         try:
-            tokenizer_path = find_tokenizer(path.resolve().parent)
+            tokenizer_path = find_tokenizer(folder_of(path))
         except BadInput as problem:
             raise BadInput(f"{problem}: give a tokenizer with --tokenizer") from None
         check_beside(path, [tokenizer_path.name] if request.raw else [tokenizer_path.name, *COMPANIONS])

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from checkpoints.errors import BadInput
-from checkpoints.files import sha256
+from checkpoints.files import folder_of, sha256
 
 try:
     from lm_eval import simple_evaluate
@@ -27,6 +28,8 @@ except ImportError as problem:
 from export.engine.chat_template import chat_prompt
 from export.engine.tokenizer import find_tokenizer, load_tokenizer
 from export.evaluation.answers import Continuation, Prompt, likelihoods, texts
+from export.evaluation.record import check_saving, save_evaluation, tasks_part
+from export.ptefile.find import resolve_file, resolve_name
 from export.ptefile.reader import open_pte
 from export.ptefile.weights import constant
 from export.subprocess_call import Child
@@ -43,11 +46,11 @@ class PocketphiLM(TemplateLM):
 
     def __init__(self, pte: str, parallel: int = 1, **unused: Any) -> None:  # batch_size, device … of the command
         super().__init__()
-        self.path, self.parallel = Path(pte), int(parallel)
+        self.path, self.parallel = resolve_file(pte), int(parallel)
         opened = open_pte(self.path)
         self.max_length = constant(opened, "get_max_context_len")
         self._prefix = constant(opened, "get_bos_id")
-        self._folder = self.path.resolve().parent
+        self._folder = folder_of(self.path)
         self._words = load_tokenizer(find_tokenizer(self._folder))
 
     @property
@@ -121,6 +124,7 @@ class PocketphiLM(TemplateLM):
 def answer_tasks(
     models: Sequence[str],
     limit: int | None,
+    save: bool,
     tasks: Sequence[str],
     include: str | None,
     chat: bool,
@@ -128,6 +132,8 @@ def answer_tasks(
     parallel: int,
 ) -> dict[str, Any]:
     """Name of each `.pte` -> the harness's results by task; see the flags of `export.evaluate`."""
+    models = [resolve_name(name) for name in models]
+    files = check_saving(models) if save else {}
     if parallel < 1:
         raise BadInput(f"--parallel must be at least 1, it is {parallel}")
     if include is not None and not Path(include).is_dir():
@@ -157,6 +163,8 @@ def answer_tasks(
         results[Path(name).name] = {
             key: found[key] for key in ("results", "n-samples", "versions", "n-shot") if key in found
         }
+        if save:
+            save_evaluation(files[name], tasks=tasks_part(found, version("lm_eval"), limit, chat))
     return results
 
 

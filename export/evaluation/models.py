@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from checkpoints.errors import BadInput
+from checkpoints.files import folder_of
 from checkpoints.source import find_source
 from export.engine.session import Session
 from export.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+from export.ptefile.find import resolve_file
 from export.ptefile.reader import open_pte
 from export.ptefile.weights import constant, logits_positions, run_bytes
 from export.quantization.recipe import Recipe
@@ -48,7 +50,7 @@ class FileModel:
         self.chunk = constant(opened, "get_max_seq_len")
         self.rows = min(self.chunk, logits_positions(opened))
         try:
-            self.tokenizer = load_tokenizer(find_tokenizer(path.resolve().parent))
+            self.tokenizer = load_tokenizer(find_tokenizer(folder_of(path)))
         except BadInput as problem:
             raise BadInput(f"{problem}, and {path.name} is evaluated with the tokenizer beside it") from None
         check_memory(path, run_bytes(opened))
@@ -87,4 +89,4 @@ class CheckpointModel:
 
 def open_model(name: str) -> Model:
     """A `.pte` by its suffix, else a checkpoint as --checkpoint names it."""
-    return FileModel(Path(name)) if name.endswith(".pte") else CheckpointModel(name)
+    return FileModel(resolve_file(name)) if name.endswith(".pte") else CheckpointModel(name)

@@ -1,23 +1,19 @@
 """resolve, with the real hub client in a process of its own against a small hub on the loopback interface."""
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import checkpoints
 from checkpoints.errors import BadInput
 from checkpoints.source import DEFAULT, MULTIMODAL, PINNED, resolve
+from tests.hub import COMMIT, Hub, Repo, client_environment, serving
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/tiny"
 COMMAND = """
 import sys
@@ -32,77 +28,6 @@ run(main, [arg or None for arg in sys.argv[1:]])
 """
 
 
-class Hub(ThreadingHTTPServer):
-    """The parts of the hub's interface that a download uses, for one repository."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = files
-        self.repos = {REPO: COMMIT, DEFAULT: PINNED[DEFAULT]}
-        self.gated = False
-        self.cut: set[str] = set()  # files of which the next download breaks off half way
-        self.asked: list[str] = []
-        self.ranges: list[str] = []
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        self.server.asked.append(f"{self.command} {path}")
-        api, _, rest = path.removeprefix("/api/models/").partition("/revision/")
-        if rest:
-            if api not in self.server.repos:
-                return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-            commit = self.server.repos[api]
-            if rest not in ("main", commit):
-                return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            return self.answer(200, json.dumps({"id": api, "sha": commit}).encode())
-        if "/tree/" in path:
-            files = self.server.files.items()
-            tree = [{"type": "file", "path": k, "size": len(v), "oid": git_id(v)} for k, v in files]
-            return self.answer(200, json.dumps(tree).encode())
-        _, _, rest = path.partition("/resolve/")
-        commit, _, name = rest.partition("/")
-        if self.server.gated:
-            return self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
-        data = self.server.files[name]
-        self.answer(200, data, {"X-Repo-Commit": commit, "ETag": f'"{git_id(data)}"'}, name)
-
-    def answer(self, status: int, data: bytes, headers: dict[str, str] | None = None, name: str = "") -> None:
-        start = 0
-        if wanted := self.headers.get("Range"):
-            self.server.ranges.append(wanted)
-            start = int(wanted.removeprefix("bytes=").partition("-")[0])
-            status = 206
-        self.send_response(status)
-        for key, value in (headers or {}).items():
-            self.send_header(key, value)
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if name in self.server.cut:
-            self.server.cut.remove(name)
-            self.wfile.write(data[: len(data) // 2])
-            self.close_connection = True
-        else:
-            self.wfile.write(data[start:])
-
-
-def git_id(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
 @pytest.fixture
 def hub(tiny_folder: Path) -> Iterator[Hub]:
     files = {file.name: file.read_bytes() for file in tiny_folder.iterdir()}
@@ -112,21 +37,14 @@ def hub(tiny_folder: Path) -> Iterator[Hub]:
         "pytorch_model.bin": b"\x80",
         "onnx/config.json": b"{}",
     }
-    server = Hub(files)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving({REPO: Repo(files), DEFAULT: Repo(files, PINNED[DEFAULT])}) as server:
+        yield server
 
 
 def ask(home: Path, *args: str, port: int = 9, **env: str) -> subprocess.CompletedProcess[str]:
     """Run resolve(*args) with a hub at `port` (9 refuses connections) and the client's cache under `home`."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    clean |= {"HF_HOME": str(home), "HF_ENDPOINT": f"http://127.0.0.1:{port}", "NO_PROXY": "127.0.0.1"}
-    clean |= {"HF_HUB_DISABLE_TELEMETRY": "1", "COLUMNS": "200"} | env
     command = [sys.executable, "-c", COMMAND, *args]
+    clean = client_environment(home, f"http://127.0.0.1:{port}", **env)
     return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=60)
 
 
@@ -146,7 +64,7 @@ def test_download_then_cache_then_offline(hub: Hub, tmp_path: Path) -> None:
     assert (name, revision, kind) == (REPO, COMMIT, "hub")
     found = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
     unwanted = ("modeling_phi3.py", "pytorch_model.bin", "onnx/config.json")
-    assert found == {name: data for name, data in hub.files.items() if name not in unwanted}
+    assert found == {name: data for name, data in hub.repos[REPO].files.items() if name not in unwanted}
     assert not any(f"GET /{REPO}/resolve/{COMMIT}/{name}" in hub.asked for name in unwanted)
 
     hub.asked.clear()
@@ -156,6 +74,24 @@ def test_download_then_cache_then_offline(hub: Hub, tmp_path: Path) -> None:
 
     for offline in (ask(tmp_path, REPO), ask(tmp_path, REPO, COMMIT, HF_HUB_OFFLINE="1")):
         assert (offline.returncode, offline.stdout) == (0, first.stdout)
+
+
+def test_other_ways_to_write_a_hub_id(hub: Hub, tmp_path: Path) -> None:
+    port = hub.server_port
+    plain = ask(tmp_path, REPO, port=port).stdout
+    for name in (f"hf:{REPO}", f"hf:{REPO}@{COMMIT}"):
+        assert ask(tmp_path, name, port=port).stdout == plain
+    files = hub.repos[REPO].files
+    hub.repos["someone/kept"] = Repo({"README.md": b"x", **{f"quantized/{name}": files[name] for name in files}})
+    found = ask(tmp_path, "hf:someone/kept/quantized", port=port)
+    folder, name, revision, kind = found.stdout.strip().split("|")
+    assert (name, revision, kind) == ("hf:someone/kept/quantized", COMMIT, "hub")
+    assert Path(folder).name == "quantized" and Path(folder, "config.json").is_file()
+    assert not Path(folder, "onnx").exists() and not Path(folder, "..", "README.md").exists()
+    refused(ask(tmp_path, "hf:someone/kept/nowhere", port=port), "someone/kept@main has no checkpoint in a folder")
+    refused(ask(tmp_path, f"hf:{REPO}@v1", "v2", port=port), "names the revision v1, --revision v2")
+    refused(ask(tmp_path, f"hf:{REPO}/a.pte", port=port), "is a .pte, --checkpoint takes")
+    refused(ask(tmp_path, "hf:nobody", port=port), "is not of the form hf:USER/NAME")
 
 
 def test_the_default_is_asked_for_at_its_pin(hub: Hub, tmp_path: Path) -> None:
@@ -170,8 +106,8 @@ def test_adapters_in_folders_are_fetched_for_the_model_that_has_them_there(hub: 
         "vision-lora/adapter_model.safetensors": b"A",
         "x/y.json": b"",
     }
-    hub.files |= folders
-    hub.repos[MULTIMODAL] = PINNED[MULTIMODAL]
+    files = hub.repos[REPO].files | folders
+    hub.repos[MULTIMODAL] = Repo(files, PINNED[MULTIMODAL])
 
     def fetched(home: Path) -> set[str]:
         result = ask(home, MULTIMODAL, port=hub.server_port)
@@ -183,9 +119,9 @@ def test_adapters_in_folders_are_fetched_for_the_model_that_has_them_there(hub: 
         return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} & folders.keys()
 
     assert fetched(tmp_path / "phi3") == set()
-    hub.files["config.json"] = json.dumps({"model_type": "phi4mm"}).encode()
+    files["config.json"] = json.dumps({"model_type": "phi4mm"}).encode()
     assert fetched(tmp_path / "main") == set()  # they are in its shards
-    hub.files["config.json"] = json.dumps({"model_type": "phi4_multimodal"}).encode()
+    files["config.json"] = json.dumps({"model_type": "phi4_multimodal"}).encode()
     assert fetched(tmp_path / "native") == folders.keys() - {"x/y.json"}
     refused(ask(tmp_path / "none", MULTIMODAL), f"{MULTIMODAL}@{PINNED[MULTIMODAL]} is not in the local cache")
     next((tmp_path / "native").rglob("vision-lora/adapter_model.safetensors")).unlink()
@@ -194,22 +130,22 @@ def test_adapters_in_folders_are_fetched_for_the_model_that_has_them_there(hub: 
 
 def test_a_broken_connection_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
     name = "model-00001-of-00003.safetensors"
-    hub.files[name] = os.urandom(24 << 20)  # the client keeps pieces of 10 MB
+    hub.repos[REPO].files[name] = os.urandom(24 << 20)  # the client keeps pieces of 10 MB
     hub.cut = {name}
     result = ask(tmp_path, REPO, port=hub.server_port)
     assert result.returncode == 0, result.stderr
-    assert (Path(result.stdout.split("|")[0]) / name).read_bytes() == hub.files[name]
+    assert (Path(result.stdout.split("|")[0]) / name).read_bytes() == hub.repos[REPO].files[name]
     assert hub.ranges == [f"bytes={10 << 20}-"]
 
 
 def test_a_partial_download_keeps_whole_files(hub: Hub, tmp_path: Path) -> None:
     name = "model-00003-of-00003.safetensors"
-    del hub.files[name]
+    del hub.repos[REPO].files[name]
     ask(tmp_path, REPO, port=hub.server_port)
     snapshot = next((tmp_path / "hub").glob("models--*/snapshots/*"))
     next((tmp_path / "hub").glob("models--*/trees/*")).unlink()
     (snapshot / "model-00002-of-00003.safetensors").resolve().unlink()
-    hub.files[name] = b"late"
+    hub.repos[REPO].files[name] = b"late"
     hub.asked.clear()
     assert ask(tmp_path, REPO, port=hub.server_port).returncode == 0
     fetched = sorted(line.rpartition("/")[2] for line in hub.asked if line.startswith(f"GET /{REPO}"))
