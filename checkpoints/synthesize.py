@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -24,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from checkpoints.config import read_config
+from checkpoints.config import ModelConfig, read_config
 from checkpoints.errors import BadInput, run
 from checkpoints.families import tensor_shapes
 from checkpoints.files import check_room, whole_folder, write_json
@@ -185,6 +186,13 @@ def synthesize(
         _write_tokenizer(folder, like, raw["vocab_size"], specials)
         _write_shards(folder, shapes, int(max_shard_gb * 1e9), seed)
     return out
+
+
+def published_config(like: str = "phi4-mini") -> ModelConfig:
+    """The configuration of a published model, without its files; it names no end tokens but its config.json's."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder, "config.json"), CONFIGS[like])
+        return read_config(Path(folder))
 
 
 def _config(
