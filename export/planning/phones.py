@@ -88,5 +88,14 @@ def phone_with(memory: str) -> Phone:
     return Phone(f"--memory {memory.strip()}", None, size, "given with --memory")
 
 
+def chosen_phone(phone: str | None, memory: str | None) -> Phone | None:
+    """The one that --phone or --memory asks for; None where neither is given."""
+    if phone is not None and memory is not None:
+        raise BadInput(f"--phone {phone} and --memory {memory} both say what there is: give one of them")
+    if phone is not None:
+        return find_phone(phone)
+    return None if memory is None else phone_with(memory)
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
