@@ -11,7 +11,7 @@ from export.sweeps.rows import Choice, Row
 from export.sweeps.sweep import Sweep
 
 Point = tuple[float, float]
-APART = 13  # points between two labels
+APART, ABOVE = 13, 9  # points between two labels, and from a point up to its own
 MEASURES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
     "bytes": ("file, MB", lambda row: None if row.bytes is None else row.bytes / 1e6),
     "decode_ms": ("decode, ms a token", lambda row: row.number("bench", "decode_ms")),
@@ -87,17 +87,18 @@ def _label(figure: Any, axes: Any, rows: Sequence[Row], points: Sequence[Point],
     for number in sorted(range(len(rows)), key=lambda n: places[n][1]):
         x, y = places[number]
         wide = 6.0 * len(rows[number].name) + 10
-        level = y
+        level = y + ABOVE
         while any(abs(level - other) < APART and x - wide < left < x + wide for left, other in taken):
             level += 1
         taken.append((x, level))
         axes.annotate(
             rows[number].name,
             points[number],
-            (12, level - y),
+            (10, level - y),
             textcoords="offset points",
             fontsize=9,
             va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
             fontweight="bold" if number in best else "normal",
             arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6},
         )

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -90,8 +92,8 @@ def _call(function: Callable[..., dict[str, Any]], arguments: list[Any], *before
 
 
 @contextmanager
-def running(address: str | None) -> Iterator[Cluster]:
-    """Ray, started here or found at `address`; BadInput where it is not installed or not there."""
+def running(address: str | None, cores: int | None = None) -> Iterator[Cluster]:
+    """Ray, started here on so many cores, by default all, or found at `address`; BadInput where there is none."""
     os.environ.update(SETTINGS)
     try:
         import ray
@@ -103,7 +105,7 @@ def running(address: str | None) -> Iterator[Cluster]:
     try:
         if address is None:
             ray.init(
-                num_cpus=os.cpu_count(),
+                num_cpus=cores or os.cpu_count(),
                 num_gpus=0,
                 resources={BENCH: 1},
                 object_store_memory=STORE,
@@ -116,11 +118,25 @@ def running(address: str | None) -> Iterator[Cluster]:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             except (ConnectionError, ValueError, RuntimeError) as problem:
                 raise BadInput(f"--address {address}: {' '.join(str(problem).split())[:200]}") from None
-        yield _facts(ray, address)
+        with _ended():
+            yield _facts(ray, address)
     finally:
         with suppress(Exception):
             ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    """SIGTERM is like Ctrl-C: Ray's own handler prints a page of C++."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _facts(ray: Any, address: str | None) -> Cluster:

@@ -19,6 +19,8 @@ from export.sweeps.report import Report
 from export.sweeps.rows import Row, fit_of
 from export.sweeps.sweep import Told
 
+WIDE = 160  # columns
+
 
 @contextmanager
 def progress() -> Iterator[Told]:
@@ -42,13 +44,17 @@ def progress() -> Iterator[Told]:
 
 def print_report(report: Report) -> None:
     """A row for each recipe; memory is private memory with the whole context in use."""
-    console, sweep, phone, choice = Console(), report.sweep, report.phone, report.choice
+    console, sweep, phone, choice = _console(), report.sweep, report.phone, report.choice
     contexts = sorted({context for row in sweep.rows for context in row.contexts})
     names = ["KL\nnats", "top-1\n%", "perplexity", "MB", "decode\nms", "prefill\n/s"]
     table = _table(names + [f"at\n{context}" for context in contexts] + ["stock"])
     for row in sweep.rows:
         if row.needs and row.found:
-            cells = [_estimate(row, "kl", 3), _estimate(row, "top1", 1, 100), _estimate(row, "perplexity", 1)]
+            cells = [
+                _estimate(row, "kl", 3),
+                _estimate(row, "top1", 1, 100),
+                _number(row.number("evaluate", "perplexity"), 1),
+            ]
             cells += [_number((row.bytes or 0) / 1e6, 1), _number(row.number("bench", "decode_ms"), 2)]
             cells += [_number(row.number("bench", "prefill_tokens_per_s"), 0)]
             cells += [_memory(sweep.config, row, context, phone) for context in contexts]
@@ -74,7 +80,7 @@ def print_report(report: Report) -> None:
 
 def print_plan(plan: Plan) -> None:
     """What recipes take, and what each phone has left with the first of them."""
-    console = Console()
+    console = _console()
     contexts = sorted({context for row in plan.rows for context in row.contexts})
     columns = [f"{engine}\n{context}" for context in contexts for engine in ENGINES]
     table = _table(["file", "packed", *columns])
@@ -85,8 +91,9 @@ def print_plan(plan: Plan) -> None:
             cells += [memory.get(context, {}).get(engine) for context in contexts for engine in ENGINES]
             table.add_row(f"[bold]{escape(row.name)}", *(_megabytes(size) for size in cells))
     console.print(
-        f"{escape(plan.checkpoint)}: MB; private memory with all of a context in use, in our engine (packed weights "
-        "are mapped beside) and in upstream's runner (stock)",
+        f"{escape(plan.checkpoint)}, MB: ours and stock are private memory with all of a context in use, in our engine, "
+        "which maps the packed weights beside, and in upstream's runner",
+        soft_wrap=True,
         highlight=False,
     )
     console.print(table)
@@ -103,8 +110,10 @@ def _print_phones(console: Console, plan: Plan, first: Row, columns: Sequence[st
         table.add_row(f"[bold]{escape(phone.name)}", _megabytes(phone.limit_bytes), *cells)
     console.print(f"MB left of what a phone lets an app have, with {escape(first.name)}:", highlight=False)
     console.print(table)
+    console.print("no: above the limit; no RAM: within it, but the mapped weights would not stay in memory")
     for phone in plan.phones:
-        console.print(f"{escape(phone.name)}: {escape(phone.source)}", soft_wrap=True, highlight=False)
+        ram = "" if phone.ram_bytes is None else f" ({phone.ram_bytes >> 30} GB of RAM)"
+        console.print(f"{escape(phone.name)}{ram}: {escape(phone.source)}", soft_wrap=True, highlight=False)
     if len(plan.phones) == 1:
         for row in plan.rows:
             for fit in plan.fits(row, plan.phones[0]).values() if row.needs else ():
@@ -120,7 +129,13 @@ def _print_problems(console: Console, rows: Sequence[Row]) -> None:
 
 def _table(names: Sequence[str]) -> Table:
     columns = (Column(name, justify="right", no_wrap=True) for name in names)
-    return Table(Column("", no_wrap=True), *columns, box=SIMPLE_HEAD, pad_edge=False)
+    return Table(Column("", no_wrap=True), *columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _console() -> Console:
+    """On a terminal as wide as that; a file has lines as long as they are."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
 
 
 def _left(fit: Fit) -> str:
@@ -140,7 +155,7 @@ def _memory(config: ModelConfig, row: Row, context: int, phone: Phone | None) ->
     number = _number(known[context] / 1e6, 0)
     if phone is None:
         return number
-    return f"{number} [green]fits[/]" if fit_of(config, row, context, phone).fits else f"{number} [red]no[/]"
+    return f"{number} [green]✓[/]" if fit_of(config, row, context, phone).fits else f"{number} [red]✗[/]"
 
 
 def _estimate(row: Row, name: str, digits: int, scale: float = 1) -> str:

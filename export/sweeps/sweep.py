@@ -21,6 +21,7 @@ from export.sweeps.jobs import Measuring
 from export.sweeps.recipes import Recipe
 from export.sweeps.rows import Row, make_rows
 
+CONTROL = "it knows no language: it is no better on the texts than on their tokens in any other order"
 STAGES = ("calibrate", "export", "evaluate", "bench")
 
 
@@ -84,6 +85,9 @@ def run_sweep(
     if steps:
         with running(how.address) as cluster:
             _work(cluster, steps, how, told)
+    for row in rows:
+        if not row.found.get("evaluate", {}).get("control_passed", True):
+            row.problem = row.problem or CONTROL
     return Sweep(config, str(source), rows)
 
 
