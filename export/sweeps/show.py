@@ -91,8 +91,8 @@ def print_plan(plan: Plan) -> None:
             cells += [memory.get(context, {}).get(engine) for context in contexts for engine in ENGINES]
             table.add_row(f"[bold]{escape(row.name)}", *(_megabytes(size) for size in cells))
     console.print(
-        f"{escape(plan.checkpoint)}, MB: ours and stock are private memory with all of a context in use, in our engine, "
-        "which maps the packed weights beside, and in upstream's runner",
+        f"{escape(plan.checkpoint)}, MB: ours and stock are private memory with all of a context in use, in our "
+        "engine, which maps the packed weights beside, and in upstream's runner",
         soft_wrap=True,
         highlight=False,
     )

@@ -50,7 +50,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class How:
-    """How a sweep goes about it; nothing here changes a result but `measuring`."""
+    """How a sweep goes about it; `measuring` alone changes what is found."""
 
     measuring: Measuring = field(default_factory=Measuring)
     proof: bool = True  # each export ends with its verification
@@ -161,13 +161,12 @@ def _is_there(file: Path, exported: dict[str, Any]) -> bool:
 
 def _work(cluster: Cluster, steps: Sequence[Step], how: How, told: Told) -> None:
     cores = _cores(cluster, how.parallel)
-    waiting, references = dict[Any, Step](), dict[str, Any]()
+    waiting, references, refused = dict[Any, Step](), dict[str, Any](), set[str]()
     for step in steps:
-        if step.memory > cluster.memory:
-            _fail(
-                step,
-                f"{step.name} takes about {step.memory / 1e9:.1f} GB of memory, {cluster.memory / 1e9:.1f} are left",
-            )
+        if step.memory > cluster.memory or refused.intersection(step.after):
+            refused.add(step.key)
+            needed, left = step.memory / 1e9, cluster.memory / 1e9
+            _fail(step, f"{step.name} takes about {needed:.1f} GB of memory, {left:.1f} GB are left")
             continue
         after = [references[key] for key in step.after if key in references]
         reference = cluster.submit(

@@ -185,3 +185,18 @@ def test_a_plan_needs_no_export(capsys: pytest.CaptureFixture[str]) -> None:
     assert door.main(["--plan", "--recipes", "8da4w; head8"]) == 0
     printed = capsys.readouterr().out
     assert "iPhone 15 Pro" in printed and "2,776" in printed and "pocketpal-ai/pull/651" in printed
+
+
+def test_a_step_that_memory_has_no_room_for_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what comes after it; the row says how much it would take."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    small = Cluster(None, cores=2, bench_cores=2, memory=10**9)  # without Ray: nothing may be submitted
+
+    @contextmanager
+    def narrow(address: str | None) -> Iterator[Cluster]:
+        yield small
+
+    monkeypatch.setattr(sweeps, "running", narrow)
+    report = door.sweep("phi4-tiny", out=tmp_path / "out", recipes="8da4w", context=(256,))
+    (row,) = report.sweep.rows
+    assert row.problem == "export 8da4w takes about 1.5 GB of memory, 1.0 GB are left" and report.chart is None
