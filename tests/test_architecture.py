@@ -38,6 +38,7 @@ PRIVATE = {
     "executorch.backends.xnnpack": {"export/xnnpack/drawing.py"},
     "executorch.exir.memory_planning": {"export/program/deepen.py"},
     "torch._higher_order_ops": {"export/program/trace.py"},
+    "ray": {"export/sweeps/cluster.py"},
     "torchao.prototype": {"export/quantization/saved_writer.py"},
 }
 
