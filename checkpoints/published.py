@@ -1,6 +1,11 @@
 """What published models look like from outside: config.json, special tokens, turns of a conversation."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
+
+from checkpoints.config import ModelConfig, read_config
+from checkpoints.files import write_json
 
 MULTIMODAL = "phi4-multimodal"
 # fmt: off
@@ -199,3 +204,10 @@ TURN = {
     MULTIMODAL: "",
     "phi3-mini-4k": "\\n",
 }  # what the chat template puts after each special token
+
+
+def published_config(like: str = "phi4-mini") -> ModelConfig:
+    """The configuration of a published model, without its files; it names no end tokens but its config.json's."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder, "config.json"), CONFIGS[like])
+        return read_config(Path(folder))

@@ -36,6 +36,24 @@ def stage_parser(name: str, doc: str | None) -> ArgumentParser:
     return parser
 
 
+def add_file(parser: ArgumentParser) -> None:
+    """The flags of `export.options.Flags` that are neither a recipe's nor a checkpoint's ids."""
+    parser.add_argument("--context", type=int, default=4096, help="tokens the KV cache holds (default: %(default)s)")
+    parser.add_argument(
+        "--prefill-chunk", type=int, default=256, help="tokens fed at once at most (default: %(default)s)"
+    )
+    parser.add_argument("--kv-cache", default="bf16", help="type of its elements: bf16 (default) or fp32")
+    parser.add_argument(
+        "--speculate",
+        type=int,
+        default=7,
+        metavar="N",
+        help="guessed tokens that one call can check (default: %(default)s)",
+    )
+    parser.add_argument("--full-logits", action="store_true", help="logits of all positions, for evaluation")
+    parser.add_argument("--no-quantize", dest="quantize", action="store_false", help="float32, for reference")
+
+
 def add_recipe(parser: ArgumentParser) -> None:
     """The flags of `export.quantization.recipe.RecipeFlags`."""
     parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=32, help="columns to an int4 scale")

@@ -33,7 +33,8 @@ from export.engine.tokenizer import (
 from export.manifest import Inputs, Manifest, make_manifest
 from export.models.kv_cache import CACHE_DTYPES, cache_bytes
 from export.options import ExportOptions
-from export.program.weight_writer import ENVIRONMENT, end, place, program_room, weight_jobs
+from export.planning.places import end, place, program_room
+from export.program.weight_writer import ENVIRONMENT, weight_jobs
 from export.progress import Counter, Stages, bar
 from export.publishing import Companions, publish_all
 from export.quantization.saved_reader import RECORD, open_quantized, read_record

@@ -14,7 +14,7 @@ from checkpoints.errors import run
 from checkpoints.source import find_source
 from export.calibration.options import CALIBRATION, add_calibration, make_calibration
 from export.engine.native_output import hushed
-from export.flags import add_adapters, add_checkpoint, add_recipe, command_parser
+from export.flags import add_adapters, add_checkpoint, add_file, add_recipe, command_parser
 from export.progress import quiet
 
 if TYPE_CHECKING:
@@ -93,20 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="the .pte to write; tokenizer and manifest go beside it")
     add_checkpoint(parser)
     add_adapters(parser)
-    parser.add_argument("--context", type=int, default=4096, help="tokens the KV cache holds (default: %(default)s)")
-    parser.add_argument(
-        "--prefill-chunk", type=int, default=256, help="tokens fed at once at most (default: %(default)s)"
-    )
-    parser.add_argument("--kv-cache", default="bf16", help="type of its elements: bf16 (default) or fp32")
-    parser.add_argument(
-        "--speculate",
-        type=int,
-        default=7,
-        metavar="N",
-        help="guessed tokens that one call can check (default: %(default)s)",
-    )
-    parser.add_argument("--full-logits", action="store_true", help="logits of all positions, for evaluation")
-    parser.add_argument("--no-quantize", dest="quantize", action="store_false", help="float32, for reference")
+    add_file(parser)
     add_recipe(parser)
     add_calibration(parser)
     parser.add_argument("--bos-id", type=int, help="default: the checkpoint's")

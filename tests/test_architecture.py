@@ -31,13 +31,14 @@ FLOORS = [
     ["export.server"],
     ["export.sweeps"],
 ]
-DOORS = ["pte", "untie", "quantize", "remap", "verify", "inspect", "generate", "evaluate", "push"]
+DOORS = ["pte", "untie", "quantize", "remap", "verify", "inspect", "generate", "evaluate", "push", "sweep"]
 # Private parts of packages: who may touch them.
 PRIVATE = {
     "executorch.exir._serialize": {"export/program/assemble.py", "export/ptefile/reader.py"},
     "executorch.backends.xnnpack": {"export/xnnpack/drawing.py"},
     "executorch.exir.memory_planning": {"export/program/deepen.py"},
     "torch._higher_order_ops": {"export/program/trace.py"},
+    "ray": {"export/sweeps/cluster.py"},
     "torchao.prototype": {"export/quantization/saved_writer.py"},
 }
 

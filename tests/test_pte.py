@@ -195,11 +195,12 @@ torch.set_num_threads(1)  # as export.program.weight_writer does: each thread ke
 from checkpoints.config import read_config
 from checkpoints.source import resolve
 from export.quantization.recipe import Recipe
+from export.planning.places import place
 from export.program import weight_writer as weights
 from export.progress import memory_bytes
 folder = pathlib.Path(sys.argv[1])
 source = resolve(str(folder))
-placed = weights.place(read_config(folder), Recipe())
+placed = place(read_config(folder), Recipe())
 out = folder / "weights"; out.touch()
 weights.write_weight(out, 0, source, Recipe(), placed[0])  # libraries warm up
 before, peak = memory_bytes(), 0

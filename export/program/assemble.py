@@ -29,8 +29,8 @@ from executorch.exir.schema import (
     SubsegmentOffsets,
 )
 
+from export.planning.places import ALIGNMENT, Placed, end
 from export.program.trace import Graph
-from export.program.weight_writer import ALIGNMENT, Placed, end
 from export.quantization.packing import data_key
 
 TENSOR_ALIGNMENT = 16  # bytes; `executorch.exir.tensor.ALIGNMENT`

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 
-from checkpoints.config import ModelConfig
 from checkpoints.files import tensor_bytes, write_at
-from checkpoints.roles import Role, Rows, role
 from checkpoints.source import Source
-from export.models.registry import family_of, rows_shape
+from export.planning.places import Placed
 from export.quantization.packing import pack
 from export.quantization.recipe import Recipe
 from export.quantization.rounding import QuantizedSource
@@ -30,51 +27,6 @@ from export.subprocess_call import Job, tell
 # For the processes: glibc would give the temporaries of each piece back to the system and take them anew, page by
 # page, which costs a third on top.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-ALIGNMENT = 128  # bytes; ExecuTorch's segment alignment, twice what XNNPACK asks of its constants
-
-
-@dataclass(frozen=True)
-class Placed:
-    """One ExecuTorch tensor: the rows it is made of and the byte offset of each of its parts."""
-
-    name: str  # "layers.0.attention.wq", without ".weight"
-    rows: Rows
-    offsets: dict[str, int]  # part, "weight" or "scale" -> offset from the start of the region
-    sizes: dict[str, int]  # part -> bytes
-
-    @property
-    def data(self) -> dict[str, tuple[int, int]]:
-        """Name of a part, "layers.0.attention.wq.scale" -> (offset, size)."""
-        return {f"{self.name}.{part}": (self.offsets[part], size) for part, size in self.sizes.items()}
-
-
-def program_room(layers: int) -> int:
-    """Bytes kept for the program in front of the weights: 2.5 times what a program of 32 layers takes, and more of
-    a smaller one."""
-    return 128 * 1024 + layers * 16 * 1024
-
-
-def place(config: ModelConfig, recipe: Recipe) -> list[Placed]:
-    """Lay out all weights one after another: those of delegates first, then embedding and norms (the constants)."""
-    placed, at = [], 0
-    tensors = family_of(config).layout(config).items()
-    # stable: the order of the graph within each
-    for name, rows in sorted(tensors, key=lambda item: role(item[1].name) not in (Role.LINEAR, Role.HEAD)):
-        dims = rows_shape(config, rows)
-        count, columns = dims if len(dims) == 2 else (1, dims[0])
-        sizes = recipe.storage(role(rows.name), columns).nbytes(count)
-        offsets = {}
-        for part, size in sizes.items():
-            at += -at % ALIGNMENT
-            offsets[part] = at
-            at += size
-        placed.append(Placed(name.removesuffix(".weight"), rows, offsets, sizes))
-    return placed
-
-
-def end(placed: Sequence[Placed]) -> int:
-    """First byte after the last part."""
-    return max(offset + size for item in placed for offset, size in item.data.values())
 
 
 def write_weight(path: Path, base: int, source: Source, recipe: Recipe, item: Placed) -> str:

@@ -25,7 +25,8 @@ from checkpoints.synthesize import synthesize
 from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, open_checkpoint
 from export import quantize as quantize_module
-from export.program.weight_writer import end, place, write_weight
+from export.planning.places import end, place
+from export.program.weight_writer import write_weight
 from export.quantization.recipe import Recipe
 from export.quantization.rounding import Quantizing
 from export.quantization.saved_reader import Saved, open_quantized
