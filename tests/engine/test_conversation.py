@@ -76,7 +76,7 @@ def test_what_prompts_have_in_common_is_fed_once(talk: Conversation, reference: 
     def fed(messages: list[dict[str, Any]], most: int = 6) -> int:
         ids, held = talk._ids(messages, None), talk.held
         reply = talk.reply(messages, Choosing(max_tokens=most))
-        assert reply.fed_tokens == max(1, len(ids) - len(commonprefix([ids, held])))
+        assert reply.fed_tokens == max(1, len(ids) - len(commonprefix([ids, held])))  # noqa: RUF071  of lists
         assert talk.tokenizer.encode(reply.text) == greedy(reference, ids, most)[0], "as from nothing"
         return reply.fed_tokens
 
