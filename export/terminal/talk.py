@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from rich.console import Console
+from rich.markup import escape
 
 from checkpoints.errors import BadInput
 from export.engine.conversation import Choosing, Conversation, Piece
@@ -42,7 +43,9 @@ def _terminal(state: State) -> None:
     from export.terminal.prompt import Prompt  # needs the extra
 
     console, prompt = Console(highlight=False), Prompt(state)
-    console.print(f"[bold]{state.name}[/], context {state.conversation.context} tokens. /help lists commands.")
+    console.print(
+        f"[bold]{escape(state.name)}[/], context {state.conversation.context} tokens. /help lists commands."
+    )
     while True:
         try:
             text = prompt.read()
@@ -58,7 +61,7 @@ def _terminal(state: State) -> None:
         except Leave:
             return
         except BadInput as problem:
-            console.print(f"[red]{' '.join(str(problem).split())}[/]", markup=True, soft_wrap=True)
+            console.print(" ".join(str(problem).split()), style="red", markup=False)
 
 
 def _answer(text: str, state: State, console: Console) -> None:
