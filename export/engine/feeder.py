@@ -100,7 +100,7 @@ class WheelFeeder:
         self.held = []
 
     def close(self) -> None:
-        del self._session
+        self.__dict__.pop("_session", None)
 
 
 def shared(one: Sequence[int], other: Sequence[int]) -> int:
