@@ -34,9 +34,11 @@ def _pipe(state: State) -> None:
 
     for line in sys.stdin:
         if line.strip():
-            state.ask(line.strip(), show)
+            reply = state.ask(line.strip(), show)
             sys.stdout.write("\n")
             sys.stdout.flush()
+            if note := state.note(reply):
+                print(note, file=sys.stderr)
 
 
 def _terminal(state: State) -> None:
@@ -68,7 +70,7 @@ def _answer(text: str, state: State, console: Console) -> None:
     with LiveAnswer(console) as shown, _interrupts_cancel(state.conversation):
         reply = state.ask(text, lambda piece: shown.add(piece.text))
     if note := state.note(reply):
-        console.print(note, style="yellow")
+        console.print(note + (": /reset begins anew" if reply.end == "context" else ""), style="yellow")
 
 
 @contextmanager
