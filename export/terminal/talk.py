@@ -21,10 +21,20 @@ from export.terminal.state import State
 def talk(conversation: Conversation, name: str, system: str | None, choosing: Choosing) -> None:
     """Until the input ends. In a terminal Ctrl-C ends the answer and Ctrl-D the talk; a pipe's lines are turns."""
     state = State(conversation, name, system, choosing)
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    if _in_terminal():
         _terminal(state)
     else:
         _pipe(state)
+
+
+def check_terminal() -> None:
+    """Raise BadInput where a terminal needs what is not installed: before the model is loaded."""
+    if _in_terminal():
+        import export.terminal.prompt  # noqa: F401
+
+
+def _in_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _pipe(state: State) -> None:
