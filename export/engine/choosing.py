@@ -32,7 +32,7 @@ class Choosing:
     repetition_penalty: float = 1.0  # CTRL's, on tokens of prompt and answer
     presence_penalty: float = 0.0  # OpenAI's, on tokens of the answer
     frequency_penalty: float = 0.0
-    seed: int | None = None
+    seed: int | None = None  # gives the same answer again, but for rounding where other pieces of the prompt are fed
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     logprobs: int | None = None  # None: none; N: the chosen token's, and the N likeliest's

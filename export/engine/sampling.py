@@ -33,8 +33,11 @@ class Sampler:
         if self._choosing.temperature == 0:
             return int(scores.argmax())
         tokens, probabilities = kept(scores, self._choosing)
-        place = np.searchsorted(probabilities.cumsum(), self._random.random() * probabilities.sum(), side="right")
-        return int(tokens[min(int(place), len(tokens) - 1)])
+        # The first of exponential clocks, each as fast as its token is likely. Every token has a random number of its
+        # own, so that rounding in the logits, as where a prompt is fed in other pieces, seldom changes the choice.
+        clocks = self._random.standard_exponential(len(scores))[tokens]
+        with np.errstate(divide="ignore"):  # a probability too small for a float
+            return int(tokens[(clocks / probabilities).argmin()])
 
     def took(self, token: int) -> None:
         """Count a token into the answer."""

@@ -34,7 +34,7 @@ class Structure:
             raise BadInput(f"the schema is not JSON: {problem}") from None
         wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, words)
         if wrong:
-            raise BadInput(f"the schema cannot be followed: {messages[0]}")
+            raise BadInput(f"the schema cannot be followed: {messages[0].splitlines()[0]}")
         self._matcher = LLMatcher(words, grammar, log_level=0)
         self._vocab_size = words.vocab_size
 
@@ -52,7 +52,8 @@ class Structure:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise BadInput(f"the schema is too much to follow: {self._matcher.get_error()}")
+            reason = self._matcher.get_error().split("\n", 1)[0]  # a page of the parser's state comes after it
+            raise BadInput(f"the schema cannot be followed any further: {reason}")
 
 
 def structure_words(tokenizer: Tokenizer, stop_ids: Collection[int]) -> LLTokenizer:

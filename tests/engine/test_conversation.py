@@ -211,10 +211,18 @@ def test_prompts_that_cannot_be_fed(talk: Conversation, ids: list[int], words: s
 
 def test_seeds_and_penalties_reach_the_choice(talk: Conversation) -> None:
     def said(**asked: Any) -> str:
+        talk.reset()
         return talk.reply(FRANCE, Choosing(max_tokens=12, **asked)).text
 
     assert said(temperature=3.0, seed=5) == said(temperature=3.0, seed=5) != said(temperature=3.0, seed=6)
     assert said(temperature=3.0, seed=5, top_k=1) == said() == PARIS
+    talk.reset()
+    fresh, again = (talk.reply(FRANCE, Choosing(max_tokens=12, temperature=1.5, seed=5)) for _ in range(2))
+    assert fresh.text == again.text and again.fed_tokens == 1, "rounding of logits seldom changes a choice"
+    one, other = (talk.tokenizer.encode(text)[0] for text in "ab")
+    biased = {"logit_bias": {one: 1000.0, other: 900.0}, "max_tokens": 2}
+    assert talk.reply(FRANCE, Choosing(**biased)).text == "aa"
+    assert talk.reply(FRANCE, Choosing(**biased, repetition_penalty=100)).text == "ab"
     first = talk.tokenizer.encode(PARIS)[0]
     assert not said(logit_bias={first: -100}).startswith("The")
 

@@ -91,6 +91,14 @@ def test_seeds() -> None:
     assert drawn(None) != drawn(None)
 
 
+def test_small_changes_of_logits_seldom_change_a_choice() -> None:
+    rng = np.random.default_rng(1)
+    one, other = (sampler(Choosing(temperature=2.0, seed=7)) for _ in range(2))
+    rounded = [row + rng.normal(0, 1e-3, VOCAB).astype(np.float32) for row in map(logits, range(200))]
+    same = [one.choose(logits(at)) == other.choose(row) for at, row in enumerate(rounded)]
+    assert sum(same) >= 197
+
+
 def test_penalties_of_openai() -> None:
     """The formula of OpenAI's reference: logits less count * frequency and, where there is one, presence."""
     scores = logits(5)

@@ -115,6 +115,14 @@ def test_schemas_that_cannot_be_followed(schema: dict[str, Any], words: str, tal
     assert talk.held == before, "nothing is fed"
 
 
+def test_a_token_that_does_not_follow_is_one_sentence(talk: Conversation) -> None:
+    words = structure_words(talk.tokenizer, [max(talk.tokenizer.special.values())])
+    structure = Structure(words, {"type": "boolean"})
+    with pytest.raises(BadInput, match="the schema cannot be followed any further: .*x") as caught:
+        structure.took(talk.tokenizer.encode("x")[0])
+    assert "\n" not in str(caught.value)
+
+
 def test_tools_and_a_schema(talk: Conversation) -> None:
     with pytest.raises(BadInput, match="tools and a schema cannot be given at once"):
         talk.reply(ASKED, Choosing(schema="json"), tools=[{"name": "x"}])
