@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -77,10 +78,25 @@ def _terminal(state: State) -> None:
 
 
 def _answer(text: str, state: State, console: Console) -> None:
-    with LiveAnswer(console) as shown, _interrupts_cancel(state.conversation):
+    with _no_echo(), LiveAnswer(console) as shown, _interrupts_cancel(state.conversation):
         reply = state.ask(text, lambda piece: shown.add(piece.text))
     if note := state.note(reply):
         console.print(note + (": /reset begins anew" if reply.end == "context" else ""), style="yellow")
+
+
+@contextmanager
+def _no_echo() -> Iterator[None]:
+    """Keys pressed meanwhile are not shown: they would move the cursor where lines are drawn again."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    stdin = sys.stdin.fileno()
+    before = termios.tcgetattr(stdin)
+    try:
+        termios.tcsetattr(stdin, termios.TCSADRAIN, [*before[:3], before[3] & ~termios.ECHO, *before[4:]])
+        yield
+    finally:
+        termios.tcsetattr(stdin, termios.TCSADRAIN, before)
 
 
 @contextmanager

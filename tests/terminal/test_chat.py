@@ -114,7 +114,9 @@ def test_in_a_terminal(tiny_pte: Path, tmp_path: Path) -> None:
         terminal.type(f"{FRANCE}\r")
         terminal.until("The capital")  # streams: 1.5 s are still to come
         terminal.type("\x03")
-        terminal.until("(stopped)")
+        assert "^C" not in terminal.until("(stopped)"), (
+            "echoed keys would move the cursor while lines are drawn again"
+        )
         terminal.type("half a thought\x03")
         terminal.type("/stats\r")
         terminal.until("ended by cancelled")
