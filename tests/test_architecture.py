@@ -31,7 +31,10 @@ FLOORS = [
     ["export.server"],
     ["export.sweeps"],
 ]
-DOORS = ["pte", "untie", "quantize", "remap", "verify", "inspect", "generate", "evaluate", "push", "sweep"]
+DOORS = [
+    "pte", "verify", "inspect", "generate", "chat", "evaluate", "sweep",
+    "push", "quantize", "untie", "remap",
+]  # fmt: skip
 # Private parts of packages: who may touch them.
 PRIVATE = {
     "executorch.exir._serialize": {"export/program/assemble.py", "export/ptefile/reader.py"},
