@@ -66,9 +66,8 @@ def calibrate(
     config = quantizing.config
     ids = sequences(source.folder, config, calibration.texts, calibration.count, SEQUENCE)
     names = candidates(config, quantizing.recipe, calibration.extra) if calibration.extra else []
-    needed = memory_needed(config, ids.numel(), torch.get_num_threads()) + sensitivity.memory_needed(
-        config, len(names)
-    )
+    needed = memory_needed(config, ids.numel(), torch.get_num_threads())
+    needed += sensitivity.memory_needed(config, len(names)) if names else 0
     if calibration.device == "cpu" and needed > (left := memory_left()):
         raise BadInput(
             f"calibrating {source.folder} on {ids.numel()} tokens takes about {needed / 1e9:.1f} GB of memory, "
@@ -105,12 +104,12 @@ def _mix(
     config, before = quantizing.config, quantizing.recipe
     assert calibration.extra is not None
 
-    def measured() -> list[dict[str, Any]]:
+    def measured() -> dict[str, Any]:
         watch = functools.partial(progress, "measure each linear")
         found = measure_sensitivities(quantizing, ids, names, calibration.device, pool, watch)
-        return [dataclasses.asdict(one) for one in found]
+        return {"linears": [dataclasses.asdict(one) for one in found]}
 
-    sensitivities = [Sensitivity(**one) for one in work.remembered("sensitivities", measured)]
+    sensitivities = [Sensitivity(**one) for one in work.remembered("sensitivities", measured)["linears"]]
     budget = calibration.extra.budget(weight_bytes(config, before))
     after = mixed(before, choose(sensitivities, budget))
     told = choice_record(config, before, after, budget, sensitivities)

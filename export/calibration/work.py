@@ -80,12 +80,16 @@ class Work:
                     file.write(tensor_bytes(tensor))
             publish(partial, path)
 
-    def remembered(self, name: str, make: Callable[[], Any]) -> Any:
+    def remembered(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `make` returned, as JSON has it, when this was first asked for."""
         path = self.folder / f"{name}.json"
         if not path.exists():
-            write_json(path, make())
-        return json.loads(path.read_text())
+            made = make()
+            with aside(path) as partial:
+                write_json(partial, made)
+                publish(partial, path)
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
 
     def has(self, name: str) -> bool:
         return (self.folder / f"{name}.safetensors").exists()
