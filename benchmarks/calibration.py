@@ -69,7 +69,8 @@ def benchmark(
         result["nll_lost"] = quality.nll.value - reference.nll.value
     for result in results:
         for name, lost in (("kl", lambda one: one["quality"]["kl"]["value"]), ("nll", lambda one: one["nll_lost"])):
-            result[f"{name}_given_back"] = 1 - lost(result) / lost(results[0])
+            first = lost(results[0])  # on text that is strange to a model, rounding can help
+            result[f"{name}_given_back"] = 1 - lost(result) / first if first > 0 else None
     for result, steps in zip(results, _decode(files, rounds, work, progress), strict=True):
         result |= {"decode_ms": statistics.median(steps), "decode_ms_of_rounds": steps}
     return {
@@ -141,7 +142,10 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for result in report["results"]:
         quality, took = result["quality"], result["quantize"]
-        back = {name: f" ({100 * result[f'{name}_given_back']:.0f} %)" for name in ("nll", "kl")}
+        back = {
+            name: "" if (share := result[f"{name}_given_back"]) is None else f" ({100 * share:.0f} %)"
+            for name in ("nll", "kl")
+        }
         error = "" if quality["kl"]["error"] is None else f" ± {quality['kl']['error']:.4f}"
         table.add_row(
             result["way"],
