@@ -174,7 +174,7 @@ def test_strict_passes_and_follows_the_manifest(tiny_pte: Path, tmp_path: Path) 
 
 def test_a_mixed_file_is_as_asked(tmp_path: Path) -> None:
     names = ["0.self_attn.o_proj", "1", "2.mlp.down_proj"]
-    export_pte("phi4-tiny", out=tmp_path / "mixed.pte", context=128, int8=names, verify=False)
+    export_pte("phi4-tiny", out=tmp_path / "mixed.pte", context=128, prefill_chunk=32, int8=names, verify=False)
     inspection = inspect(tmp_path / "mixed.pte", strict=True)
     assert inspection.problems == () and inspection.expected and len(inspection.expected.int8) == 6
     eight = [linear for linear in inspection.contents.linears if linear.weight == "int8"]

@@ -94,7 +94,12 @@ def test_weights_in_a_file_are_those_torchao_makes(quantized: Path) -> None:
 def test_a_mixed_file_passes_and_another_mixture_fails(tmp_path: Path, here: None) -> None:
     recipe = Recipe(int8=("0.mlp.down_proj", "2.self_attn.qkv_proj", "2.self_attn.o_proj"))
     file = export_pte(
-        "phi4-tiny", out=tmp_path / "mixed.pte", context=128, int8=["0.mlp.down_proj", "2.self_attn"], verify=False
+        "phi4-tiny",
+        out=tmp_path / "mixed.pte",
+        context=128,
+        prefill_chunk=32,
+        int8=["0.mlp.down_proj", "2.self_attn"],
+        verify=False,
     ).path
     weights = FileWeights(open_pte(file), Untied(open_checkpoint(TINY)).config)
     assert weights.recipe() == recipe
