@@ -127,7 +127,6 @@ def benchmark(
 
 def facts(path: Path, config: ModelConfig, context: int, item_bytes: int) -> dict[str, int]:
     """Sizes of a `.pte`, in bytes, read from the file itself."""
-    from checkpoints.roles import role
     from export.models.registry import family_of, rows_shape
     from export.ptefile.reader import open_pte
     from export.quantization.recipe import Recipe
@@ -136,7 +135,7 @@ def facts(path: Path, config: ModelConfig, context: int, item_bytes: int) -> dic
     quantized = 0
     for rows in family_of(config).layout(config).values():
         if len(size := rows_shape(config, rows)) == 2:
-            quantized += sum(recipe.storage(role(rows.name), size[1]).nbytes(size[0]).values())
+            quantized += sum(recipe.storage(rows.name, size[1]).nbytes(size[0]).values())
     pte = open_pte(path)
     forward = next(plan for plan in pte.program.execution_plan if plan.name == "forward")
     planned = sum(int(size) for size in forward.non_const_buffer_sizes)

@@ -49,18 +49,18 @@ def quantize(untied: Path, weights: Path) -> None:
     from torchao.quantization import FqnToConfig
     from transformers import AutoModelForCausalLM, TorchAoConfig
 
-    from checkpoints.roles import EMBEDDING, HEAD, Role
+    from checkpoints.roles import EMBEDDING, HEAD
     from export.models.phi3.layout import layout
     from export.quantization.recipe import Recipe
 
     recipe = Recipe()
-    linear = recipe.torchao_config(Role.LINEAR)
+    linear = recipe.torchao_config("model.layers.0.mlp.down_proj.weight")
     modules = OrderedDict(
         {
             # Repair, torchao 0.18: AOPerModuleConfig is gone, FqnToConfig takes its place. Its "_default",
             # which the card uses for all linears, is deprecated; a pattern says the same.
-            EMBEDDING.removesuffix(".weight"): recipe.torchao_config(Role.EMBEDDING),
-            HEAD.removesuffix(".weight"): recipe.torchao_config(Role.HEAD),
+            EMBEDDING.removesuffix(".weight"): recipe.torchao_config(EMBEDDING),
+            HEAD.removesuffix(".weight"): recipe.torchao_config(HEAD),
             r"re:model\.layers\..+_proj": linear,
         }
     )

@@ -58,7 +58,14 @@ def add_recipe(parser: ArgumentParser) -> None:
     """The flags of `export.quantization.recipe.RecipeFlags`."""
     parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=32, help="columns to an int4 scale")
     parser.add_argument("--embedding-bits", type=int, choices=(8, 4), default=8)
-    parser.add_argument("--head-bits", type=int, choices=(4, 8), default=4, help="bits of lm_head")
+    parser.add_argument("--head-bits", type=int, choices=(4, 8), help="bits of lm_head (default: 4)")
+    add_int8(parser, "linears with 8 bits, a scale a row, among those with 4")
+
+
+def add_int8(parser: ArgumentParser, help_: str) -> None:
+    """The names that `export.quantization.recipe.is_named` takes."""
+    names = "3.mlp.down_proj for one, 3 for a layer's, down_proj for every layer's"
+    parser.add_argument("--int8", nargs="+", metavar="NAME", help=f"{help_}: {names}")
 
 
 def add_choosing(parser: ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from checkpoints.errors import BadInput, run
-from export.flags import FILE_HELP, command_parser
+from export.flags import FILE_HELP, add_int8, command_parser
 from export.manifest import read_manifest
 from export.progress import quiet
 from export.ptefile.find import resolve_file
@@ -44,12 +44,24 @@ class Expected:
     head_bits: int = 4
     embedding_bits: int | None = None  # None: any, as long as it is quantized
     group_size: int | None = None  # None: any
+    int8: tuple[str, ...] = ()  # linears of layers with 8 bits, as `export.quantization.recipe.is_named` takes them
 
     def __str__(self) -> str:
         if self.linears == "fp32":
             return "float32"
         group = f"groups of {self.group_size}" if self.group_size else "groups"
-        return f"int4 in {group} with dynamic int8 activations, lm_head int{self.head_bits}"
+        eight = f", int8 {', '.join(self.int8)}" if self.int8 else ""
+        return f"int4 in {group} with dynamic int8 activations, lm_head int{self.head_bits}{eight}"
+
+    def bits(self, linear: Linear) -> int:
+        """What a linear's weights should have."""
+        from export.models.registry import source_name
+        from export.quantization.recipe import is_named
+
+        if linear.is_head:
+            return self.head_bits
+        name = source_name(linear.name)
+        return 8 if name and is_named(name, self.int8) else 4
 
 
 @dataclass(frozen=True)
@@ -76,11 +88,17 @@ class Inspection:
 
 
 def inspect(
-    file: str | os.PathLike[str], *, strict: bool = False, linears: str | None = None, head_bits: int | None = None
+    file: str | os.PathLike[str],
+    *,
+    strict: bool = False,
+    linears: str | None = None,
+    head_bits: int | None = None,
+    int8: Sequence[str] | None = None,
 ) -> Inspection:
     """Read a `.pte` and, if `strict`, check it; BadInput if it is none.
 
-    `linears` ("8da4w" or "fp32") and `head_bits` (4 or 8) overrule what the manifest beside the file asks for.
+    `linears` ("8da4w" or "fp32"), `head_bits` (4 or 8) and `int8` (as of a recipe) overrule what the manifest beside
+    the file asks for.
     """
     from export.ptefile.dissect import read_contents  # imports executorch, which takes seconds and warns
     from export.ptefile.reader import open_pte
@@ -89,18 +107,19 @@ def inspect(
     contents = read_contents(open_pte(path))
     if not strict:
         return Inspection(path, contents, None, ())
-    expected = _expected(path, linears, head_bits)
+    expected = _expected(path, linears, head_bits, int8)
     return Inspection(path, contents, expected, tuple(problems(contents, expected)))
 
 
-def _expected(file: Path, linears: str | None, head_bits: int | None) -> Expected:
+def _expected(file: Path, linears: str | None, head_bits: int | None, int8: Sequence[str] | None) -> Expected:
     recipe = _recipe(file)
     linears = linears or ("8da4w" if recipe is None or recipe.quantized else "fp32")
     if linears not in ("8da4w", "fp32"):
         raise BadInput(f"--linears {linears} is neither 8da4w nor fp32")
     if recipe is None or linears == "fp32":
-        return Expected(linears, head_bits or 4)
-    return Expected(linears, head_bits or recipe.head_bits, recipe.embedding_bits, recipe.group_size)
+        return Expected(linears, head_bits or 4, int8=tuple(int8 or ()))
+    named = recipe.int8 if int8 is None else tuple(int8)
+    return Expected(linears, head_bits or recipe.head_bits, recipe.embedding_bits, recipe.group_size, named)
 
 
 def _recipe(file: Path) -> Recipe | None:
@@ -151,7 +170,7 @@ def _linear_problem(linear: Linear, expected: Expected) -> str | None:
     if expected.linears == "fp32":
         wrong = (linear.weight, linear.activation) != ("float32", "float32")
         return f"{where} is {is_now}, not float32" if wrong else None
-    bits = expected.head_bits if linear.is_head else 4
+    bits = expected.bits(linear)
     grouped = linear.group_size is not None
     right = linear.weight == f"int{bits}" and grouped == (bits == 4) and linear.activation == "dynamic int8"
     if right and grouped and expected.group_size:
@@ -239,7 +258,7 @@ def _metadata(contents: Contents) -> Table:
 
 
 def _linears(contents: Contents) -> Table:
-    """Linears alike are one row, whatever their layer."""
+    """Linears alike are one row, whatever their layer; layers are told where those of one name are not alike."""
     title = f"{len(contents.linears)} linears, {contents.linear_bits_per_weight:.2f} bits a weight with scales"
     right = ("count", "shape", "MB")
     table = _table(title, "name", "count", "shape", "weight", "activation", "MB", right=right)
@@ -248,7 +267,10 @@ def _linears(contents: Contents) -> Table:
         name = re.sub(r"^linear \d+ of delegate \d+$", "no name", _pattern(linear.label))
         activation = linear.activation if linear.delegate is not None else f"not delegated, {linear.operator}"
         alike[name, f"{linear.rows} x {linear.columns}", _weight(linear), activation].append(linear)
+    forms = Counter(name for name, *_ in alike)
     for (name, shape, weight, activation), linears in alike.items():
+        if forms[name] > 1:
+            name = name.replace("layers.*.", f"layers.{_spans(linears)}.")
         size = sum(linear.weight_bytes + linear.scale_bytes for linear in linears)
         style = "" if "int" in weight and linears[0].delegate is not None else "yellow"
         table.add_row(name, str(len(linears)), shape, weight, activation, f"{size / 1e6:,.2f}", style=style)
@@ -292,6 +314,18 @@ def _operators(contents: Contents) -> Table:
     return table
 
 
+def _spans(linears: Sequence[Linear]) -> str:
+    """The layers of some linears: "0-3,5"."""
+    numbers = [int(match[1]) for linear in linears if (match := re.search(r"\blayers\.(\d+)\.", linear.name))]
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
 def _pattern(name: str) -> str:
     return re.sub(r"\blayers\.\d+\.", "layers.*.", name)
 
@@ -302,11 +336,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--strict", action="store_true", help="exit with 1 unless everything is quantized as asked")
     parser.add_argument("--linears", choices=("8da4w", "fp32"), help="what --strict asks for (default: the manifest)")
     parser.add_argument("--head-bits", type=int, choices=(4, 8), help="of lm_head (default: the manifest, else 4)")
+    add_int8(parser, "linears that should have 8 bits (default: the manifest, else none)")
     parser.add_argument("--json", action="store_true", help="print everything for a program")
     flags = parser.parse_args(argv)
     quiet(False)
-    strict = flags.strict or flags.linears is not None or flags.head_bits is not None
-    inspection = inspect(flags.file, strict=strict, linears=flags.linears, head_bits=flags.head_bits)
+    asked = {name: getattr(flags, name) for name in ("linears", "head_bits", "int8")}
+    strict = flags.strict or any(value is not None for value in asked.values())
+    inspection = inspect(flags.file, strict=strict, **asked)
     if flags.json:
         print(json.dumps(inspection.as_json(), indent=2))
     else:

@@ -68,7 +68,7 @@ def make_manifest(
         },
         "config": {key: getattr(config, key) for key in CONFIG_KEYS},
         "recipe": str(options.recipe),
-        "options": asdict(options) | {"eos_ids": list(options.eos_ids)},
+        "options": asdict(options) | {"recipe": options.recipe.as_json(), "eos_ids": list(options.eos_ids)},
         "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
         "planned": {"kv_cache_bytes": kv_bytes, "activation_bytes": planned_bytes - kv_bytes},
         "notes": list(notes),

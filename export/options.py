@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
 from export.models.kv_cache import CACHE_DTYPES
-from export.quantization.recipe import Recipe, RecipeFlags
+from export.quantization.recipe import Recipe, RecipeFlags, make_recipe
 
 MIN_CHUNK = 2  # torch.export makes a dynamic length of at least two values
 
@@ -66,8 +66,6 @@ class Flags(RecipeFlags, total=False):
 
 def from_flags(**flags: Unpack[Flags]) -> ExportOptions:
     """Options from flags; what is left out keeps its default."""
-    names = {"quantize": "quantized"} | {name: name for name in RecipeFlags.__annotations__}
     given: dict[str, Any] = dict(flags)
-    recipe = {field: given[flag] for flag, field in names.items() if flag in given}
-    own = {name: value for name, value in given.items() if name not in names}
-    return ExportOptions(**own | {"recipe": Recipe(**recipe), "eos_ids": tuple(given.get("eos_ids") or ())})
+    recipe = {name: given.pop(name) for name in ("quantize", *RecipeFlags.__annotations__) if name in given}
+    return ExportOptions(**given | {"recipe": make_recipe(**recipe), "eos_ids": tuple(given.get("eos_ids") or ())})

@@ -155,7 +155,7 @@ def export_calibrated(
     options.check(read_config(source.folder))
     kept = quantized_out or out.resolve().with_name(f".{out.name}.quantized")  # of one name, so that it can go on
     try:
-        calibrate(source, options.recipe, calibration, kept, functools.partial(bar, "calibrate"))
+        calibrate(source, options.recipe, calibration, kept, bar)
         quantized = replace(source, folder=kept, adapters=())
         return export_checkpoint(quantized, out, options, proof=proof, original=source)
     finally:

@@ -47,7 +47,8 @@ def export_pte(
     quiet(verbose)
     path = Path(out)
     given: dict[str, Any] = dict(options)
-    calibration = make_calibration(**{key: given.pop(key) for key in CALIBRATION if key in given})
+    asked = {key: given.pop(key) for key in CALIBRATION if key in given}
+    calibration = make_calibration(**asked, head_bits=given.get("head_bits"))
     with hushed(f"the export of {path} was ended by C++ code; --verbose shows more", verbose):
         from export.options import from_flags  # imports torch
         from export.pipeline import export_calibrated, export_checkpoint
@@ -79,6 +80,10 @@ def print_exported(exported: Exported) -> None:
         f"activations {planned['activation_bytes'] / 1e6:,.1f} MB",
         "verified": "yes" if manifest["verification"] else "no (--no-verify)",
     }
+    if mixed := (manifest["calibration"] or {}).get("mixed"):
+        from export.calibration.mixing import price
+
+        rows["int8"] = price(mixed)
     for key, value in rows.items():
         table.add_row(f"[bold]{key}", value)
     console = Console()

@@ -1,12 +1,14 @@
 """Keeps a checkpoint quantized: `python -m export.quantize --checkpoint C --out DIR`.
 
 The folder is one of transformers with torchao, as `export.quantization.saved_writer` says. With --calibrate levels
-and scales are chosen on text, in the same format and as many bytes.
+and scales are chosen on text, in the same format and as many bytes; with --extra-bytes those linears are int8 where
+that pays most.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from checkpoints.weights import open_checkpoint
 from export.calibration.options import CALIBRATION, CalibrationFlags, add_calibration, make_calibration
 from export.flags import add_adapters, add_recipe, stage_parser
 from export.progress import bar, quiet
-from export.quantization.recipe import Recipe, RecipeFlags
+from export.quantization.recipe import RecipeFlags, make_recipe
 from export.quantization.rounding import Quantizing
 from export.quantization.saved_writer import nbytes, plan, save_quantized
 
@@ -44,14 +46,19 @@ def quantize(
     ones.
     """
     given: dict[str, Any] = dict(options)
-    calibration = make_calibration(**{key: given.pop(key) for key in CALIBRATION if key in given})
-    recipe = Recipe(**given)
+    asked = {key: given.pop(key) for key in CALIBRATION if key in given}
+    calibration = make_calibration(**asked, head_bits=given.get("head_bits"))
+    recipe = make_recipe(**given)
     source = find_source(checkpoint, revision=revision, adapter=adapter, adapter_scale=adapter_scale)
     check_folder(out := Path(out))
     if calibration is not None:
         from export.calibration.calibrate import calibrate  # imports transformers
 
-        calibrate(source, recipe, calibration, out, partial(bar, "calibrate"))
+        record = calibrate(source, recipe, calibration, out, bar)
+        if "mixed" in record:
+            from export.calibration.mixing import price
+
+            print(price(record["mixed"]), file=sys.stderr)
         return out
     quantizing = Quantizing(Untied(open_checkpoint(source.folder, source.adapters)), recipe)
     with bar("quantize", nbytes(plan(quantizing))) as progress:

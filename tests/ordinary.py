@@ -13,7 +13,6 @@ from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEv
 from torchao.quantization import quantize_
 
 from checkpoints.config import ModelConfig
-from checkpoints.roles import role
 from checkpoints.untied import Untied
 from export.models.kv_cache import CACHE_DTYPES
 from export.models.phi3.decoder import Transformer
@@ -30,7 +29,7 @@ def eager_model(untied: Untied, recipe: Recipe, context: int, kv_cache: str, log
     model.load_state_dict(weights, strict=True)
     modules = dict(model.named_modules())
     for name, r in rows:
-        module, torchao_config = modules[name.removesuffix(".weight")], recipe.torchao_config(role(r.name))
+        module, torchao_config = modules[name.removesuffix(".weight")], recipe.torchao_config(r.name)
         if torchao_config is not None:
             quantize_(module, torchao_config, filter_fn=lambda m, _, module=module: m is module)
     return model

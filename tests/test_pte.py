@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from checkpoints.config import read_config
 from checkpoints.errors import BadInput
 from checkpoints.source import resolve
 from checkpoints.synthesize import synthesize
@@ -84,6 +85,7 @@ RECIPES = {
     "group 64": {"group_size": 64},
     "embedding 4": {"embedding_bits": 4},
     "head 8": {"head_bits": 8},
+    "int8 layers": {"int8": ["1", "0.mlp.down_proj"], "group_size": 64},
     "float": {"quantize": False},
 }
 
@@ -99,7 +101,8 @@ def test_computes_what_torchao_computes(options: dict, odd: Path, tmp_path: Path
         options.get("group_size", 32),
         options.get("embedding_bits", 8),
         options.get("head_bits", 4),
-    )
+        options.get("int8", ()),
+    ).resolved(read_config(odd))
     untied = Untied(open_checkpoint(odd))
     model = eager_model(untied, recipe, 64, options["kv_cache"])
     prompt = prompt_for(untied.config.vocab_size)

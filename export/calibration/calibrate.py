@@ -8,14 +8,17 @@ what they lose of the original.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from checkpoints.config import ADAPTER
 from checkpoints.errors import BadInput
@@ -25,9 +28,12 @@ from checkpoints.roles import EMBEDDING
 from checkpoints.source import Source
 from checkpoints.untied import Untied
 from checkpoints.weights import open_checkpoint
+from export.calibration import sensitivity
 from export.calibration.fidelity import measure
 from export.calibration.layers import memory_needed, quantize_layers
+from export.calibration.mixing import candidates, choice_record, choose, mixed, weight_bytes
 from export.calibration.options import SEQUENCE, Calibration
+from export.calibration.sensitivity import Sensitivity, measure_sensitivities
 from export.calibration.tokens import sequences
 from export.calibration.work import Calibrated, Work, work_folder
 from export.engine.memory import memory_left
@@ -45,12 +51,13 @@ def calibrate(
     recipe: Recipe,
     calibration: Calibration,
     out: Path,
-    progress: Callable[[int], AbstractContextManager[Progress]],
+    progress: Callable[[str, int], AbstractContextManager[Progress]],
 ) -> dict[str, Any]:
     """Write the checkpoint quantized at `out`, whole or not at all; returns what calibration.json holds.
 
     Stopped, it leaves the layers that are finished beside `out` and goes on from there next time. `progress` is told
-    how many weights there are to quantize, then each piece's. Raises BadInput for anything wrong with the input.
+    of each stage what it does and how many weights that are, then each piece's. Raises BadInput for anything wrong
+    with the input.
     """
     check_folder(out)
     if not recipe.quantized:
@@ -58,25 +65,55 @@ def calibrate(
     quantizing = Quantizing(Untied(open_checkpoint(source.folder, source.adapters)), recipe)
     config = quantizing.config
     ids = sequences(source.folder, config, calibration.texts, calibration.count, SEQUENCE)
+    names = candidates(config, quantizing.recipe, calibration.extra) if calibration.extra else []
     needed = memory_needed(config, ids.numel(), torch.get_num_threads())
+    needed += sensitivity.memory_needed(config, len(names)) if names else 0
     if calibration.device == "cpu" and needed > (left := memory_left()):
         raise BadInput(
             f"calibrating {source.folder} on {ids.numel()} tokens takes about {needed / 1e9:.1f} GB of memory, "
             f"{left / 1e9:.1f} GB are left"
         )
     record = _record(source, quantizing, calibration)
-    kept_bytes = nbytes(plan(quantizing))
-    work = Work(work_folder(out), record, 2 * kept_bytes)
+    work = Work(work_folder(out), record, 2 * nbytes(plan(quantizing)))
     linears = [quantizing.untied.shape(name) for name in quantizing.untied.names() if name != EMBEDDING]
     total = sum(shape[0] * shape[1] for shape in linears if len(shape) == 2)
     with torch.no_grad():
-        with workers() as pool, progress(total) as count:
-            quantize_layers(quantizing, calibration, ids, work, pool, count)
+        with workers() as pool:
+            if calibration.extra:
+                quantizing, record["mixed"] = _mix(quantizing, calibration, ids, names, work, pool, progress)
+                record["recipe"] = quantizing.recipe.as_json()
+            with progress("calibrate", total) as count:
+                quantize_layers(quantizing, calibration, ids, work, pool, count)
         calibrated = Calibrated(work, quantizing)
         record["fidelity"] = measure(source.folder, quantizing, calibrated)
     save_quantized(calibrated, out, beside={RECORD: record})
     work.remove()
     return record
+
+
+def _mix(
+    quantizing: Quantizing,
+    calibration: Calibration,
+    ids: Tensor,
+    names: list[str],
+    work: Work,
+    pool: Executor,
+    progress: Callable[[str, int], AbstractContextManager[Progress]],
+) -> tuple[Quantizing, dict[str, Any]]:
+    """With the linears in int8 that its extra bytes pay for, and what is told of the choice."""
+    config, before = quantizing.config, quantizing.recipe
+    assert calibration.extra is not None
+
+    def measured() -> dict[str, Any]:
+        watch = functools.partial(progress, "measure each linear")
+        found = measure_sensitivities(quantizing, ids, names, calibration.device, pool, watch)
+        return {"linears": [dataclasses.asdict(one) for one in found]}
+
+    sensitivities = [Sensitivity(**one) for one in work.remembered("sensitivities", measured)["linears"]]
+    budget = calibration.extra.budget(weight_bytes(config, before))
+    after = mixed(before, choose(sensitivities, budget))
+    told = choice_record(config, before, after, budget, sensitivities)
+    return Quantizing(quantizing.untied, after), told
 
 
 def _record(source: Source, quantizing: Quantizing, calibration: Calibration) -> dict[str, Any]:
@@ -85,9 +122,10 @@ def _record(source: Source, quantizing: Quantizing, calibration: Calibration) ->
         {"scale": adapter.scale, "sha256": {name: sha256(adapter.folder / name) for name in (ADAPTER, WEIGHTS)}}
         for adapter in source.adapters
     ]
-    return {
+    extra = {"extra_bytes": dataclasses.asdict(calibration.extra)} if calibration.extra else {}
+    return extra | {
         "method": calibration.name,
-        "recipe": dataclasses.asdict(quantizing.recipe),
+        "recipe": quantizing.recipe.as_json(),
         "sequences": calibration.count,
         "sequence_tokens": SEQUENCE,
         "texts": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in calibration.texts.items()},

@@ -8,15 +8,14 @@ Memory: a layer in float32, moments of its widest linear five times, activations
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from checkpoints.config import ModelConfig
-from checkpoints.errors import BadInput
 from checkpoints.files import Progress
 from checkpoints.roles import HEAD, NORM, Role, role
+from export.calibration.float_model import ROWS, FloatModel
 from export.calibration.folding import (
     TOKENS,
     Read,
@@ -31,15 +30,12 @@ from export.calibration.folding import (
 from export.calibration.moments import SPILL, activations, each, mean_squares, moments
 from export.calibration.options import SEQUENCE, Calibration
 from export.calibration.work import Work, first_hidden
-from export.models.registry import family_of
 from export.quantization.gptq import factorize, gptq
-from export.quantization.recipe import Storage
 from export.quantization.rounding import Quantizing, Rounded
 from export.quantization.scales import nearest, search_scales
-from export.reference.layerwise import around, empty_layer, round_activations
+from export.reference.layerwise import round_activations
 
 BASE = 700_000_000  # bytes that torch and transformers take
-ROWS = 512  # quantized at once: a fixed number, for the same bits on every machine
 
 
 def quantize_layers(
@@ -54,7 +50,7 @@ def quantize_layers(
     run.start(work.hidden(done) if done else first_hidden(quantizing, ids))
     for number in range(run.config.num_hidden_layers):
         if number < done:
-            progress(run.layer_bytes)
+            progress(run.model.layer_elements)
         else:
             work.save_layer(number, run.layer(number), run.hidden)
     if not work.has("head"):
@@ -77,34 +73,19 @@ class _Run:
     def __init__(
         self, quantizing: Quantizing, calibration: Calibration, work: Work, pool: Executor, progress: Progress
     ) -> None:
-        self.untied, self.recipe, self.config = quantizing.untied, quantizing.recipe, quantizing.config
-        self.method, self.device = calibration.method, calibration.device
+        self.model, self.recipe = FloatModel(quantizing.untied, calibration.device), quantizing.recipe
+        self.cut, self.sites, self.norm = self.model.cut, self.model.sites, self.model.norm
+        self.config, self.method, self.device = quantizing.config, calibration.method, calibration.device
         self.work, self.pool, self.progress = work, pool, progress
-        family = family_of(self.config)
-        self.sites = family.sites(self.config)
-        modules = family.reference()
-        model_config = modules.config(**self.config.as_phi3())
-        model_config._attn_implementation = "sdpa"
-        self.rotary = modules.rotary(model_config).to(self.device)
-        self.cut = family.cut(empty_layer(modules.layer, model_config).to_empty(device=self.device))
-        self.norm = modules.norm(self.config.hidden_size, eps=self.config.rms_norm_eps).requires_grad_(False)
-        self.norm.to(self.device)
-        self.model_config = model_config
-        self.layer_bytes = sum(self.cut.weights[site.linear].numel() for site in self.sites)
 
     def start(self, hidden: Tensor) -> None:
         self.hidden = activations(tuple(hidden.shape), self.work.folder, self.device)
         self.hidden.copy_(hidden)
-        length = hidden.shape[1]
-        self.around: dict[str, Any] = around([length], self.model_config, self.rotary, self.hidden[:1])
+        self.around = self.model.around(self.hidden[:1])
 
     def layer(self, number: int) -> dict[str, Rounded | Tensor]:
         """Quantize a layer and take the hidden states through it; what is to be kept of it, by name."""
-        prefix, cut = f"model.layers.{number}.", self.cut
-        for suffix, weight in cut.weights.items():
-            for at in range(0, len(weight), ROWS):
-                weight[at : at + ROWS] = self._read(prefix + suffix, at, min(at + ROWS, len(weight)))
-            self.untied.release(prefix + suffix)
+        prefix, cut = self.model.load(number), self.cut
         if self.method.fold:
             self._fold(prefix)
         found: dict[str, Rounded | Tensor] = {}
@@ -123,12 +104,12 @@ class _Run:
 
     def head(self) -> dict[str, Rounded | Tensor]:
         """Quantize lm_head, and the norm before it as it is to be kept."""
-        self.norm.weight.copy_(self._read(NORM, 0, self.config.hidden_size))
+        self.model.load_norm()
         shape = (self.config.vocab_size, self.config.hidden_size)
-        storage = self.recipe.storage(Role.HEAD, shape[1])
+        storage = self.recipe.storage(HEAD, shape[1])
 
         def read(start: int, stop: int) -> Tensor:
-            return self._read(HEAD, start, stop)
+            return self.model.read(HEAD, start, stop)
 
         if self.method.fold:
             share = max(1, TOKENS // len(self.hidden))
@@ -138,7 +119,7 @@ class _Run:
             self.norm.weight.copy_(unfold_rows(self.norm.weight, factors))
 
             def read(start: int, stop: int) -> Tensor:
-                return fold_columns(self._read(HEAD, start, stop), factors)
+                return fold_columns(self.model.read(HEAD, start, stop), factors)
 
         x = activations(tuple(self.hidden.shape), self.work.folder, self.device)
 
@@ -147,13 +128,6 @@ class _Run:
 
         each(self.pool, len(x), enter)
         return {HEAD: self._quantize(HEAD, read, shape, x), NORM: self.norm.weight.clone()}
-
-    def _read(self, name: str, start: int, stop: int) -> Tensor:
-        rows = self.untied.rows(name, start, stop).to(torch.float32)
-        if not torch.isfinite(rows).all():
-            row = start + int((~torch.isfinite(rows)).nonzero()[0, 0])
-            raise BadInput(f"{self.untied.origin(name)}: {name} has a NaN or Inf in row {row}")
-        return rows.to(self.device)
 
     def _advance(self, k: int, x: Tensor, columns: int) -> Tensor:
         """What the linear of site k reads, of all sequences, as int8 keeps it; `x` is that of the site before."""
@@ -182,7 +156,7 @@ class _Run:
         chosen = []
         for k, site in enumerate(self.sites):
             weight, fed = self.cut.weights[site.linear], site.fed.to(self.device)
-            storage = self._storage(prefix + site.linear, weight.shape[1])
+            storage = self.recipe.storage(prefix + site.linear, weight.shape[1])
             seen = together([found[k] for found in visited])
             factors = choose_factors(
                 lambda a, b, w=weight: w[a:b],  # type: ignore[misc]
@@ -196,12 +170,9 @@ class _Run:
         for site, factors in chosen:  # all are chosen on the weights as they were
             move(self.cut.weights, site, factors)
 
-    def _storage(self, name: str, columns: int) -> Storage:
-        return self.recipe.storage(role(name), columns)
-
     def _quantize(self, name: str, read: Read, shape: tuple[int, ...], x: Tensor) -> Rounded:
         """Levels and scales for a weight of this shape that reads x [N, S, columns]."""
-        storage = self._storage(name, shape[1])
+        storage = self.recipe.storage(name, shape[1])
         if self.method.gptq:
             second = moments(x, self.pool)
             importance = second.diagonal().clone()

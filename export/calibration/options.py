@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,21 @@ METHODS = {
 BEST = "awq-gptq"
 SEQUENCE = 512  # tokens of a sequence
 DEVICES = ("cpu", "cuda")
+UNITS = {"%": 0, "": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}  # % is of the weights' bytes
+
+
+@dataclass(frozen=True)
+class ExtraBytes:
+    """What int8 linears among int4 may take beyond int4."""
+
+    text: str  # as given
+    number: float
+    unit: str  # a key of UNITS
+    keep_head: bool  # the bits of lm_head were asked for, and are not chosen
+
+    def budget(self, weights: int) -> int:
+        """In bytes, for so many bytes of weights."""
+        return int(self.number * (weights / 100 if self.unit == "%" else UNITS[self.unit]))
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,7 @@ class Calibration:
     texts: Mapping[str, str]  # by name
     count: int  # sequences of SEQUENCE tokens
     device: str = "cpu"
+    extra: ExtraBytes | None = None  # for int8 linears
 
     @property
     def method(self) -> Method:
@@ -52,6 +69,7 @@ class CalibrationFlags(TypedDict, total=False):
     calibration_text: Sequence[str | Path] | None
     calibration_sequences: int | None
     device: str
+    extra_bytes: str | None
 
 
 CALIBRATION = tuple(CalibrationFlags.__annotations__)
@@ -78,6 +96,11 @@ def add_calibration(parser: ArgumentParser) -> None:
         "--calibration-sequences", type=int, metavar="N", help=f"of {SEQUENCE} tokens (default: {counts})"
     )
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="that calibrates (default: %(default)s)")
+    parser.add_argument(
+        "--extra-bytes",
+        metavar="N",
+        help="make the linears int8 where that pays most, for so much more: 5%% (of the weights), 20MB",
+    )
 
 
 def make_calibration(
@@ -85,12 +108,21 @@ def make_calibration(
     calibration_text: Sequence[str | Path] | None = None,
     calibration_sequences: int | None = None,
     device: str = "cpu",
+    extra_bytes: str | None = None,
+    head_bits: int | None = None,
 ) -> Calibration | None:
-    """The calibration that flags ask for, None without one; BadInput for what is none of the choices."""
+    """The calibration that flags ask for, None without one; BadInput for what is none of the choices.
+
+    With `head_bits` asked for, `extra_bytes` go to other linears than lm_head.
+    """
     if calibrate is None:
-        given = {"--calibration-text": calibration_text, "--calibration-sequences": calibration_sequences}
-        if extra := [flag for flag, value in given.items() if value is not None]:
-            raise BadInput(f"{extra[0]} is for --calibrate, which is not given")
+        given = {
+            "--calibration-text": calibration_text,
+            "--calibration-sequences": calibration_sequences,
+            "--extra-bytes": extra_bytes,
+        }
+        if left := [flag for flag, value in given.items() if value is not None]:
+            raise BadInput(f"{left[0]} is for --calibrate, which is not given")
         return None
     if calibrate not in METHODS:
         raise BadInput(f"--calibrate {calibrate} is none of {', '.join(METHODS)}")
@@ -104,4 +136,12 @@ def make_calibration(
 
         if not torch.cuda.is_available():
             raise BadInput("--device cuda: torch finds no CUDA device on this machine")
-    return Calibration(calibrate, find_texts("calibration", calibration_text), count, device)
+    extra = None if extra_bytes is None else _extra(extra_bytes, head_bits is not None)
+    return Calibration(calibrate, find_texts("calibration", calibration_text), count, device, extra)
+
+
+def _extra(text: str, keep_head: bool) -> ExtraBytes:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(%|[KMG]?B|)", text, re.IGNORECASE | re.ASCII)
+    if not match or not float(match[1]):
+        raise BadInput(f"--extra-bytes {text} is no size like 5% or 20MB")
+    return ExtraBytes(text, float(match[1]), match[2].upper(), keep_head)

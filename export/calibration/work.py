@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.files import aside, check_room, publish, tensor_bytes, write_json
-from checkpoints.roles import EMBEDDING, role
+from checkpoints.roles import EMBEDDING
 from checkpoints.safetensors_io import make_header, read_header
 from checkpoints.weights import Checkpoint
 from export.quantization.rounding import CHUNK_ELEMENTS, Quantizing, Rounded
@@ -80,6 +80,17 @@ class Work:
                     file.write(tensor_bytes(tensor))
             publish(partial, path)
 
+    def remembered(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `make` returned, as JSON has it, when this was first asked for."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            made = make()
+            with aside(path) as partial:
+                write_json(partial, made)
+                publish(partial, path)
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
     def has(self, name: str) -> bool:
         return (self.folder / f"{name}.safetensors").exists()
 
@@ -111,7 +122,7 @@ class Calibrated:
             yield self._weights.rows(name, start, stop)
             return
         columns = self._weights.shape(name + LEVELS)[1]
-        storage = self.recipe.storage(role(name), columns)
+        storage = self.recipe.storage(name, columns)
         step = max(1, CHUNK_ELEMENTS // columns)
         for at in range(start, stop, step):
             levels, scales = (self._weights.rows(name + p, at, min(at + step, stop)) for p in (LEVELS, SCALES))

@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # heavy, and not needed to write weights
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """One delegate's code, the same in every layer."""
+    """One delegate's code, the same in every layer but for how its weights are stored."""
 
-    blobs: Blobs
+    blobs: Callable[[str], Blobs]  # from the prefix of its weights' names, "layers.3.attention."
     outputs: Callable[..., tuple[Tensor, ...]]  # the results as empty tensors, from the arguments
 
 
@@ -66,6 +66,10 @@ class Family(Protocol):
 
     def layout(self, config: ModelConfig) -> dict[str, Rows]:
         """ExecuTorch name to the rows it is made of, for an untied model, in the order of the graph."""
+        ...
+
+    def source_name(self, module: str) -> str | None:
+        """The Hugging Face weight of which a layer's module in `layout` is, whatever its sizes; None for others."""
         ...
 
     def decoder(self, config: ModelConfig, context: int, cache_dtype: torch.dtype, logits: int | None) -> nn.Module:

@@ -24,6 +24,11 @@ def family_of(config: ModelConfig) -> Family:
     return FAMILIES[config.family]
 
 
+def source_name(module: str) -> str | None:
+    """The Hugging Face weight of which a file's module is, such as "layers.3.attention.wq"; None for a stranger."""
+    return next((name for family in FAMILIES.values() if (name := family.source_name(module))), None)
+
+
 def rows_shape(config: ModelConfig, rows: Rows) -> tuple[int, ...]:
     """Shape of some rows of a tensor."""
     untied = dataclasses.replace(config, tie_word_embeddings=False)

@@ -45,7 +45,7 @@ def place(config: ModelConfig, recipe: Recipe) -> list[Placed]:
     for name, rows in sorted(tensors, key=lambda item: role(item[1].name) not in (Role.LINEAR, Role.HEAD)):
         dims = rows_shape(config, rows)
         count, columns = dims if len(dims) == 2 else (1, dims[0])
-        sizes = recipe.storage(role(rows.name), columns).nbytes(count)
+        sizes = recipe.storage(rows.name, columns).nbytes(count)
         offsets = {}
         for part, size in sizes.items():
             at += -at % ALIGNMENT

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.executorch_call_delegate import executorch_call_delegate
 
 from checkpoints.config import ModelConfig
-from checkpoints.roles import Role
+from checkpoints.roles import EMBEDDING
 from export.models import kv_cache
 from export.models.family import Piece
 from export.models.modules import QuantizedEmbedding, RMSNorm
@@ -58,7 +58,7 @@ class Graph:
         """A delegate's blob; `keys` are the data names of parts, such as "layers.0.attention.wq.weight"."""
         match = TOKEN.fullmatch(token.decode())
         assert match is not None
-        blobs = self.pieces[match[1]].blobs
+        blobs = self.pieces[match[1]].blobs(match[2])
         return blobs.make({name: keys[match[2] + name] for name in blobs.names})
 
 
@@ -130,7 +130,7 @@ def _placeholders(model: Any, config: ModelConfig, options: ExportOptions) -> di
     """Give the embedding and the norms small or constant stand-ins, each unlike the others; part's name -> it."""
     hidden = config.hidden_size
     rows = torch.full((PLACEHOLDER_ROWS, hidden), -1.0)
-    storage = options.recipe.storage(Role.EMBEDDING, hidden)
+    storage = options.recipe.storage(EMBEDDING, hidden)
     parts = pack(rows if storage.bits == 32 else round_rows(rows, storage))
     found = {f"tok_embeddings.{part}": data.contiguous() for part, data in parts.items()}
     if storage.bits == 32:

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
+from checkpoints.roles import EMBEDDING, HEAD, Role, role
 from export.models.registry import family_of, rows_shape
 from export.ptefile.reader import PteFile
 from export.quantization.packing import unpack
-from export.quantization.recipe import Recipe, Storage
+from export.quantization.recipe import Recipe, Storage, short_name
 from export.quantization.rounding import CHUNK_ELEMENTS
 
 
@@ -60,12 +61,19 @@ class FileWeights:
         return self.storage["output.weight"].bits != 32
 
     def recipe(self) -> Recipe:
-        """The recipe that the sizes of the embedding, the first linear and lm_head tell of."""
-        linear = self.storage["layers.0.attention.wq.weight"]
-        if linear.bits == 32:
+        """The recipe that the sizes of all weights tell of; BadInput where rows of one weight differ in bits."""
+        bits: dict[str, int] = {}
+        for ours, rows in self._layout.items():
+            if bits.setdefault(rows.name, self.storage[ours].bits) != self.storage[ours].bits:
+                raise BadInput(
+                    f"{self.file.path}: {ours} has {self.storage[ours].bits} bits, other rows of {rows.name} have "
+                    f"{bits[rows.name]}, which no recipe makes"
+                )
+        if not self.rounds_activations:
             return Recipe(quantized=False)
-        embedding, head = (self.storage[f"{name}.weight"].bits for name in ("tok_embeddings", "output"))
-        return Recipe(True, linear.columns // linear.groups, embedding, head)
+        group = next((s.columns // s.groups for s in self.storage.values() if s.bits == 4), Recipe().group_size)
+        int8 = tuple(short_name(name) for name, n in bits.items() if n == 8 and role(name) is Role.LINEAR)
+        return Recipe(True, group, bits[EMBEDDING], bits[HEAD], int8)
 
     def pieces(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[DecodedRows]:
         """The rows start … stop (default: all) of the weight with this Hugging Face name, in order.

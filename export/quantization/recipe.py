@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
-from checkpoints.roles import Role
+from checkpoints.families import tensor_shapes
+from checkpoints.roles import EMBEDDING, HEAD, Role, role
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
 
 GROUP_SIZES = (32, 64, 128)
+LINEAR = re.compile(r"model\.layers\.(.+)\.weight")
 INT4: torch.dtype = getattr(torch, "int4")  # noqa: B009  torch 2.13 has it, its type stubs do not
 
 
@@ -39,7 +44,8 @@ class RecipeFlags(TypedDict, total=False):
 
     group_size: int
     embedding_bits: int
-    head_bits: int
+    head_bits: int | None
+    int8: Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -50,29 +56,45 @@ class Recipe:
     group_size: int = 32  # columns that share an int4 scale
     embedding_bits: int = 8  # 8: one float32 scale a row; 4: one a group
     head_bits: int = 4  # 4: in groups like every linear; 8: one scale a row
+    int8: tuple[str, ...] = ()  # linears of layers that have 8 bits, one scale a row, as `is_named` takes them
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "int8", tuple(self.int8))  # JSON has lists
 
     def __str__(self) -> str:
         if not self.quantized:
             return "float32"
-        return f"8da4w g{self.group_size}, embedding int{self.embedding_bits}, lm_head int{self.head_bits}"
+        text = f"8da4w g{self.group_size}, embedding int{self.embedding_bits}, lm_head int{self.head_bits}"
+        more = f" and {len(self.int8) - 1} more" if len(self.int8) > 1 else ""
+        return f"{text}, int8 {self.int8[0]}{more}" if self.int8 else text
 
-    def storage(self, role: Role, columns: int) -> Storage:
-        """How weights of this role with so many columns are stored.
+    def as_json(self) -> dict[str, Any]:
+        """Its fields as they come back from JSON."""
+        return dataclasses.asdict(self) | {"int8": list(self.int8)}
+
+    def bits(self, name: str) -> int:
+        """Of an element of the weight with this Hugging Face name."""
+        kind = role(name)
+        if not self.quantized or kind is Role.NORM:
+            return 32
+        if kind is Role.LINEAR:
+            return 8 if is_named(name, self.int8) else 4
+        return self.embedding_bits if kind is Role.EMBEDDING else self.head_bits
+
+    def storage(self, name: str, columns: int) -> Storage:
+        """How the weight with this Hugging Face name and so many columns is stored.
 
         XNNPACK (1.5.1) has no int8 weights in groups: 8 bits have one float32 scale a row. Its int4 scales are
         bfloat16, those of the embedding float32.
         """
-        embedding = role is Role.EMBEDDING
-        if not self.quantized or role is Role.NORM:
-            return Storage(columns, 32, 0, torch.float32, embedding)
-        bits = {Role.EMBEDDING: self.embedding_bits, Role.HEAD: self.head_bits}.get(role, 4)
-        if bits == 8:
-            return Storage(columns, 8, 1, torch.float32, embedding)
+        bits, embedding = self.bits(name), name == EMBEDDING
+        if bits != 4:
+            return Storage(columns, bits, 1 if bits == 8 else 0, torch.float32, embedding)
         scale_dtype = torch.float32 if embedding else torch.bfloat16
         return Storage(columns, 4, columns // self.group_size, scale_dtype, embedding)
 
-    def torchao_config(self, role: Role) -> AOBaseConfig | None:
-        """torchao's configuration for weights of this role; None keeps them in float32."""
+    def torchao_config(self, name: str) -> AOBaseConfig | None:
+        """torchao's configuration for the weight with this Hugging Face name; None keeps it in float32."""
         from torchao.quantization import (
             Int8DynamicActivationIntxWeightConfig,
             IntxWeightOnlyConfig,
@@ -80,7 +102,7 @@ class Recipe:
             PerGroup,
         )
 
-        storage = self.storage(role, self.group_size)
+        storage = self.storage(name, self.group_size)
         if storage.bits == 32:
             return None
         dtype = INT4 if storage.bits == 4 else torch.int8
@@ -92,8 +114,28 @@ class Recipe:
             weight_dtype=dtype, weight_granularity=granularity, weight_scale_dtype=scale_dtype
         )
 
+    def resolved(self, config: ModelConfig) -> Recipe:
+        """With every linear that `int8` means by its own name, in the model's order.
+
+        BadInput where one of its names means none.
+        """
+        if not self.quantized and self.int8:
+            raise BadInput(f"--int8 {self.int8[0]} is for quantized weights, and --no-quantize leaves none")
+        linears = [name for name in tensor_shapes(config) if role(name) is Role.LINEAR]
+        for given in self.int8:
+            if given == short_name(HEAD):
+                raise BadInput(f"--int8 {given}: the bits of lm_head are those of --head-bits")
+            if not any(is_named(name, [given]) for name in linears):
+                first = ", ".join(short_name(name) for name in linears[: len(linears) // config.num_hidden_layers])
+                raise BadInput(
+                    f"--int8 {given} is no linear of {config.path}, which has {first} and so on, "
+                    f"{config.num_hidden_layers} layers of them"
+                )
+        return dataclasses.replace(self, int8=tuple(short_name(n) for n in linears if is_named(n, self.int8)))
+
     def check(self, config: ModelConfig) -> None:
-        """Raise BadInput where a group size does not divide the rows it would be applied to."""
+        """Raise BadInput where a group size does not divide the rows it would be applied to, or `int8` names none."""
+        self.resolved(config)
         if not self.quantized:
             return
         if self.group_size not in GROUP_SIZES:
@@ -108,3 +150,25 @@ class Recipe:
                     f"{config.path}: {key} {columns} cannot be cut into groups of {self.group_size}, "
                     f"{columns % self.group_size} columns would be left over"
                 )
+
+
+def short_name(name: str) -> str:
+    """What a person calls the weight with this Hugging Face name: "3.mlp.down_proj", "lm_head"."""
+    match = LINEAR.fullmatch(name)
+    return match[1] if match else name.removesuffix(".weight")
+
+
+def is_named(name: str, given: Iterable[str]) -> bool:
+    """Whether one of the given names means the linear with this Hugging Face name.
+
+    "3.mlp.down_proj" means one, "3" and "3.mlp" all that lie in there, "mlp.down_proj" and "down_proj" that of every
+    layer.
+    """
+    short = short_name(name)
+    return any(f"{short}.".startswith(f"{one}.") or f".{short}".endswith(f".{one}") for one in given)
+
+
+def make_recipe(quantize: bool = True, **flags: Unpack[RecipeFlags]) -> Recipe:
+    """The recipe that flags ask for; what is left out or None keeps its default."""
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    return Recipe(quantized=quantize, **given)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
-from checkpoints.roles import role
 from checkpoints.untied import Untied
 from export.quantization.recipe import INT4, Recipe, Storage
 
@@ -90,13 +89,13 @@ class Quantizing:
 
     def __init__(self, untied: Untied, recipe: Recipe) -> None:
         recipe.check(untied.config)
-        self.untied, self.recipe, self.config = untied, recipe, untied.config
+        self.untied, self.recipe, self.config = untied, recipe.resolved(untied.config), untied.config
         self.notes = untied.config.notes
         self.files = untied.checkpoint.files
 
     def rows(self, name: str, start: int, stop: int) -> Iterator[Rounded | Tensor]:
         columns = math.prod(self.untied.shape(name)[1:])
-        storage = self.recipe.storage(role(name), columns)
+        storage = self.recipe.storage(name, columns)
         step = max(1, CHUNK_ELEMENTS // columns)
         for at in range(start, stop, step):
             piece = self.untied.rows(name, at, min(at + step, stop))

@@ -27,7 +27,7 @@ from checkpoints.safetensors_io import Entry, read_header
 from checkpoints.source import Source
 from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, SINGLE, Checkpoint, open_checkpoint
-from export.quantization.recipe import Recipe
+from export.quantization.recipe import Recipe, short_name
 from export.quantization.rounding import CHUNK_ELEMENTS, QuantizedSource, Quantizing, Rounded
 
 PARTS = ("qdata", "scale", "zero_point")
@@ -120,7 +120,7 @@ class Saved:
             yield from self._float.rows(name, start, stop)
             return
         qdata, scale, zero_point = (self.checkpoint.tensor(part(name, suffix)) for suffix in PARTS)
-        storage = self.recipe.storage(role(name), qdata.shape[1])
+        storage = self.recipe.storage(name, qdata.shape[1])
         step = max(1, CHUNK_ELEMENTS // qdata.shape[1])
         for at in range(start, stop, step):
             span = slice(at, min(at + step, stop))
@@ -269,12 +269,14 @@ def _find_recipe(checkpoint: Checkpoint, kinds: dict[str, Kind | None], asked: R
     folder, config = checkpoint.folder, checkpoint.config
     if not asked.quantized:
         raise BadInput(f"{folder} is quantized already, a float32 file needs the original")
-    first = kinds[FIRST_LINEAR]
-    if first is None:
+    if kinds[FIRST_LINEAR] is None:
         raise BadInput(f"{folder}: {FIRST_LINEAR} is not quantized, though other weights are")
     embedding, head = kinds[EMBEDDING], kinds.get(HEAD)
+    linears = {name: kind for name, kind in kinds.items() if kind and role(name) is Role.LINEAR}
+    grouped = (kind.group for kind in (*linears.values(), head, embedding) if kind and kind.bits != 8)
     recipe = Recipe(
-        group_size=first.group,
+        group_size=next(grouped, asked.group_size),
+        int8=tuple(short_name(name) for name in tensor_shapes(config) if name in linears and linears[name].bits == 8),
         embedding_bits=embedding.bits if embedding else asked.embedding_bits,
         head_bits=head.bits if head else asked.head_bits,
     )
@@ -286,7 +288,7 @@ def _find_recipe(checkpoint: Checkpoint, kinds: dict[str, Kind | None], asked: R
             if kinds[name]:
                 raise BadInput(f"{folder}: {name} is {kinds[name]}, norms must be float")
             continue
-        storage = recipe.storage(role(name), shape[1])
+        storage = recipe.storage(name, shape[1])
         bits, group = storage.bits, shape[1] // storage.groups
         wanted, kind = Kind(bits, group, linear=not storage.embedding), kinds[name]
         if (kind is None and name not in (EMBEDDING, HEAD)) or (kind and kind != wanted):
@@ -296,7 +298,7 @@ def _find_recipe(checkpoint: Checkpoint, kinds: dict[str, Kind | None], asked: R
                 f"{config.path}: quantization_config makes {name} int{declared[0]}, groups of {declared[1]}, "
                 f"its tensors are {kind}"
             )
-    if asked not in (Recipe(), recipe):
+    if asked.resolved(config) not in (Recipe(), recipe):
         raise BadInput(f"{folder} is quantized already, as {recipe}: it cannot be exported as {asked}")
     return recipe
 

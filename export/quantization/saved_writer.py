@@ -6,6 +6,7 @@ one row of each weight; sizes are known before, so every piece goes straight to 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import OrderedDict
@@ -25,7 +26,7 @@ from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
 from checkpoints.families import tensor_shapes
 from checkpoints.files import Progress, copy_rest, tensor_bytes, whole_folder, write_at, write_json
-from checkpoints.roles import EMBEDDING, HEAD, Role
+from checkpoints.roles import EMBEDDING, HEAD
 from checkpoints.safetensors_io import make_header
 from checkpoints.weights import INDEX, SINGLE
 from export.quantization.recipe import Recipe
@@ -34,6 +35,7 @@ from export.quantization.rounding import QuantizedSource, Rounded
 MAX_SHARD = 5_000_000_000  # bytes
 BLOCK_ELEMENTS = 1 << 26  # read between two releases of a mapped weight
 LINEARS = r"re:model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+A_LINEAR = "model.layers.0.mlp.down_proj.weight"
 # The order of parameters in transformers' modeling_phi3, which that of tensor_names follows.
 LAYER = ("o_proj", "qkv_proj", "gate_up_proj", "down_proj", "input_layernorm", "post_attention_layernorm")
 OLD_KEYS = {"torch_dtype", "rope_scaling", "rope_theta", "partial_rotary_factor"}  # spelled anew
@@ -173,12 +175,10 @@ def _rows(source: QuantizedSource, weight: Weight) -> Iterator[Rounded | Tensor]
 
 
 def fqn_config(recipe: Recipe) -> FqnToConfig:
-    """The recipe as torchao spells it for a whole model of transformers."""
-    table = {
-        EMBEDDING.removesuffix(".weight"): recipe.torchao_config(Role.EMBEDDING),
-        HEAD.removesuffix(".weight"): recipe.torchao_config(Role.HEAD),
-        LINEARS: recipe.torchao_config(Role.LINEAR),
-    }
+    """The resolved recipe as torchao spells it for a whole model of transformers; a name comes before a pattern."""
+    names = [EMBEDDING, HEAD, *(f"model.layers.{short}.weight" for short in recipe.int8)]
+    table = {name.removesuffix(".weight"): recipe.torchao_config(name) for name in names}
+    table[LINEARS] = dataclasses.replace(recipe, int8=()).torchao_config(A_LINEAR)
     return FqnToConfig(OrderedDict(table))
 
 

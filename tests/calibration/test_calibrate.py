@@ -56,7 +56,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
 
 
 @contextmanager
-def silent(total: int) -> Iterator[Callable[[int], None]]:
+def silent(name: str, total: int) -> Iterator[Callable[[int], None]]:
     yield lambda size: None
 
 
@@ -316,7 +316,7 @@ folder, text, out = map(Path, sys.argv[1:])
 peak, before = 0, memory_bytes()
 
 @contextmanager
-def watch(total):
+def watch(name, total):
     def look(size):
         global peak
         peak = max(peak, memory_bytes())

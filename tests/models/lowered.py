@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torchao.quantization import quantize_
 
 from checkpoints.config import ModelConfig
-from checkpoints.roles import Role
 from export.models.phi3.decoder import Transformer
 from export.options import ExportOptions
 
@@ -54,16 +53,19 @@ def _lower(
     method: str,
     examples: tuple[Tensor, ...],
     dynamic: tuple[dict[int, Any], ...],
-    weights: dict[str, Role],
+    weights: dict[str, str],
     options: ExportOptions,
 ) -> XNNGraph:
-    """`owner.method(*examples)` as one delegate, its weights called as those of `weights` and not by their hashes."""
-    for number, (linear, role) in enumerate(weights.items(), 1):
+    """`owner.method(*examples)` as one delegate, its linears called as `weights` has them and not by their hashes.
+
+    `weights` has the Hugging Face name of each, which a recipe goes by.
+    """
+    for number, (linear, name) in enumerate(weights.items(), 1):
         module = getattr(owner, linear)
         weight = torch.zeros(module.weight.shape)
         weight[0, :number] = 1  # each unlike the others
         module.weight = nn.Parameter(weight, requires_grad=False)
-        if (config := options.recipe.torchao_config(role)) is not None:
+        if (config := options.recipe.torchao_config(name)) is not None:
             quantize_(module, config, filter_fn=lambda found, _, module=module: found is module)
             module.weight.scale[-1, -1] = number
     program = torch.export.export(_Piece(owner, method), examples, dynamic_shapes=(dynamic,), strict=False)
@@ -94,11 +96,13 @@ def lower_pieces(config: ModelConfig, options: ExportOptions) -> dict[str, XNNGr
     last, last_length = h[:, -1], {}
     if options.logits != 1:
         last, last_length = h, {1: torch.export.Dim("rows", min=1, max=options.logits or chunk)}
-    qkv, feed = dict.fromkeys(("wq", "wk", "wv"), Role.LINEAR), dict.fromkeys(("w1", "w3", "w2"), Role.LINEAR)
-    two = (length, length)
+    prefix, two = "model.layers.0.", (length, length)
+    qkv = dict.fromkeys(("wq", "wk", "wv"), f"{prefix}self_attn.qkv_proj.weight")
+    feed = dict.fromkeys(("w1", "w3"), f"{prefix}mlp.gate_up_proj.weight") | {"w2": f"{prefix}mlp.down_proj.weight"}
+    wo = {"wo": f"{prefix}self_attn.o_proj.weight"}
     return {
         "project": _lower(block.attention, "project", (h,), (length,), qkv, options),
-        "finish": _lower(block.attention, "finish", (attended, h), two, {"wo": Role.LINEAR}, options),
+        "finish": _lower(block.attention, "finish", (attended, h), two, wo, options),
         "feed": _lower(block.feed_forward, "project", (h, h.clone()), two, feed, options),
-        "head": _lower(probe, "head", (last,), (last_length,), {"output": Role.HEAD}, options),
+        "head": _lower(probe, "head", (last,), (last_length,), {"output": "lm_head.weight"}, options),
     }

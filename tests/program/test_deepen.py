@@ -21,6 +21,7 @@ OPTIONS = [
     (11, {}, ExportOptions(context=64, prefill_chunk=16, kv_cache="fp32", bos_id=1, eos_ids=(2,))),
     (6, ALIKE, ExportOptions(context=300, prefill_chunk=9, full_logits=True, recipe=Recipe(False), bos_id=1)),
     (5, {}, ExportOptions(context=64, prefill_chunk=2, recipe=Recipe(embedding_bits=4, head_bits=8), bos_id=1)),
+    (7, {}, ExportOptions(context=64, prefill_chunk=2, recipe=Recipe(int8=("3", "5.mlp.down_proj")), bos_id=1)),
 ]
 
 

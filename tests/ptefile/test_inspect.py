@@ -22,11 +22,12 @@ from torchao.core.config import AOBaseConfig
 
 from checkpoints.errors import run
 from checkpoints.families import tensor_shapes
-from checkpoints.roles import Role
+from checkpoints.roles import HEAD
 from checkpoints.source import resolve
 from checkpoints.untied import Untied
 from checkpoints.weights import open_checkpoint
 from export.inspect import Expected, Inspection, inspect, main, problems, show
+from export.pte import export_pte
 from export.ptefile.contents import Contents, Other
 from export.ptefile.dissect import partition
 from export.ptefile.reader import open_pte
@@ -40,8 +41,8 @@ ROOT = Path(__file__).parents[2]
 class HeadLeftOut(Recipe):
     """The published recipe: torchao quantizes what its layout calls linears, which the tied lm_head is not."""
 
-    def torchao_config(self, role: Role) -> AOBaseConfig | None:
-        return None if role is Role.HEAD else super().torchao_config(role)
+    def torchao_config(self, name: str) -> AOBaseConfig | None:
+        return None if name == HEAD else super().torchao_config(name)
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +163,29 @@ def test_strict_passes_and_follows_the_manifest(tiny_pte: Path, tmp_path: Path) 
     assert len(asked(Recipe(group_size=64))) == 29
     assert asked(Recipe(embedding_bits=4)) == ("the embedding is int8, not int4",)
     assert len(asked(Recipe(False))) == 29 and len(asked(Recipe(), linears="fp32")) == 29
+    assert [problem.split(" [")[0] for problem in asked(Recipe(int8=("1.self_attn", "2.mlp.down_proj")))] == [
+        *(f"layers.1.attention.w{one}" for one in "qkvo"),
+        "layers.2.feed_forward.w2",
+    ]
+    assert asked(Recipe(int8=("1",)), int8=[]) == () and len(asked(Recipe(), int8=["1"])) == 7
     manifest.write_text("[]")
     assert inspect(file, strict=True).problems == ()
+
+
+def test_a_mixed_file_is_as_asked(tmp_path: Path) -> None:
+    names = ["0.self_attn.o_proj", "1", "2.mlp.down_proj"]
+    export_pte("phi4-tiny", out=tmp_path / "mixed.pte", context=128, prefill_chunk=32, int8=names, verify=False)
+    inspection = inspect(tmp_path / "mixed.pte", strict=True)
+    assert inspection.problems == () and inspection.expected and len(inspection.expected.int8) == 6
+    eight = [linear for linear in inspection.contents.linears if linear.weight == "int8"]
+    assert len(eight) == 9 and inspection.contents.kinds["int8 weights"] == sum(
+        linear.rows * linear.columns for linear in eight
+    )
+    text = shown(inspection)
+    assert "layers.1-2.feed_forward.w2" in text and "layers.0,3.feed_forward.w2" in text
+    (tmp_path / "mixed.json").unlink()
+    assert len(inspect(tmp_path / "mixed.pte", strict=True).problems) == 9
+    assert inspect(tmp_path / "mixed.pte", int8=names, strict=True).problems == ()
 
 
 def test_foreign_file_with_a_float32_head_fails(foreign: Path) -> None:

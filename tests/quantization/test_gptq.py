@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from checkpoints.roles import Role
+from checkpoints.roles import HEAD
 from export.quantization.gptq import DAMPING, factorize, gptq
 from export.quantization.recipe import Recipe, Storage
 from export.quantization.rounding import round_rows
 from export.quantization.scales import nearest, search_scales
 
+LINEAR = "model.layers.0.mlp.down_proj.weight"
 COLUMNS = 160  # more than one block of columns, and of the inverse
 
 
@@ -43,7 +44,7 @@ def example(seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_levels_are_those_of_the_plain_formula(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.quantization.gptq.INVERSE_BLOCK", 48)
     rows, moments = example()
-    storage = Recipe(head_bits=bits).storage(Role.HEAD, COLUMNS)
+    storage = Recipe(head_bits=bits).storage(HEAD, COLUMNS)
     scales = search_scales(rows, storage, moments.diagonal())
     expected = plain_gptq(rows, scales, moments, storage)
     with ThreadPoolExecutor(2) as pool:
@@ -61,7 +62,7 @@ def test_levels_are_those_of_the_plain_formula(bits: int, monkeypatch: pytest.Mo
 def test_columns_that_are_never_used_do_not_matter() -> None:
     rows, moments = example()
     moments[7], moments[:, 7] = 0, 0
-    storage = Recipe().storage(Role.LINEAR, COLUMNS)
+    storage = Recipe().storage(LINEAR, COLUMNS)
     scales = search_scales(rows, storage, moments.diagonal())
     with ThreadPoolExecutor(1) as pool:
         found = gptq(rows, scales, storage, factorize(moments, pool))
@@ -79,7 +80,7 @@ def test_moments_of_few_tokens_can_be_inverted() -> None:
 def test_scales_are_the_best_there_are(bits: int) -> None:
     torch.manual_seed(0)
     rows, importance = torch.randn(16, 64) ** 3, torch.rand(64) ** 4
-    storage = Recipe(head_bits=bits).storage(Role.HEAD, 64)
+    storage = Recipe(head_bits=bits).storage(HEAD, 64)
     high = 2 ** (bits - 1)
 
     def errors(scales: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ def test_scales_are_the_best_there_are(bits: int) -> None:
 
 
 def test_scales_of_zeros_are_numbers() -> None:
-    storage = Recipe().storage(Role.LINEAR, 64)
+    storage = Recipe().storage(LINEAR, 64)
     rows = torch.zeros(3, 64)
     scales = search_scales(rows, storage, torch.zeros(64))
     assert (scales > 0).all() and not nearest(rows, scales, storage).levels.any()

@@ -19,15 +19,17 @@ from torchao.quantization import (
 )
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from checkpoints.config import read_config
 from checkpoints.errors import BadInput
 from checkpoints.families import tensor_shapes
-from checkpoints.roles import EMBEDDING, HEAD, Role
+from checkpoints.roles import EMBEDDING, HEAD
 from checkpoints.synthesize import synthesize
 from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, open_checkpoint
 from export import untie as untie_module
-from export.quantization.recipe import Recipe
+from export.quantization.recipe import Recipe, make_recipe
 from export.quantization.rounding import Quantizing, Rounded, round_rows
+from export.quantize import quantize
 from export.untie import untie
 
 RECIPES = [
@@ -36,7 +38,10 @@ RECIPES = [
     Recipe(group_size=128, embedding_bits=4),
     Recipe(embedding_bits=4),
     Recipe(head_bits=8),
+    Recipe(int8=("0.mlp.down_proj", "1.self_attn"), group_size=64),
 ]
+DOWN = "model.layers.0.mlp.down_proj.weight"
+EIGHT = ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.qkv_proj", "model.layers.1.self_attn.o_proj")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,9 @@ def quantized_whole(folder: Path, recipe: Recipe) -> dict[str, Tensor]:
     rows = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
     groups = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=group)
     quantize_(model, rows if recipe.embedding_bits == 8 else groups, lambda m, _: isinstance(m, nn.Embedding))
-    quantize_(model, four, lambda m, name: isinstance(m, nn.Linear) and name != "lm_head")
+    int8 = EIGHT if recipe.int8 else ()
+    quantize_(model, eight, lambda _, name: name in int8)
+    quantize_(model, four, lambda m, name: isinstance(m, nn.Linear) and name not in (*int8, "lm_head"))
     quantize_(model, four if recipe.head_bits == 4 else eight, lambda m, name: name == "lm_head")
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
@@ -93,24 +100,24 @@ def test_streamed_is_torchaos(tied: Path, recipe: Recipe, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("role", [Role.EMBEDDING, Role.LINEAR, Role.HEAD])
+@pytest.mark.parametrize("name", [EMBEDDING, DOWN, HEAD])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_rounded_is_torchaos_for_any_numbers(dtype: torch.dtype, role: Role, bits: int) -> None:
+def test_rounded_is_torchaos_for_any_numbers(dtype: torch.dtype, name: str, bits: int) -> None:
     """Groups of zeros, of the smallest and largest numbers, of one sign, of halves that round to even."""
     torch.manual_seed(0)
     rows = torch.randn(40, 128) * torch.logspace(-40, 4, 40).unsqueeze(1)
     rows[3], rows[5], rows[7], rows[9, :32] = 0, torch.finfo(dtype).tiny, torch.finfo(dtype).max, -1.0
     rows[11] = torch.arange(128) / 2 - 7.5
     rows = rows.to(dtype)
-    recipe = Recipe(embedding_bits=bits, head_bits=bits)
-    holder = nn.Embedding(40, 128) if role is Role.EMBEDDING else nn.Linear(128, 40, bias=False)
+    recipe = Recipe(True, 32, bits, bits, ("0",) if bits == 8 else ())
+    holder = nn.Embedding(40, 128) if name == EMBEDDING else nn.Linear(128, 40, bias=False)
     holder.weight = nn.Parameter(rows.float(), requires_grad=False)
-    quantize_(holder, recipe.torchao_config(role), lambda module, _: module is holder)
-    ours = round_rows(rows, recipe.storage(role, 128)).as_torchao()
+    quantize_(holder, recipe.torchao_config(name), lambda module, _: module is holder)
+    ours = round_rows(rows, recipe.storage(name, 128)).as_torchao()
     for part in ("qdata", "scale", "zero_point"):
         assert torch.equal(getattr(ours, part), getattr(holder.weight, part)), part
     assert torch.equal(ours.dequantize(), holder.weight.dequantize())
-    assert torch.equal(round_rows(rows, recipe.storage(role, 128)).dequantize(), holder.weight.dequantize())
+    assert torch.equal(round_rows(rows, recipe.storage(name, 128)).dequantize(), holder.weight.dequantize())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -124,6 +131,43 @@ def test_names_the_row_of_a_bad_weight(tiny: Path, bad: float) -> None:
     source = Quantizing(Untied(open_checkpoint(tiny)), Recipe())
     with pytest.raises(BadInput, match=f"{name} has a NaN or Inf in row 37$"):
         list(source.rows(name, 0, 64))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["1.mlp.down_proj"], ["1.mlp.down_proj"]),
+        (["1"], ["1.self_attn.qkv_proj", "1.self_attn.o_proj", "1.mlp.gate_up_proj", "1.mlp.down_proj"]),
+        (["o_proj", "0.mlp"], ["0.self_attn.o_proj", "0.mlp.gate_up_proj", "0.mlp.down_proj", "1.self_attn.o_proj"]),
+        (["mlp.down_proj", "0.mlp.down_proj"], ["0.mlp.down_proj", "1.mlp.down_proj"]),
+    ],
+)
+def test_names_of_int8_linears(given: list[str], found: list[str], tied: Path) -> None:
+    recipe = make_recipe(int8=given).resolved(read_config(tied))
+    assert recipe.int8 == tuple(found)
+    eight = [name for name in tensor_shapes(read_config(tied)) if "proj" in name and recipe.bits(name) == 8]
+    assert eight == [f"model.layers.{name}.weight" for name in found]
+    assert make_recipe(int8=given).bits(eight[0]) == 8, "also before it is resolved"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("2.mlp", "--int8 2.mlp is no linear of .*config.json, which has 0.self_attn.qkv_proj, .* 2 layers of them"),
+        ("q_proj", "--int8 q_proj is no linear"),
+        ("proj", "--int8 proj is no linear"),
+        ("", "--int8  is no linear"),
+        ("0.input_layernorm", "--int8 0.input_layernorm is no linear"),
+        ("lm_head", "--int8 lm_head: the bits of lm_head are those of --head-bits"),
+    ],
+)
+def test_refuses_names_of_no_linear(given: str, sentence: str, tied: Path, tmp_path: Path) -> None:
+    for int8 in ([given], ["0", given]):
+        with pytest.raises(BadInput, match=sentence):
+            quantize(str(tied), out=tmp_path / "out", int8=int8)
+    with pytest.raises(BadInput, match="--int8 0 is for quantized weights, and --no-quantize leaves none"):
+        make_recipe(quantize=False, int8=["0"]).check(read_config(tied))
+    assert not list(tmp_path.iterdir())
 
 
 def test_refuses_groups_that_do_not_fit(tiny: Path) -> None:

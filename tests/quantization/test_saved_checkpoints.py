@@ -17,6 +17,7 @@ from torch import Tensor
 from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerGroup
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TorchAoConfig
 
+from checkpoints.config import read_config
 from checkpoints.errors import BadInput
 from checkpoints.families import tensor_shapes
 from checkpoints.roles import EMBEDDING, HEAD
@@ -35,7 +36,10 @@ from export.quantize import quantize
 from export.untie import untie
 
 O_PROJ, NORM = "model.layers.1.self_attn.o_proj", "model.norm.weight"
+LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 OTHER = Recipe(group_size=64, embedding_bits=4, head_bits=8)
+MIXED = Recipe(group_size=64, int8=("0.mlp.down_proj", "1.self_attn.qkv_proj", "1.self_attn.o_proj"))
+ALL_EIGHT = Recipe(head_bits=8, int8=tuple(f"{i}.{m}" for i in range(2) for m in LINEARS))
 TOKENS = torch.arange(40, 60)[None]
 
 
@@ -174,7 +178,28 @@ def test_loads_and_computes_the_same(
     assert len(AutoTokenizer.from_pretrained(folder)) == 512
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), OTHER], ids=str)
+def test_mixed_is_what_transformers_saves(tied: Path, tmp_path: Path) -> None:
+    """What transformers and torchao make of the recipe, by names and a pattern, and read back."""
+    int8 = ["0.self_attn", "1.mlp.down_proj"]
+    folder = quantize(str(tied), out=tmp_path / "ours", int8=int8)
+    model = quantized_by_transformers(
+        untie(str(tied), out=tmp_path / "untied"), open_quantized(resolve(str(folder)), Recipe()).recipe
+    )
+    model.save_pretrained(tmp_path / "theirs")
+    ours, wanted = content(folder), content(tmp_path / "theirs")
+    assert ours[1] == wanted[1] and set(ours[0]) == set(wanted[0])
+    for name, tensor in wanted[0].items():
+        assert torch.equal(ours[0][name], tensor), name
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    for number, name, bits in ((0, "self_attn.qkv_proj", 8), (1, "self_attn.qkv_proj", 4), (1, "mlp.down_proj", 8)):
+        weight = loaded.get_submodule(f"model.layers.{number}.{name}").weight
+        assert weight.target_dtype == (torch.int8 if bits == 8 else torch.int4)
+        assert weight.scale.shape[1] == (1 if bits == 8 else weight.shape[1] // 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), OTHER, MIXED, ALL_EIGHT], ids=str)
 def test_exports_the_same_bytes(recipe: Recipe, tied: Path, tmp_path: Path) -> None:
     wanted = exported(tied, recipe, tmp_path / "wanted")
     folder = tmp_path / "kept"
@@ -328,6 +353,11 @@ def test_refuses_a_config_of_another_mind(damaged: Path, edit: Any, sentence: st
 
 def test_refuses_what_cannot_be_made_of_it(kept: Path, tied: Path, tmp_path: Path) -> None:
     refuses(kept, "is quantized already, as 8da4w g32, .* cannot be exported as 8da4w g64", Recipe(group_size=64))
+    refuses(
+        kept,
+        "cannot be exported as .* int8 0.self_attn.qkv_proj and 3 more",
+        Recipe(int8=("0",)).resolved(read_config(kept)),
+    )
     refuses(kept, "is quantized already, a float32 file needs the original", Recipe(quantized=False))
     with pytest.raises(BadInput, match="already quantized"):
         quantize(str(kept), out=tmp_path / "again")

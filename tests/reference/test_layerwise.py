@@ -11,7 +11,7 @@ from torchao.quantization import quantize_
 from transformers import Phi3ForCausalLM
 
 from checkpoints.config import read_config
-from checkpoints.roles import EMBEDDING, HEAD, Role, role
+from checkpoints.roles import EMBEDDING, HEAD
 from checkpoints.source import resolve
 from checkpoints.synthesize import synthesize
 from export.quantization.packing import pack, unpack
@@ -89,7 +89,7 @@ def test_activations_are_rounded_as_torchao_rounds_them() -> None:
     x[3].abs_()
     linear = nn.Linear(96, 96, bias=False)
     linear.weight.data = torch.eye(96) * 7.5  # int4 with scale 1: the identity times 7
-    quantize_(linear, Recipe().torchao_config(Role.LINEAR))
+    quantize_(linear, Recipe().torchao_config("model.layers.0.mlp.down_proj.weight"))
     with torch.no_grad():
         assert torch.equal(linear(x), round_activations(x) @ linear.weight.dequantize().T)
 
@@ -99,7 +99,7 @@ def test_activations_are_rounded_as_torchao_rounds_them() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_unpack_undoes_pack(name: str, group: int, bits: int) -> None:
     torch.manual_seed(0)
-    storage = Recipe(True, group, bits, bits).storage(role(name), 128)
+    storage = Recipe(True, group, bits, bits).storage(name, 128)
     rows = round_rows(torch.randn(6, 128), storage)
     parts = pack(rows)
     assert {part: data.nbytes for part, data in parts.items()} == storage.nbytes(6)

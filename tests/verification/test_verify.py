@@ -91,6 +91,33 @@ def test_weights_in_a_file_are_those_torchao_makes(quantized: Path) -> None:
     assert torch.equal(weights.embedding_rows([7, 0, 2047]), table[[7, 0, 2047]])
 
 
+def test_a_mixed_file_passes_and_another_mixture_fails(tmp_path: Path, here: None) -> None:
+    recipe = Recipe(int8=("0.mlp.down_proj", "2.self_attn.qkv_proj", "2.self_attn.o_proj"))
+    file = export_pte(
+        "phi4-tiny",
+        out=tmp_path / "mixed.pte",
+        context=128,
+        prefill_chunk=32,
+        int8=["0.mlp.down_proj", "2.self_attn"],
+        verify=False,
+    ).path
+    weights = FileWeights(open_pte(file), Untied(open_checkpoint(TINY)).config)
+    assert weights.recipe() == recipe
+    report = verify(file, "phi4-tiny", tokens=100)
+    assert report.passed and report.recipe == str(recipe)
+    kept = quantize("phi4-tiny", out=tmp_path / "kept", int8=["0.mlp.down_proj"])
+    with pytest.raises(
+        BadInput, match="is quantized already, as .* int8 0.mlp.down_proj: it cannot be exported as .* and 2 more"
+    ):
+        verify(file, str(kept))
+
+    weights.storage["layers.2.attention.wk.weight"] = weights.storage["layers.1.attention.wk.weight"]
+    with pytest.raises(
+        BadInput, match=r"attention.wk.weight has 4 bits, other rows of .*2.self_attn.qkv_proj.weight have 8"
+    ):
+        weights.recipe()
+
+
 def test_a_right_file_passes(quantized: Path, here: None) -> None:
     report = verify(quantized, "phi4-tiny", tokens=100)
     assert report.passed and not report.failures and report.rotary_factors == "short" and report.tokens == 100

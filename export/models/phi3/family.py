@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoints.roles import Rows
 from export.models.family import Family, ReferenceModules
-from export.models.phi3.layout import layout
+from export.models.phi3.layout import layout, source_name
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,9 @@ class Phi3(Family):
 
     def layout(self, config: ModelConfig) -> dict[str, Rows]:
         return layout(config)
+
+    def source_name(self, module: str) -> str | None:
+        return source_name(module)
 
     def decoder(self, config: ModelConfig, context: int, cache_dtype: torch.dtype, logits: int | None) -> nn.Module:
         from export.models.phi3.decoder import Transformer
