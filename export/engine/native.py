@@ -217,6 +217,12 @@ class NativeEngine:
         self._call("feed", *_ids(ids), c_void_p(logits.ctypes.data))
         return logits
 
+    def feed_rows(self, ids: Sequence[int], rows: int, vocab_size: int) -> np.ndarray:
+        """Float32 logits [rows, vocab_size] of the last of these tokens."""
+        logits = np.empty((rows, vocab_size), np.float32)
+        self._call("feed_rows", *_ids(ids), c_size_t(rows), c_void_p(logits.ctypes.data))
+        return logits
+
     def tokens(self) -> list[int]:
         """Those that the session holds."""
         count = c_size_t()
