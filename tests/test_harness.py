@@ -158,8 +158,8 @@ def test_only_what_is_new_is_fed(tiny_pte: Path, monkeypatch: pytest.MonkeyPatch
     from export.evaluation.answers import Answering, Continuation
 
     answering, fed = Answering(tiny_pte), list[int]()
-    step = answering.model.session.step
-    monkeypatch.setattr(answering.model.session, "step", lambda ids, at: fed.append(len(ids)) or step(ids, at))
+    step = answering.running.session.step
+    monkeypatch.setattr(answering.running.session, "step", lambda ids, at: fed.append(len(ids)) or step(ids, at))
     context = tuple(range(100, 180))
     first = answering.likelihood(Continuation(context, (7, 8, 9)))
     assert sum(fed) == 82

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from export.evaluation.models import FileModel
+from export.evaluation.models import FileModel, RunningFile
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Answering:
 
     def __init__(self, path: Path) -> None:
         self.model = FileModel(path)
-        stops = self.model.session.constant("get_eos_ids")
+        self.running = RunningFile(self.model)
+        stops = self.running.session.constant("get_eos_ids")
         self._stops = set(stops if isinstance(stops, list) else [int(stops)])
         self._held: list[int] = []
 
@@ -48,7 +49,7 @@ class Answering:
         """float32 [count, V] of the last tokens."""
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._held, ids, strict=False)))
         self._held = []  # while the cache is written, and where that fails
-        found = self.model.last_logits(ids, count, min(same, len(ids) - count))
+        found = self.running.last_logits(ids, count, min(same, len(ids) - count))
         self._held = list(ids)
         return found
 

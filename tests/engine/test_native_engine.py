@@ -14,7 +14,7 @@ from export.engine.chat_template import chat_prompt
 from export.engine.native import End, EngineFailed, Loaded, NativeEngine, Packing, Sampling, Stopped
 from export.engine.session import Session
 from export.engine.tokenizer import load_tokenizer, runner_ids
-from export.evaluation.models import FileModel
+from export.evaluation.models import FileModel, RunningFile
 from export.generate import generate
 from tests.engine.native import COUNT, GREEDY, PROMPT, pool
 from tests.engine.test_generate import ANSWER, export_script
@@ -54,7 +54,7 @@ def test_logits_are_those_of_the_python_runtime(
 
 
 def test_rows_of_logits_are_those_of_the_python_runtime(engine: NativeEngine, tiny_pte: Path, packed: Path) -> None:
-    model = FileModel(tiny_pte)
+    model = RunningFile(FileModel(tiny_pte))
     loaded = engine.load(tiny_pte, packed)
     ids = (PROMPT * 8)[:90]
     for count, rows in ((90, 1), (90, 20), (70, 70), (85, 9)):
