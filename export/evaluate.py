@@ -135,12 +135,13 @@ def _texts(flags: dict[str, Any]) -> int:
 
 
 def _tasks(flags: dict[str, Any]) -> int:
-    from export.evaluation.harness import answer_tasks, print_tasks
+    from export.evaluation.harness import answer_tasks, controls_passed
+    from export.evaluation.tables import print_tasks
 
     with hushed(CRASH):
         results = answer_tasks(**{name: flags[name] for name in ("models", "tasks", "limit", "save", *FOR_TASKS)})
     print(json.dumps(results, indent=2)) if flags["json"] else print_tasks(results)
-    return 0
+    return 0 if controls_passed(results) else 1
 
 
 command = partial(run, main)  # the script of pyproject.toml

@@ -293,11 +293,16 @@ def compile_flags() -> list[str]:
     return [*FLAGS, *DEFINES, f'-DPOCKETPHI_EXECUTORCH_VERSION="{version("executorch")}"', *includes]
 
 
+def compiler() -> str:
+    """The command that compiles the engine; it may not be installed."""
+    return os.environ.get("CXX") or "c++"
+
+
 def _build(folder: Path) -> None:
     libraries = _wheel() / "lib"
     link = [f"-L{libraries}", "-lexecutorch", "-lexecutorch_threadpool", f"-Wl,-rpath,{libraries}"]
     out = ("-shared", "-o", folder / "libpocketphi.so")
-    run_compiler(os.environ.get("CXX") or "c++", *compile_flags(), *sorted(CPP.glob("*.cpp")), *out, *link)
+    run_compiler(compiler(), *compile_flags(), *sorted(CPP.glob("*.cpp")), *out, *link)
 
 
 def _wheel() -> Path:

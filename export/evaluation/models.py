@@ -16,6 +16,7 @@ from torch import Tensor
 from checkpoints.errors import BadInput
 from checkpoints.source import find_source
 from export.engine.memory import trim
+from export.engine.native import NativeEngine
 from export.engine.session import Session
 from export.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from export.ptefile.reader import open_pte
@@ -90,6 +91,20 @@ class RunningFile:
             self.session.step(ids[at : min(at + self.chunk, first)], at)
         steps = range(max(first, held), len(ids), self.rows)
         return torch.cat([self.session.step(ids[at : at + self.rows], at) for at in steps])
+
+
+class SharedFile:
+    """A `.pte` in our C++ engine, its packed weights in a file that all processes map: the same logits."""
+
+    def __init__(self, model: FileModel, folder: Path, threads: int) -> None:
+        self._engine = NativeEngine()
+        loaded = self._engine.load(model.path, folder, threads)
+        self.note = loaded.packed_note  # why weights are in private memory after all, else nothing
+        self._vocab_size = model.vocab_size
+
+    def last_logits(self, ids: Sequence[int], count: int, held: int) -> Tensor:
+        """As RunningFile's; the engine knows itself what its KV cache holds."""
+        return torch.from_numpy(self._engine.feed_rows(ids, count, self._vocab_size))
 
 
 class CheckpointModel:

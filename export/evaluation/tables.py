@@ -1,6 +1,9 @@
-"""An evaluation for people: a table on stdout, differences, and the control's verdict."""
+"""An evaluation for people: tables on stdout, differences, and the verdicts of controls."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -8,14 +11,13 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from export.evaluation.evaluate import Evaluated, Evaluation, Quality
+from export.evaluation.record import metrics
 from export.evaluation.scores import Estimate, Interval
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """For people: a row for each model, and one for each of its texts."""
-    console = Console()
-    if not console.is_terminal:  # a file has no width
-        console.width = 160
+    console = _console()
     against = f", against {evaluation.reference}" if evaluation.reference else ""
     console.print(
         f"{evaluation.tokens} tokens in {evaluation.windows} windows of {evaluation.window_tokens}"
@@ -51,13 +53,50 @@ def print_evaluation(evaluation: Evaluation) -> None:
                 soft_wrap=True,
             )
     for model in evaluation.models:
-        verdict = "passed" if model.control_passed else "[bold red]FAILED[/]"
         console.print(
-            f"control {verdict}: {escape(model.name)} has nll {model.shuffled_nll:.2f} on the same tokens in any "
-            f"other order, where none is below {model.shuffled_least:.2f}",
+            f"control {_verdict(model.control_passed)}: {escape(model.name)} has nll {model.shuffled_nll:.2f} on the "
+            f"same tokens in any other order, where none is below {model.shuffled_least:.2f}",
             highlight=False,
             soft_wrap=True,
         )
+
+
+def print_tasks(results: Mapping[str, Any]) -> None:
+    """Results of tasks by file, as `answer_tasks` gives them: a row for each metric."""
+    console = _console()
+    names = ("", "version", "examples", "questions", "metric", "")
+    table = Table(
+        *(Column(name, no_wrap=number > 0) for number, name in enumerate(names)), box=SIMPLE_HEAD, pad_edge=False
+    )
+    for file, found in results.items():
+        table.add_row(f"[bold]{escape(file)}")
+        for task, numbers in found["results"].items():
+            questions = found.get("n-samples", {}).get(task, {}).get("effective", "")
+            about = [found.get(key, {}).get(task, "") for key in ("versions", "n-shot")]
+            for metric, value in metrics(numbers).items():
+                error = "" if value["error"] is None else f" ± {value['error']:.4f}"
+                row = (f"  {task}", *about, questions, metric, f"{value['value']:.4f}{error}")
+                table.add_row(*(escape(str(cell)) for cell in row))
+    console.print(table)
+    for file, found in results.items():
+        for task, control in found["controls"].items():
+            console.print(
+                f"control {_verdict(control['passed'])}: {escape(file)} has {control['accuracy']:.3f} of "
+                f"{escape(task)} right, and {control['permuted']:.3f} by the labels of other questions",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:  # a file has no width
+        console.width = 160
+    return console
+
+
+def _verdict(passed: bool) -> str:
+    return "passed" if passed else "[bold red]FAILED[/]"
 
 
 def _cells(quality: Quality) -> list[str]:
