@@ -25,6 +25,8 @@ from export import evaluate as door
 from export.evaluation import answers, facts
 from export.evaluation.record import read_evaluation
 from export.pte import export_pte
+from export.ptefile.reader import open_pte
+from export.ptefile.weights import constant
 from export.subprocess_call import Child
 from tests.checkpoints.test_gguf import missing_smollm2
 from tests.engine.native import need_compiler
@@ -167,7 +169,7 @@ def test_smollm2_is_lm_evals_own(smollm2: Path, tmp_path: Path) -> None:
             smollm2_file().parent, gguf_file=smollm2_file().name, dtype=torch.float32
         ),
         tokenizer=transformers.PreTrainedTokenizerFast.from_pretrained(resolve("smollm2-135m").folder),
-        max_length=512,
+        max_length=constant(open_pte(smollm2), "get_max_context_len"),
         batch_size=1,
         device="cpu",
     )
