@@ -58,14 +58,17 @@ def evaluate(
         from checkpoints.texts import find_texts
         from export.evaluation.chart import check_chart, draw
         from export.evaluation.evaluate import evaluate_texts, with_speed
-        from export.evaluation.models import open_model
+        from export.evaluation.models import FileModel, open_model
         from export.evaluation.record import check_saving, perplexity_part, save_evaluation
+        from export.evaluation.speed import check_speed
 
         files = check_saving(models) if save else {}
         if chart is not None:
             check_chart(Path(chart))
         texts = find_texts("evaluation", text)
         opened = [open_model(name) for name in models]
+        if speed:
+            check_speed([model for model in opened if isinstance(model, FileModel)])
         reference = None
         if checkpoint is not None:
             same = [model for name, model in zip(models, opened, strict=True) if name == checkpoint]

@@ -190,7 +190,7 @@ def test_speed_steps_where_it_says(tiny_pte: Path, monkeypatch: pytest.MonkeyPat
     turn = steps[: len(steps) // 6]
     assert turn * 6 == steps and sum(count for _, count, _ in turn) == 256
     assert [(count, at) for _, count, at in turn[-9:]] == [(1, at) for at in range(247, 256)]
-    with pytest.raises(BadInput, match="--speed times a .pte, and phi4-tiny is none"):
+    with pytest.raises(BadInput, match="--speed times a .pte, and none is given"):
         evaluate(["phi4-tiny"], window=16, limit=1, speed=True)
 
 

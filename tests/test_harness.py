@@ -156,7 +156,6 @@ def test_smollm2_is_lm_evals_own(smollm2: Path, tmp_path: Path) -> None:
     docs = [
         {"question": "The capital of France is", "choices": [" Paris.", " Rome.", " blue."], "label": 0},
         {"question": "Water is made of hydrogen and", "choices": [" gold.", " oxygen."], "label": 1},
-        {"question": "", "choices": ["Once upon a time", "upon Once time a"], "label": 0},
         {"question": "List three colours: ", "choices": ["red, green, blue", "dog, cat, cow"], "label": 0},
     ]
     text = find_texts("evaluation")["manual"]
@@ -176,8 +175,6 @@ def test_smollm2_is_lm_evals_own(smollm2: Path, tmp_path: Path) -> None:
     with closing(PocketphiLM(str(smollm2))) as model:
         for chat in (False, True):
             asked = tasks[::2] if chat else tasks
-            if chat:  # an empty question has words then
-                include = write_tasks(tmp_path / "chat", [doc for doc in docs if doc["question"]], "smollm2")
             check_equal(ask(model, include, asked, chat), ask(theirs, include, asked, chat))
 
 

@@ -122,10 +122,8 @@ def evaluate_texts(
 
 
 def with_speed(evaluation: Evaluation, models: Sequence[Model], progress: Counting) -> Evaluation:
-    """With the time that each `.pte` takes for a token; BadInput where there is none."""
+    """With the time that each `.pte` takes for a token; BadInput as `check_speed`."""
     files = [model for model in models if isinstance(model, FileModel)]
-    if not files:
-        raise BadInput(f"--speed times a .pte, and {evaluation.models[0].name} is none")
     speeds = iter(measure_speed(files, progress))
     timed = [
         replace(found, speed=next(speeds)) if isinstance(model, FileModel) else found

@@ -132,7 +132,8 @@ class PocketphiLM(TemplateLM):
                 raise BadInput(f"a task wants answers sampled ({how}), only greedy ones can be had")
             until = how.get("until") or []
             ends = tuple(filter(None, [until] if isinstance(until, str) else until))
-            asked.append(Prompt(tuple(self.tok_encode(prompt)), ends, int(how.get("max_gen_toks", NEW_TOKENS))))
+            ids = tuple(self.tok_encode(prompt)) or (self.prefix_token_id,)
+            asked.append(Prompt(ids, ends, int(how.get("max_gen_toks", NEW_TOKENS))))
         found: dict[int, str] = {}
         for number, answer in self._answers("answers", texts, asked, lambda one: one.ids):
             found[number] = answer

@@ -30,12 +30,20 @@ class Speed:
     slowest_ms: float  # of the slowest one
 
 
-def measure_speed(files: Sequence[FileModel], progress: Counting = lambda what, done, of: None) -> list[Speed]:
-    """Decode a few tokens with each file in each turn, at the same position in all. Memory: one file at a time."""
+def check_speed(files: Sequence[FileModel]) -> int:
+    """The position that all files have room for; BadInput without one, which is better known before other work."""
+    if not files:
+        raise BadInput("--speed times a .pte, and none is given")
     least = min(files, key=lambda file: file.context)
     position = min(POSITION, least.context - TOKENS - 1)
     if position < 1:
         raise BadInput(f"{least.name} has a context of {least.context} tokens, --speed needs {TOKENS + 2}")
+    return position
+
+
+def measure_speed(files: Sequence[FileModel], progress: Counting = lambda what, done, of: None) -> list[Speed]:
+    """Decode a few tokens with each file in each turn, at the same position in all. Memory: one file at a time."""
+    position = check_speed(files)
     times: list[list[list[float]]] = [[] for _ in files]
     for turn in range(TURNS):
         for number, file in enumerate(files):
