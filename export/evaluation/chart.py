@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 # Where a label may stand, from its point: direction in which it lies, then how far away, in points.
 SIDES = [(1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0)]
-AWAY = (6, 14, 24, 36, 50, 66)
+AWAY = (6, 14, 24, 36, 50, 66, 84, 104, 126)
 Point = tuple[float, float]
 
 
@@ -50,6 +50,7 @@ def draw(evaluation: Evaluation, path: Path) -> None:
         fontsize=10,
     )
     figure.draw_without_rendering()  # places the panels, without which no label can be
+    figure.set_layout_engine("none")  # and what labels need does not move them again
     for axes in panels:
         _spread(axes)
     with aside(path) as partial:
