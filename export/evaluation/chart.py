@@ -35,7 +35,7 @@ def draw(evaluation: Evaluation, path: Path) -> None:
     from matplotlib.figure import Figure  # slow to import
 
     timed = any(model.speed for model in evaluation.models)
-    figure = Figure(figsize=(12 if timed else 7, 4.5), layout="constrained")
+    figure = Figure(figsize=(12 if timed else 7, 4.5), layout="constrained", dpi=150)
     panels = figure.subplots(1, 1 + timed, sharey=True, squeeze=False)[0]
     _panel(panels[0], evaluation.models, lambda model: model.bytes / 1e6)
     panels[0].set_xlabel("weights on disk, MB")
@@ -52,9 +52,11 @@ def draw(evaluation: Evaluation, path: Path) -> None:
     figure.draw_without_rendering()  # places the panels, without which no label can be
     figure.set_layout_engine("none")  # and what labels need does not move them again
     for axes in panels:
+        axes.autoscale(False)  # lines to labels do not move them either
+    for axes in panels:
         _spread(axes)
     with aside(path) as partial:
-        figure.savefig(partial, format=path.suffix.lstrip("."), dpi=150)
+        figure.savefig(partial, format=path.suffix.lstrip("."))
         publish(partial, path)
 
 
@@ -74,10 +76,13 @@ def _panel(axes: Axes, models: Sequence[Evaluated], cost: Callable[[Evaluated], 
         color, point = f"C{number % 10}", (cost(model), measured.value)
         points.append(point)
         axes.errorbar(*point, yerr=WIDTH * (measured.error or 0.0), fmt="o", capsize=3, color=color, zorder=3)
-        axes.annotate(model.name, point, (0, 0), textcoords="offset points", fontsize=9, color=color)
+        label = axes.annotate(
+            model.name, point, (0, 0), textcoords="offset points", va="bottom", fontsize=9, color=color
+        )
+        label.set_in_layout(False)  # it finds its place within the panel later
     best = front(points)
     axes.step(*zip(*best, strict=True), where="post", color="0.6", linestyle="--", zorder=1, label="Pareto front")
-    axes.legend(loc="upper right", fontsize=8)
+    axes.legend(loc="lower left", fontsize=8)
     axes.margins(0.25)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -123,8 +128,8 @@ def _place(size: BboxBase, point: Point, scale: float, taken: list[Bbox], frame:
             low = point[1] + up * away * scale - size.height * (1 - up) / 2
             box = Bbox.from_bounds(left, low, size.width, size.height)
             hidden = size.width * size.height - _common(box, frame)
-            covered = hidden + sum(_common(box, other) for other in taken)
-            if covered < 1:  # square pixel
+            covered = hidden + sum(_common(box.padded(1), other) for other in taken)
+            if covered < 1e-6:
                 return box, away
             found.append((covered, box, away))
     return min(found, key=lambda place: place[0])[1:]
