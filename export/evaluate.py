@@ -15,24 +15,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-
 from checkpoints.errors import BadInput, run
 from export.engine.native_output import hushed
 from export.flags import command_parser
-from export.progress import quiet
+from export.progress import Counting, counting, quiet
 from export.ptefile.find import resolve_name
 
 if TYPE_CHECKING:
     from export.evaluation.evaluate import Evaluation
 
 CRASH = "ExecuTorch's runtime ended the process on one of the files"
+FOR_TEXTS = ("checkpoint", "text", "window", "chart", "speed")
+FOR_TASKS = ("include", "chat", "resume", "parallel")
 WINDOW = 512  # tokens, as on the page of Phi-4-mini's published int4 file
 
 
@@ -44,33 +43,41 @@ def evaluate(
     window: int = WINDOW,
     limit: int | None = None,
     chart: str | os.PathLike[str] | None = None,
+    speed: bool = False,
     save: bool = False,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Counting = lambda what, done, of: None,
 ) -> Evaluation:
     """Evaluate `.pte` files and checkpoints (as --checkpoint takes them) on the same windows of text.
 
     `checkpoint` is the reference, `text` files in UTF-8 in place of ours, `limit` the windows of each text at most.
-    `save` keeps the numbers beside each file.
+    `speed` times decoding with each file, too, `save` keeps the numbers beside each file.
     """
     for name, number, least in (("--window", window, 2), ("--limit", limit, 1)):
         if number is not None and number < least:
             raise BadInput(f"{name} must be at least {least}, it is {number}")
     with hushed(CRASH):
         from checkpoints.texts import find_texts
-        from export.evaluation.chart import draw
-        from export.evaluation.evaluate import evaluate_texts
-        from export.evaluation.models import open_model
+        from export.evaluation.chart import check_chart, draw
+        from export.evaluation.evaluate import evaluate_texts, with_speed
+        from export.evaluation.models import FileModel, open_model
         from export.evaluation.record import check_saving, perplexity_part, save_evaluation
+        from export.evaluation.speed import check_speed
 
         models = [resolve_name(name) for name in models]
         files = check_saving(models) if save else {}
+        if chart is not None:
+            check_chart(Path(chart))
         texts = find_texts("evaluation", text)
         opened = [open_model(name) for name in models]
+        if speed:
+            check_speed([model for model in opened if isinstance(model, FileModel)])
         reference = None
         if checkpoint is not None:
             same = [model for name, model in zip(models, opened, strict=True) if name == checkpoint]
             reference = same[0] if same else open_model(checkpoint)
         evaluation = evaluate_texts(opened, reference, texts, window, limit, progress)
+        if speed:
+            evaluation = with_speed(evaluation, opened, progress)
         if chart is not None:
             draw(evaluation, Path(chart))
         for name, found in zip(models, evaluation.models, strict=True):
@@ -92,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", action="append", metavar="FILE", help="in place of our four texts; may be repeated")
     parser.add_argument("--window", type=int, default=WINDOW, metavar="N", help="tokens (default: %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="windows of a text, or questions of a task, at most")
-    parser.add_argument("--chart", metavar="FILE", help="draw quality against bytes (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--chart", metavar="FILE", help="draw quality against bytes, and with --speed time (.png, .svg, .pdf)"
+    )
+    parser.add_argument("--speed", action="store_true", help="time decoding with each .pte, too")
     parser.add_argument("--save", action="store_true", help="keep the numbers beside each .pte: NAME.evaluation.json")
     parser.add_argument(
         "--tasks", metavar="LIST", type=lambda names: names.split(","), help="of lm-evaluation-harness"
@@ -103,25 +113,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="processes for tasks (default: 1)")
     parser.add_argument("--json", action="store_true", help="print the result for a program")
     flags = vars(parser.parse_args(argv))
+    _check_flags(flags, {name: parser.get_default(name) for name in flags})
     quiet(verbose=False)
-    as_json, asked = (
-        flags.pop("json"),
-        {key: flags.pop(key) for key in ("tasks", "include", "chat", "resume", "parallel")},
-    )
-    with Console(stderr=True).status("reading") as status:
-        if asked["tasks"]:
-            from export.evaluation.harness import answer_tasks
+    return (_tasks if flags["tasks"] else _texts)(flags)
 
-            with hushed(CRASH):
-                results: dict[str, Any] = answer_tasks(flags["models"], flags["limit"], flags["save"], **asked)
-        else:
-            evaluation = evaluate(**flags, progress=lambda step: status.update(escape(step)))
-    if asked["tasks"]:
-        from export.evaluation.harness import print_tasks
 
-        print(json.dumps(results, indent=2)) if as_json else print_tasks(results)
-        return 0
-    if as_json:
+def _check_flags(flags: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raise BadInput for a flag that would do nothing: some are for texts, others for tasks."""
+    ignored, why = (FOR_TEXTS, "not for --tasks") if flags["tasks"] else (FOR_TASKS, "for --tasks")
+    for name in ignored:
+        if flags[name] != defaults[name]:
+            raise BadInput(f"--{name} is {why}")
+
+
+def _texts(flags: dict[str, Any]) -> int:
+    with counting() as progress:
+        evaluation = evaluate(
+            **{name: flags[name] for name in ("models", "limit", "save", *FOR_TEXTS)}, progress=progress
+        )
+    if flags["json"]:
         from export.evaluation.evaluate import plain
 
         print(json.dumps(plain(evaluation), indent=2))
@@ -130,6 +140,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print_evaluation(evaluation)
     return 0 if all(model.control_passed for model in evaluation.models) else 1
+
+
+def _tasks(flags: dict[str, Any]) -> int:
+    from export.evaluation.harness import answer_tasks, controls_passed
+    from export.evaluation.tables import print_tasks
+
+    with hushed(CRASH):
+        results = answer_tasks(**{name: flags[name] for name in ("models", "tasks", "limit", "save", *FOR_TASKS)})
+    print(json.dumps(results, indent=2)) if flags["json"] else print_tasks(results)
+    return 0 if controls_passed(results) else 1
 
 
 command = partial(run, main)  # the script of pyproject.toml

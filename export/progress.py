@@ -15,9 +15,11 @@ from contextlib import contextmanager
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TaskID,
@@ -148,3 +150,18 @@ def bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     stages = Stages()
     with stages.running(), stages.stage(name, total) as update:
         yield add
+
+
+Counting = Callable[[str, int, int], object]  # takes what is at work, how many are done, and of how many
+
+
+@contextmanager
+def counting() -> Iterator[Counting]:
+    """A bar on stderr of things that are counted, with the time left; nothing where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bars:
+        task = bars.add_task("reading", total=None)
+        yield lambda what, done, of: bars.update(task, description=escape(what), completed=done, total=of)

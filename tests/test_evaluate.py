@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from checkpoints.errors import BadInput
 from checkpoints.source import resolve
 from checkpoints.texts import find_texts
 from export import evaluate as door
+from export.engine.session import Session
 from export.engine.tokenizer import Tokenizer, load_tokenizer
 from export.evaluate import evaluate
-from export.evaluation.evaluate import cut, evaluate_texts
-from export.evaluation.scores import Scored, difference, estimate, score
+from export.evaluation.chart import draw, front
+from export.evaluation.evaluate import Evaluated, Evaluation, Quality, cut, evaluate_texts
+from export.evaluation.models import FileModel, Logits
+from export.evaluation.scores import Estimate, Scored, difference, estimate, score
+from export.evaluation.speed import Speed, measure_speed
 from export.pte import export_pte
 
 TINY = resolve("phi4-tiny").folder
@@ -74,8 +79,9 @@ class Table:
     def __init__(self, logits: Tensor, tokenizer: Tokenizer) -> None:
         self.table, self.tokenizer, self.vocab_size = logits, tokenizer, len(logits)
 
-    def logits(self, ids: Sequence[int]) -> Tensor:
-        return self.table[list(ids)]
+    @contextmanager
+    def loaded(self) -> Iterator[Logits]:
+        yield lambda ids: self.table[list(ids)]
 
 
 def test_a_shuffled_model_is_at_chance() -> None:
@@ -88,8 +94,7 @@ def test_a_shuffled_model_is_at_chance() -> None:
     logits = (counts + 1e-3).log()
     shuffled = logits[:, torch.randperm(2048, generator=torch.Generator().manual_seed(0))]
     knowing, ignorant = (
-        evaluate_texts([Table(table, tokenizer)], None, text, 512, 4, lambda step: None).models[0]
-        for table in (logits, shuffled)
+        evaluate_texts([Table(table, tokenizer)], None, text, 512, 4).models[0] for table in (logits, shuffled)
     )
     assert knowing.control_passed and knowing.quality.nll.value < 3
     assert not ignorant.control_passed and ignorant.quality.nll.value > knowing.shuffled_least
@@ -136,9 +141,10 @@ def test_errors_are_those_of_repeated_samples() -> None:
 def test_command(tiny_pte: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chart = tmp_path / "chart.png"
     arguments = [str(tiny_pte), "--checkpoint", "phi4-tiny", "--window", "32", "--limit", "1"]
-    assert door.main([*arguments, "--chart", str(chart)]) == 0
+    assert door.main([*arguments, "--chart", str(chart), "--speed"]) == 0
     printed = capsys.readouterr().out
     assert "control passed" in printed and "glossary" in printed
+    assert "decoding after 247 tokens" in printed  # the context is 256, and nine steps are taken
     assert chart.read_bytes().startswith(b"\x89PNG")
     assert door.main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -155,6 +161,8 @@ def test_command(tiny_pte: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         ({"window": 300}, "windows of 300 tokens do not fit tiny.pte, whose context is 256"),
         ({"text": ["short.txt"], "window": 32}, "short.txt has 1 tokens"),
         ({"text": ["none.txt"]}, "none.txt cannot be read"),
+        ({"chart": "chart.jpeg"}, "--chart chart.jpeg does not end in .png, .svg or .pdf"),
+        ({"chart": "no/chart.png"}, "--chart no/chart.png: the folder .* does not exist"),
     ],
 )
 def test_refusals(tiny_pte: Path, tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
@@ -163,3 +171,67 @@ def test_refusals(tiny_pte: Path, tmp_path: Path, options: dict[str, Any], sente
         options = options | {"text": [tmp_path / name for name in options["text"]]}
     with pytest.raises(BadInput, match=sentence):
         evaluate([str(tiny_pte)], **options)
+
+
+def test_speed_steps_where_it_says(tiny_pte: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token at a time from the stated position on, in turns."""
+    steps: list[tuple[Path, int, int]] = []
+    step = Session.step
+
+    def listening(session: Session, tokens: Sequence[int], start_pos: int) -> Tensor:
+        steps.append((session.path, len(tokens), start_pos))
+        return step(session, tokens, start_pos)
+
+    monkeypatch.setattr(Session, "step", listening)
+    files = [FileModel(tiny_pte), FileModel(tiny_pte)]
+    found = measure_speed(files)
+    assert len(found) == 2 and all(0 < one.ms <= one.slowest_ms for one in found)
+    assert {(one.position, one.tokens, one.turns) for one in found} == {(247, 8, 3)}
+    turn = steps[: len(steps) // 6]
+    assert turn * 6 == steps and sum(count for _, count, _ in turn) == 256
+    assert [(count, at) for _, count, at in turn[-9:]] == [(1, at) for at in range(247, 256)]
+    with pytest.raises(BadInput, match="--speed times a .pte, and none is given"):
+        evaluate(["phi4-tiny"], window=16, limit=1, speed=True)
+
+
+def test_the_pareto_front() -> None:
+    points = [(3.0, 1.0), (1.0, 5.0), (2.0, 2.0), (2.5, 2.0), (2.0, 4.0), (1.0, 6.0), (4.0, 1.0)]
+    assert front(points) == [(1.0, 5.0), (2.0, 2.0), (3.0, 1.0)]
+    for x, y in points:  # by the definition
+        beaten = any(a <= x and b <= y and (a, b) != (x, y) for a, b in points)
+        assert ((x, y) in front(points)) == (not beaten)
+
+
+def test_labels_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six models close to each other, as matplotlib draws them."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
+    one = Estimate(1.0, 0.05)
+    models = [
+        Evaluated(
+            name=f"a-model-with-a-long-name-{number}.pte",
+            bytes=int(1e8 + 4e6 * number),
+            quality=Quality(one, one, Estimate(0.5 + 0.02 * (number % 3), 0.01), one),
+            by_text={},
+            shuffled_nll=1.0,
+            shuffled_least=1.0,
+            control_passed=True,
+            more_nll=None,
+            more_kl=None,
+            speed=Speed(256, 8, 3, 10 + number % 2, 12),
+        )
+        for number in range(6)
+    ]
+    draw(Evaluation("reference", 512, 4, 2044, ["text"], models), tmp_path / "chart.png")
+    panels = figures[0].axes
+    assert len(panels) == 2
+    for axes in panels:
+        labels = [child for child in axes.get_children() if isinstance(child, Annotation)]
+        boxes = [label.get_window_extent() for label in labels]
+        assert len(boxes) == 6
+        for number, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:number]), labels[number].get_text()

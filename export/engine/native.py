@@ -217,6 +217,12 @@ class NativeEngine:
         self._call("feed", *_ids(ids), c_void_p(logits.ctypes.data))
         return logits
 
+    def feed_rows(self, ids: Sequence[int], rows: int, vocab_size: int) -> np.ndarray:
+        """Float32 logits [rows, vocab_size] of the last of these tokens."""
+        logits = np.empty((rows, vocab_size), np.float32)
+        self._call("feed_rows", *_ids(ids), c_size_t(rows), c_void_p(logits.ctypes.data))
+        return logits
+
     def tokens(self) -> list[int]:
         """Those that the session holds."""
         count = c_size_t()
@@ -287,11 +293,16 @@ def compile_flags() -> list[str]:
     return [*FLAGS, *DEFINES, f'-DPOCKETPHI_EXECUTORCH_VERSION="{version("executorch")}"', *includes]
 
 
+def compiler() -> str:
+    """The command that compiles the engine; it may not be installed."""
+    return os.environ.get("CXX") or "c++"
+
+
 def _build(folder: Path) -> None:
     libraries = _wheel() / "lib"
     link = [f"-L{libraries}", "-lexecutorch", "-lexecutorch_threadpool", f"-Wl,-rpath,{libraries}"]
     out = ("-shared", "-o", folder / "libpocketphi.so")
-    run_compiler(os.environ.get("CXX") or "c++", *compile_flags(), *sorted(CPP.glob("*.cpp")), *out, *link)
+    run_compiler(compiler(), *compile_flags(), *sorted(CPP.glob("*.cpp")), *out, *link)
 
 
 def _wheel() -> Path:

@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from export.evaluation.models import FileModel
+from export.engine.memory import own_memory
+from export.engine.runner import read_facts
+from export.evaluation.models import FileModel, RunningFile, SharedFile
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,28 @@ class Prompt:
     most: int
 
 
+@dataclass(frozen=True)
+class Shared:
+    """How processes share the packed weights of a file; see `SharedFile`."""
+
+    folder: Path
+    threads: int  # of each process
+
+
 class Answering:
     """A file and the tokens whose keys and values its cache holds."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shared: Shared | None = None) -> None:
         self.model = FileModel(path)
-        stops = self.model.session.constant("get_eos_ids")
-        self._stops = set(stops if isinstance(stops, list) else [int(stops)])
+        self.running = SharedFile(self.model, shared.folder, shared.threads) if shared else RunningFile(self.model)
+        self._stops = read_facts(path).eos_ids
         self._held: list[int] = []
 
     def logits(self, ids: Sequence[int], count: int) -> Tensor:
         """float32 [count, V] of the last tokens."""
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._held, ids, strict=False)))
         self._held = []  # while the cache is written, and where that fails
-        found = self.model.last_logits(ids, count, min(same, len(ids) - count))
+        found = self.running.last_logits(ids, count, min(same, len(ids) - count))
         self._held = list(ids)
         return found
 
@@ -78,13 +88,20 @@ class Answering:
 
 
 @lru_cache(maxsize=1)
-def _answering(path: Path) -> Answering:
-    return Answering(path)
+def _answering(path: Path, shared: Shared | None) -> Answering:
+    return Answering(path, shared)
 
 
-def likelihoods(path: Path, asked: Sequence[Continuation]) -> list[tuple[float, bool]]:
-    return [_answering(path).likelihood(one) for one in asked]
+def likelihoods(path: Path, shared: Shared | None, asked: Sequence[Continuation]) -> list[tuple[float, bool]]:
+    return [_answering(path, shared).likelihood(one) for one in asked]
 
 
-def texts(path: Path, asked: Sequence[Prompt]) -> list[str]:
-    return [_answering(path).text(one) for one in asked]
+def texts(path: Path, shared: Shared | None, asked: Sequence[Prompt]) -> list[str]:
+    return [_answering(path, shared).text(one) for one in asked]
+
+
+def memory(path: Path, shared: Shared | None) -> int:
+    """Private bytes that loading the file takes in this process."""
+    before = own_memory().private_dirty
+    _answering(path, shared)
+    return own_memory().private_dirty - before

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 
 from checkpoints.errors import BadInput
 from export.engine.tokenizer import Tokenizer
-from export.evaluation.models import Model
+from export.evaluation.kept_logits import KeptLogits, room_for_logits, rounds
+from export.evaluation.models import FileModel, Model
 from export.evaluation.scores import Estimate, Interval, Scored, difference, estimate, perplexity, score
+from export.evaluation.speed import Speed, measure_speed
+from export.progress import Counting
 
 MARGIN = 0.1  # nats by which a model must be better on the text than on its tokens in any other order
 
@@ -36,6 +41,7 @@ class Evaluated:
     control_passed: bool
     more_nll: Interval | None  # than the first model
     more_kl: Interval | None
+    speed: Speed | None = None  # of decoding, where it was measured
 
 
 @dataclass(frozen=True)
@@ -68,23 +74,43 @@ def evaluate_texts(
     texts: Mapping[str, str],
     size: int,
     limit: int | None,
-    progress: Callable[[str], None],
+    progress: Counting = lambda what, done, of: None,
+    room: int | None = None,
 ) -> Evaluation:
-    """Run all models on all windows, one window after the other. Memory: all models, and the logits of a window.
+    """Run all models on all windows, one model after the other.
+
+    Memory: the largest model and the logits of two windows. The reference's logits are kept until all models were
+    compared with them, on the disk where they are large, at most `room` bytes (None: 4 GiB, or half of what the disk
+    has left): with more windows than that the models take turns.
 
     Raises BadInput where the models do not share tokens, or windows do not fit them.
     """
     everyone = [*models, *([reference] if reference else [])]
     windows = cut(texts, models[0].tokenizer, size, limit)
     _check(everyone, texts, max(len(ids) for _, ids in windows), windows)
+    counts = [len(ids) for _, ids in windows]
+    turns = [range(len(windows))]
+    if reference is not None:
+        turns = rounds(counts, 4 * reference.vocab_size, room_for_logits() if room is None else room)
     scored: list[list[Scored]] = [[] for _ in models]
-    for number, (text, ids) in enumerate(windows, start=1):
-        progress(f"window {number} of {len(windows)} ({text}): {reference.name if reference else ''}")
-        expected = reference.logits(ids) if reference else None
-        for model, found in zip(models, scored, strict=True):
-            progress(f"window {number} of {len(windows)} ({text}): {model.name}")
-            logits = expected if model is reference and expected is not None else model.logits(ids)
-            found.append(score(text, ids, logits, expected))
+    runs, done = len(windows) * len({id(model) for model in everyone}), count()
+    for turn in turns:
+        with KeptLogits() as kept:
+            if reference is not None:
+                with reference.loaded() as logits:
+                    for number in turn:
+                        progress(reference.name, next(done), runs)
+                        kept.append(logits(windows[number][1]))
+            for model, found in zip(models, scored, strict=True):
+                with nullcontext() if model is reference else model.loaded() as loaded:
+                    for place, (text, ids) in enumerate(windows[turn.start : turn.stop]):
+                        expected = kept[place] if reference else None
+                        if loaded is not None:
+                            progress(model.name, next(done), runs)
+                        own = loaded(ids) if loaded is not None else expected
+                        assert own is not None  # the reference's were kept
+                        found.append(score(text, ids, own, expected))
+    progress("", runs, runs)
     return Evaluation(
         reference=reference.name if reference else None,
         window_tokens=size,
@@ -93,6 +119,17 @@ def evaluate_texts(
         texts=list(texts),
         models=[_evaluated(model, found, scored[0]) for model, found in zip(models, scored, strict=True)],
     )
+
+
+def with_speed(evaluation: Evaluation, models: Sequence[Model], progress: Counting) -> Evaluation:
+    """With the time that each `.pte` takes for a token; BadInput as `check_speed`."""
+    files = [model for model in models if isinstance(model, FileModel)]
+    speeds = iter(measure_speed(files, progress))
+    timed = [
+        replace(found, speed=next(speeds)) if isinstance(model, FileModel) else found
+        for model, found in zip(models, evaluation.models, strict=True)
+    ]
+    return replace(evaluation, models=timed)
 
 
 def _check(

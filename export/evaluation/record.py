@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,28 +104,29 @@ def tasks_part(found: Mapping[str, Any], harness: str, limit: int | None, chat: 
             "limit": limit,
             "shots": found.get("n-shot", {}).get(name),
             "chat": chat,
-            "metrics": _metrics(results),
+            "metrics": metrics(results),
+            "control": found.get("controls", {}).get(name),
         }
     return tasks
 
 
-def _metrics(results: Mapping[str, Any]) -> dict[str, Document]:
+def metrics(results: Mapping[str, Any]) -> dict[str, Document]:
     """Metric -> value and error; the harness's keys are `acc,none` and `acc_stderr,none`."""
-    metrics = {}
+    found = {}
     for key, value in results.items():
         metric, comma, chosen = key.partition(",")
         if not comma or metric.endswith("_stderr") or not _is_number(value):
             continue
-        error = results.get(f"{metric}_stderr,{chosen}")
-        metrics[metric if chosen == "none" else key] = {
-            "value": value,
-            "error": error if _is_number(error) else None,  # else "N/A", or not a number with one sample
+        error: Any = results.get(f"{metric}_stderr,{chosen}")
+        found[metric if chosen == "none" else key] = {
+            "value": float(value),
+            "error": float(error) if _is_number(error) else None,  # else "N/A", or not a number with one sample
         }
-    return metrics
+    return found
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _read(path: Path) -> Document | None:

@@ -14,6 +14,7 @@ from export.engine.chat_template import chat_prompt
 from export.engine.native import End, EngineFailed, Loaded, NativeEngine, Packing, Sampling, Stopped
 from export.engine.session import Session
 from export.engine.tokenizer import load_tokenizer, runner_ids
+from export.evaluation.models import FileModel, RunningFile
 from export.generate import generate
 from tests.engine.native import COUNT, GREEDY, PROMPT, pool
 from tests.engine.test_generate import ANSWER, export_script
@@ -50,6 +51,20 @@ def test_logits_are_those_of_the_python_runtime(
         part = PROMPT[start : start + chunk]
         found = engine.feed(PROMPT[: start + len(part)], loaded.vocab_size)
         np.testing.assert_array_equal(found, session.step(part, start)[-1].numpy())
+
+
+def test_rows_of_logits_are_those_of_the_python_runtime(engine: NativeEngine, tiny_pte: Path, packed: Path) -> None:
+    model = RunningFile(FileModel(tiny_pte))
+    loaded = engine.load(tiny_pte, packed)
+    ids = (PROMPT * 8)[:90]
+    for count, rows in ((90, 1), (90, 20), (70, 70), (85, 9)):
+        held = len(engine.tokens())
+        found = engine.feed_rows(ids[:count], rows, loaded.vocab_size)
+        np.testing.assert_array_equal(found, model.last_logits(ids[:count], rows, min(held, count - rows)).numpy())
+        assert engine.tokens() == ids[:count]
+    for rows in (0, 91):
+        with pytest.raises(BadInput, match=f"logits of {rows} tokens are asked for, of 90"):
+            engine.feed_rows(ids, rows, loaded.vocab_size)
 
 
 def test_characters_come_whole_and_stop_texts_never(engine: NativeEngine, tiny_pte: Path, tmp_path: Path) -> None:

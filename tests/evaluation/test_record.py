@@ -60,6 +60,7 @@ def test_text_and_tasks_are_one_document(pte: Path, capsys: pytest.CaptureFixtur
         "shots": 5,
         "chat": True,
         "metrics": {"acc": {"value": 0.5, "error": 0.1}, "exact_match,strict": {"value": 1, "error": None}},
+        "control": None,
     }
     before = evaluation_path(pte).read_bytes()
     assert door.main([str(pte), "phi4-tiny", *FLAGS]) == 0

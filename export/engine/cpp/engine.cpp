@@ -178,23 +178,51 @@ void check_ids(const Loaded& loaded, const int64_t* ids, size_t count, int64_t r
                 std::to_string(model.vocab));
 }
 
+// Keeps of the session what it has in common with the beginning of `ids`, at most `most` tokens.
+void keep_common(Loaded& loaded, const int64_t* ids, size_t most) {
+  auto& tokens = loaded.tokens;
+  const auto end = tokens.begin() + static_cast<ptrdiff_t>(std::min(tokens.size(), most));
+  tokens.erase(std::mismatch(tokens.begin(), end, ids).first, tokens.end());
+}
+
+// Feeds what the session does not hold of the first `count` tokens, `piece` at once; the logits of the last step, no data
+// where stopped before or nothing was to be fed.
+Model::Logits advance(Loaded& loaded, const int64_t* ids, size_t count, int64_t piece, const std::atomic<bool>& stop) {
+  auto& tokens = loaded.tokens;
+  Model::Logits found;
+  while (tokens.size() < count) {
+    if (stop) return {};
+    const size_t at = tokens.size(), size = std::min(count - at, static_cast<size_t>(piece));
+    found = loaded.model->step(ids + at, size, static_cast<int64_t>(at));
+    tokens.insert(tokens.end(), ids + at, ids + at + size);
+  }
+  return found;
+}
+
 // Feeds what the session does not hold already, at least the last token; the logits of that one, nullptr where stopped
 // before.
 const float* feed(Loaded& loaded, const int64_t* ids, size_t count, const std::atomic<bool>& stop, int64_t* reused) {
-  auto& tokens = loaded.tokens;
-  const auto most = std::min(tokens.size(), count - 1);
-  const auto common = std::mismatch(tokens.begin(), tokens.begin() + static_cast<ptrdiff_t>(most), ids).first;
-  tokens.erase(common, tokens.end());
-  *reused = static_cast<int64_t>(tokens.size());
-  const float* logits = nullptr;
-  while (tokens.size() < count) {
-    if (stop) return nullptr;
-    const size_t at = tokens.size(), size = std::min(count - at, static_cast<size_t>(loaded.chunk));
-    const auto found = loaded.model->step(ids + at, size, static_cast<int64_t>(at));
-    logits = found.data + (found.rows - 1) * static_cast<size_t>(loaded.model->vocab);
-    tokens.insert(tokens.end(), ids + at, ids + at + size);
+  keep_common(loaded, ids, count - 1);
+  *reused = static_cast<int64_t>(loaded.tokens.size());
+  const auto found = advance(loaded, ids, count, loaded.chunk, stop);
+  return found.data == nullptr ? nullptr : found.data + (found.rows - 1) * static_cast<size_t>(loaded.model->vocab);
+}
+
+// Logits of the last `rows` tokens: they are fed as many at once as a step gives logits of, what is before them by chunks.
+void feed_rows(
+    Loaded& loaded, const int64_t* ids, size_t count, size_t rows, float* logits, const std::atomic<bool>& stop) {
+  const auto vocab = static_cast<size_t>(loaded.model->vocab);
+  const auto piece = std::min(loaded.chunk, loaded.model->logits_positions);
+  keep_common(loaded, ids, count - rows);
+  (void)advance(loaded, ids, count - rows, loaded.chunk, stop);
+  while (loaded.tokens.size() < count) {
+    const size_t before = loaded.tokens.size(), size = std::min(count - before, static_cast<size_t>(piece));
+    const auto found = advance(loaded, ids, before + size, piece, stop);
+    if (found.data == nullptr) stopped();
+    if (found.rows < size) failed(loaded.model->path() + " gives logits of " + std::to_string(found.rows) + " tokens, not " +
+                                  std::to_string(size));
+    logits = std::copy_n(found.data + (found.rows - size) * vocab, size * vocab, logits);
   }
-  return logits;
 }
 
 Sampling sampling(const pocketphi_generation& how) {
@@ -347,6 +375,17 @@ pocketphi_status pocketphi_feed(
     const float* found = feed(loaded, ids, count, engine->stop, &reused);
     if (found == nullptr) stopped();
     if (logits != nullptr) std::copy_n(found, loaded.model->vocab, logits);
+  });
+}
+
+pocketphi_status pocketphi_feed_rows(
+    pocketphi_engine* engine, const int64_t* ids, size_t count, size_t rows, float* logits, pocketphi_error* error) {
+  return call(engine, error, [&] {
+    Loaded& loaded = model_of(engine);
+    check_ids(loaded, ids, count, 0);
+    if (rows == 0 || rows > count || logits == nullptr)
+      bad_input("logits of " + std::to_string(rows) + " tokens are asked for, of " + std::to_string(count));
+    feed_rows(loaded, ids, count, rows, logits, engine->stop);
   });
 }
 

@@ -147,6 +147,11 @@ pocketphi_status pocketphi_generate(
 pocketphi_status pocketphi_feed(
     pocketphi_engine* engine, const int64_t* ids, size_t count, float* logits, pocketphi_error* error);
 
+/* As pocketphi_feed, but with the float32 logits [rows, vocab_size] of each of the last `rows` tokens, which are fed anew;
+ * at most logits_positions of them at once, since a step gives no more. */
+pocketphi_status pocketphi_feed_rows(
+    pocketphi_engine* engine, const int64_t* ids, size_t count, size_t rows, float* logits, pocketphi_error* error);
+
 /* ---- the session: tokens fed and their KV cache */
 
 /* How many tokens the session holds; writes the first `capacity` of them to `ids`, which may be NULL with 0. */
