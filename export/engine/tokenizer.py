@@ -67,6 +67,7 @@ class Tokenizer:
     notes: tuple[str, ...]  # sentences on where the runner's ids may not be those of the training
     _encode: Callable[[str], list[int]] = field(repr=False)
     _decode: Callable[[list[int]], str] = field(repr=False)
+    _spelled: Callable[[int], str | bytes | None] = field(repr=False)  # a token as the file has it
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as the runner computes them with num_bos 0; BadInput for unpaired surrogates."""
@@ -79,6 +80,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens included (SentencePiece: left out); unknown ids are left out."""
         return self._decode([i for i in ids if 0 <= i < self.vocab_size])
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for, which may be part of a character; empty for an id that is none."""
+        spelled = self._spelled(token) if 0 <= token < self.vocab_size else b""
+        return spelled if isinstance(spelled, bytes) else (spelled or "").encode()
 
     def token_id(self, text: str) -> int | None:
         """Id of the special token `text`, None if it is not one."""
@@ -225,7 +231,36 @@ def _huggingface(path: Path) -> Tokenizer:
         tuple(notes),
         lambda text: [to_file.get(i, i) for i in library.encode(text, add_special_tokens=False).ids],
         lambda ids: library.decode([to_library.get(i, i) for i in ids], skip_special_tokens=False),
+        _speller({token: text for text, token in ids.items()}, set(special.values())),
     )
+
+
+def _speller(texts: Mapping[int, str], special: set[int]) -> Callable[[int], str | bytes | None]:
+    """Bytes of a token of tokenizer.json, which has GPT-2's stand-ins for bytes, or SentencePiece's for spaces."""
+    stand_ins = {stand_in: byte for byte, stand_in in _gpt2_stand_ins().items()}
+    bytewise = all(char in stand_ins for token, text in texts.items() if token not in special for char in text)
+
+    def spelled(token: int) -> str | bytes | None:
+        text = texts.get(token)
+        if text is None or token in special:
+            return text
+        return bytes(stand_ins[char] for char in text) if bytewise else _piece(text)
+
+    return spelled
+
+
+def _gpt2_stand_ins() -> dict[int, str]:
+    """Byte -> the printable character that stands for it."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + at) for at, byte in enumerate(others)}
+
+
+def _piece(text: str) -> str | bytes:
+    """What a piece of SentencePiece stands for."""
+    if byte := re.fullmatch("<0x([0-9A-F]{2})>", text):
+        return bytes.fromhex(byte[1])
+    return text.replace("\u2581", " ")
 
 
 def _sentencepiece(path: Path, data: bytes) -> Tokenizer:
@@ -245,6 +280,7 @@ def _sentencepiece(path: Path, data: bytes) -> Tokenizer:
         (),
         lambda text: library.encode(text.split("\0", 1)[0]),
         library.decode,
+        lambda token: _piece(library.id_to_piece(token)),
     )
 
 
@@ -272,6 +308,7 @@ def _tiktoken(path: Path, data: bytes) -> Tokenizer:
         (note,),
         lambda text: bpe.encode(text, allowed_special="all"),
         bpe.decode,
+        bpe.decode_single_token_bytes,
     )
 
 
