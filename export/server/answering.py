@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -18,7 +17,7 @@ from export.server.models import Model
 from export.server.slots import QueueFull
 
 T = TypeVar("T")
-Told = Callable[[int, Piece | Reply], None]  # gets the number of the choice and what has become certain of it
+Told = Callable[[int, Piece | Reply], object]  # gets the number of the choice and what has become certain of it
 Work = Callable[[Conversation, Callable[[Piece], object]], Reply]  # one choice, in a thread
 RETRY_SECONDS = 1  # what a client that is sent away is told at least
 CANCEL_SECONDS = 0.02  # between two tries: a reply that has not begun cannot be cancelled
@@ -83,7 +82,8 @@ async def _answer(desk: Desk, job: Job, told: Told) -> list[Reply]:
 
 async def _run(desk: Desk, job: Job, conversation: Conversation, told: Told) -> list[Reply]:
     loop, first = asyncio.get_running_loop(), True
-    refused: asyncio.Future[Exception] = loop.create_future()  # by who is told
+    later = loop.call_soon_threadsafe
+    refused: asyncio.Future[Any] = loop.create_future()  # by who is told
 
     def tell(choice: int, what: Piece | Reply) -> None:
         nonlocal first
@@ -101,13 +101,13 @@ async def _run(desk: Desk, job: Job, conversation: Conversation, told: Told) -> 
     def work() -> list[Reply]:
         replies = list[Reply]()
         for choice, one in enumerate(job.work):
-            replies.append(one(conversation, partial(loop.call_soon_threadsafe, tell, choice)))
-            loop.call_soon_threadsafe(tell, choice, replies[-1])
+            replies.append(one(conversation, lambda piece, at=choice: later(tell, at, piece)))  # type: ignore[misc]
+            later(tell, choice, replies[-1])
             if replies[-1].end == "cancelled":
                 break
         return replies
 
-    running = loop.run_in_executor(job.model.threads, work)
+    running: asyncio.Future[Any] = loop.run_in_executor(job.model.threads, work)
     try:
         await asyncio.wait({running, refused}, return_when=asyncio.FIRST_COMPLETED)
         if refused.done():

@@ -27,7 +27,6 @@ WEATHER: Any = {
     "type": "function",
     "function": {
         "name": "get_weather",
-        "description": "The weather of a city",
         "parameters": {
             "type": "object",
             "properties": {"city": {"$ref": "#/$defs/city"}, "unit": {"enum": ["C", "F"]}},
@@ -104,14 +103,14 @@ def test_text_parts_and_system(server: Server) -> None:
     assert counts[0] and counts[1] and counts[0].prompt_tokens == counts[1].prompt_tokens
 
 
-def test_logprobs_are_the_runtimes(server: Server, tiny_pte: Path) -> None:
+def test_logprobs_are_the_runtimes(server: Server, served_pte: Path) -> None:
     ids = TOKENIZER.encode(chat_prompt(resolve("phi4-tiny").folder, MESSAGES))
     found = server.client.chat.completions.create(messages=MESSAGES, logprobs=True, top_logprobs=3, **GREEDY)
     assert found.choices[0].logprobs and (tokens := found.choices[0].logprobs.content)
     assert (
         "".join(token.token for token in tokens) == ANSWER == bytes(sum((t.bytes or [] for t in tokens), [])).decode()
     )
-    for token, (best, logprobs) in zip(tokens, expected_logprobs(tiny_pte, ids, len(tokens)), strict=True):
+    for token, (best, logprobs) in zip(tokens, expected_logprobs(served_pte, ids, len(tokens)), strict=True):
         assert token.logprob == pytest.approx(float(logprobs[best]), abs=2e-2)
         values = logprobs.topk(3)
         assert [top.logprob for top in token.top_logprobs] == pytest.approx(values.values.tolist(), abs=0.1)
@@ -205,7 +204,10 @@ def test_tools_that_may_be_called(server: Server) -> None:
 def test_structured_answers(server: Server) -> None:
     schema = {
         "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 10}, "million": {"type": "integer", "maximum": 99}},
+        "properties": {
+            "city": {"type": "string", "maxLength": 10},
+            "million": {"type": "integer", "minimum": 0, "maximum": 99},
+        },
         "required": ["city", "million"],
         "additionalProperties": False,
     }
@@ -217,7 +219,7 @@ def test_structured_answers(server: Server) -> None:
     assert (free.choices[0].message.content or "").startswith("{")
 
 
-def test_completions(server: Server, tiny_pte: Path) -> None:
+def test_completions(server: Server, served_pte: Path) -> None:
     text = chat_prompt(resolve("phi4-tiny").folder, MESSAGES)
     ids = TOKENIZER.encode(text)
     asked: dict[str, Any] = {"max_tokens": 20, **GREEDY}
@@ -234,7 +236,7 @@ def test_completions(server: Server, tiny_pte: Path) -> None:
     assert "".join(scored.tokens) == ANSWER and [ANSWER[at] for at in scored.text_offset] == [
         t[0] for t in scored.tokens
     ]
-    expected = expected_logprobs(tiny_pte, ids, len(scored.tokens))
+    expected = expected_logprobs(served_pte, ids, len(scored.tokens))
     assert scored.token_logprobs == pytest.approx([float(row[best]) for best, row in expected], abs=2e-2)
     streamed = list(server.client.completions.create(prompt=text, logprobs=2, stream=True, **asked))
     assert "".join(chunk.choices[0].text for chunk in streamed) == ANSWER
@@ -280,7 +282,7 @@ def test_models(server: Server) -> None:
         (
             {"messages": [{"role": "user", "content": "a " * 999}]},
             openai.BadRequestError,
-            "the context of tiny is 256",
+            "the context of tiny is 512",
             None,
         ),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, openai.BadRequestError, "unpaired surrogate", None),
@@ -344,10 +346,10 @@ def raw(server: Server, body: str) -> Any:
 
 def test_the_context_is_told(server: Server) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        server.client.completions.create(prompt=[65] * 256, model="tiny")
+        server.client.completions.create(prompt=[65] * 512, model="tiny")
     assert refused.value.code == "context_length_exceeded"
-    assert "the prompt has 256 tokens, the context of tiny is 256" in refused.value.message
-    assert server.client.completions.create(prompt=[65] * 255, model="tiny").choices[0].finish_reason == "length"
+    assert "the prompt has 512 tokens, the context of tiny is 512" in refused.value.message
+    assert server.client.completions.create(prompt=[65] * 511, model="tiny").choices[0].finish_reason == "length"
 
 
 def test_embeddings(server: Server) -> None:
@@ -369,9 +371,9 @@ def test_a_client_that_does_not_wait(server: Server) -> None:
     assert server.metric("cancelled_total", model="tiny") == before + 1
 
 
-def test_keys(tiny_pte: Path, tmp_path: Path) -> None:
+def test_keys(served_pte: Path, packed: Path) -> None:
     with serving(
-        tiny_pte, "--api-key", "one", "--api-key", "two", "--served-model-name", "small", "--packed", tmp_path
+        served_pte, "--api-key", "one", "--api-key", "two", "--served-model-name", "small", "--packed", packed
     ) as own:
         for key in ("one", "two"):
             assert [model.id for model in own.client.with_options(api_key=key).models.list()] == ["small"]
