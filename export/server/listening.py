@@ -72,7 +72,7 @@ async def _listen(app: FastAPI, taken: socket.socket, ready: Callable[[], None],
         log_config=None,
         access_log=verbose,
         backlog=BACKLOG,
-        timeout_graceful_shutdown=FAREWELL_SECONDS,
+        timeout_graceful_shutdown=FAREWELL_SECONDS + 2,
         server_header=False,
         ws="none",
     )
@@ -86,6 +86,11 @@ async def _listen(app: FastAPI, taken: socket.socket, ready: Callable[[], None],
         server.force_exit = server.should_exit
         server.should_exit = True
         app.state.desk.closing.set()
+        loop.call_later(FAREWELL_SECONDS, cut)
+
+    def cut() -> None:  # before uvicorn does: it cancels their tasks, and prints a traceback for each
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

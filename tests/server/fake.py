@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,10 +28,10 @@ TOKENIZER = load_tokenizer(resolve("phi4-tiny").folder / "tokenizer.json")
 class FakeConversation:
     """Answers `words` one by one as soon as `gate` is set; what it was asked stands in `asked`."""
 
-    def __init__(self, words: int = 4, word: str = "word ") -> None:
+    def __init__(self, words: int = 4, word: str = "word ", pause: float = 0.0) -> None:
         self.context, self.tokenizer = 4096, TOKENIZER
         self.held: list[int] = []
-        self.words, self.word = words, word
+        self.words, self.word, self.pause = words, word, pause
         self.gate = threading.Event()
         self.gate.set()
         self.asked: list[Any] = []
@@ -44,6 +45,7 @@ class FakeConversation:
         while told < min(self.words, choosing.max_tokens or self.words) and not self._cancelled.is_set():
             if not self.gate.wait(0.01):
                 continue
+            time.sleep(self.pause)
             on_piece(Piece(self.word))
             told += 1
         self.ended.append("cancelled" if self._cancelled.is_set() else "stop")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,12 @@ def test_text_parts_and_system(server: Server) -> None:
 def test_logprobs_are_the_runtimes(server: Server, served_pte: Path) -> None:
     ids = TOKENIZER.encode(chat_prompt(resolve("phi4-tiny").folder, MESSAGES))
     found = server.client.chat.completions.create(messages=MESSAGES, logprobs=True, top_logprobs=3, **GREEDY)
-    assert found.choices[0].logprobs and (tokens := found.choices[0].logprobs.content)
+    assert found.choices[0].logprobs and found.choices[0].logprobs.content
+    tokens = found.choices[0].logprobs.content
     assert (
-        "".join(token.token for token in tokens) == ANSWER == bytes(sum((t.bytes or [] for t in tokens), [])).decode()
+        "".join(token.token for token in tokens)
+        == ANSWER
+        == bytes(chain.from_iterable(t.bytes or [] for t in tokens)).decode()
     )
     for token, (best, logprobs) in zip(tokens, expected_logprobs(served_pte, ids, len(tokens)), strict=True):
         assert token.logprob == pytest.approx(float(logprobs[best]), abs=2e-2)
@@ -240,9 +243,8 @@ def test_completions(server: Server, served_pte: Path) -> None:
     assert scored.token_logprobs == pytest.approx([float(row[best]) for best, row in expected], abs=2e-2)
     streamed = list(server.client.completions.create(prompt=text, logprobs=2, stream=True, **asked))
     assert "".join(chunk.choices[0].text for chunk in streamed) == ANSWER
-    offsets = sum(
-        ((chunk.choices[0].logprobs.text_offset or []) for chunk in streamed if chunk.choices[0].logprobs), []
-    )
+    pieces = [chunk.choices[0].logprobs for chunk in streamed if chunk.choices[0].logprobs]
+    offsets = [offset for piece in pieces for offset in piece.text_offset or []]
     assert offsets == scored.text_offset and all(a < b for a, b in pairwise(offsets))
     assert server.client.completions.create(prompt="a b c", model="tiny").usage.completion_tokens <= 16  # type: ignore[union-attr]
 
