@@ -110,6 +110,8 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str:
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
         except (KeyError, TypeError):
             raise BadInput(f"{folder}: chat_template has entries without name and template") from None
+    if not isinstance(template, str | None):
+        raise BadInput(f"{folder}: the chat template is not a text: {reprlib.repr(template)}")
     return PHI4_MINI if template is None else template
 
 

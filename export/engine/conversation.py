@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,10 @@ End = Literal["stop", "length", "context", "tool_calls", "cancelled"]
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """How likely the model found a token, in nats: before bias, penalties, temperature and schema."""
+    """How likely the model found a token, in nats: before bias, penalties, temperature and schema.
+
+    NaN for the first token of a prompt that is echoed, which nothing stands before.
+    """
 
     token_id: int
     text: str
@@ -84,6 +87,12 @@ class Conversation:
         self._cancelled = threading.Event()
         self._words: Any = None  # of llguidance, made when first needed
 
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     @property
     def held(self) -> list[int]:
         """The tokens in the KV cache."""
@@ -112,7 +121,10 @@ class Conversation:
         on_piece: OnPiece = lambda piece: None,
         echo: bool = False,
     ) -> Reply:
-        """Go on from a text or ids without chat template; with `echo` the prompt is the beginning of the answer."""
+        """Go on from a text or ids without chat template; with `echo` the prompt is the beginning of the answer.
+
+        With `echo` and logprobs those of the prompt come too, and it is fed token by token.
+        """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         return self._answer(ids, choosing, on_piece, False, echo)
 
@@ -153,7 +165,7 @@ class Conversation:
             sampler = Sampler(choosing, ids, self.tokenizer.vocab_size)
             answer = _Answer(self.tokenizer, choosing, on_piece, calls)
             if echo:
-                answer.show(self.tokenizer.decode(ids))
+                answer.echo(ids, self._prompt_logits(ids) if choosing.logprobs is not None else ())
             return self._run(ids, choosing, sampler, structure, answer)
         finally:
             self._busy.release()
@@ -213,6 +225,14 @@ class Conversation:
             tuple(answer.logprobs),
         )
 
+    def _prompt_logits(self, ids: list[int]) -> Iterator[np.ndarray]:
+        """What the model expects after each token of the prompt but the last."""
+        self._feeder.reset()
+        for count in range(1, len(ids)):
+            if self._cancelled.is_set():
+                return
+            yield self._feeder.feed(ids[:count])
+
     def _prefill(self, ids: list[int], held: int) -> np.ndarray | None:
         """Logits of the last token, None where cancelled before."""
         logits = None
@@ -245,9 +265,7 @@ class _Answer:
     def push(self, token: int, logits: np.ndarray) -> bool:
         """Take a token; whether a stop string has ended the answer."""
         if self._top is not None:
-            logprobs = log_softmax(logits[: self._tokenizer.vocab_size])
-            top = tuple(self._logprob(other, logprobs) for other in likeliest(logprobs, self._top))
-            self._waiting.append((self._read, self._logprob(token, logprobs, top)))
+            self._waiting.append((self._read, self._likelihood(token, logits, self._top)))
         self._take(self._joiner.push(token))
         return self.stops.found is not None
 
@@ -255,9 +273,13 @@ class _Answer:
         """Let out what was held back."""
         self._take(self._joiner.rest(), final=True)
 
-    def show(self, text: str) -> None:
-        """Let out text that is not the model's."""
-        self._tell(text, [], ())
+    def echo(self, ids: Sequence[int], logits: Iterable[np.ndarray]) -> None:
+        """Let out the prompt, with its log probabilities where there are the logits after each token but the last."""
+        told = list[TokenLogprob]()
+        if self._top is not None:
+            told = [self._logprob(ids[0], np.full(self._tokenizer.vocab_size, np.nan))]
+            told += [self._likelihood(token, row, self._top) for token, row in zip(ids[1:], logits, strict=False)]
+        self._tell(self._tokenizer.decode(ids), [], tuple(told))
 
     def _take(self, new: str, final: bool = False) -> None:
         self._read += len(new)
@@ -271,8 +293,8 @@ class _Answer:
             if final:
                 rest, more = self._calls.rest()
                 text, calls = text + rest, calls + more
-        certain = self._read if final and self.stops.found is None else self._certain
-        ready = [one for at, one in self._waiting if at < certain or (final and at == certain == self._read)]
+        everything = final and self.stops.found is None
+        ready = [one for at, one in self._waiting if everything or at < self._certain]
         self._waiting = self._waiting[len(ready) :]
         self._tell(text, calls, tuple(ready))
 
@@ -283,6 +305,12 @@ class _Answer:
         self.tool_calls += calls
         self.logprobs += logprobs
         self._on_piece(Piece(text, tuple(calls), logprobs))
+
+    def _likelihood(self, token: int, logits: np.ndarray, top: int) -> TokenLogprob:
+        logprobs = log_softmax(logits[: self._tokenizer.vocab_size])
+        return self._logprob(
+            token, logprobs, tuple(self._logprob(other, logprobs) for other in likeliest(logprobs, top))
+        )
 
     def _logprob(self, token: int, logprobs: np.ndarray, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         spelled = self._tokenizer.token_bytes(token)

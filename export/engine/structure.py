@@ -62,13 +62,29 @@ def structure_words(tokenizer: Tokenizer, stop_ids: Collection[int]) -> LLTokeni
     except ImportError as problem:
         raise BadInput(f"a schema needs the package llguidance ({problem}): `uv sync --extra structured`") from None
 
+    spelled = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
+    special = set(tokenizer.special.values())
+    tokens = {text: token for token, text in enumerate(spelled) if token not in special}
+
     class Words:  # the attributes that TokenizerWrapper reads
         def __init__(self) -> None:
             self.eos_token_id, self.bos_token_id = min(stop_ids), None
-            self.tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
-            self.special_token_ids = sorted(tokenizer.special.values())
+            self.tokens, self.special_token_ids = spelled, sorted(special)
 
         def __call__(self, text: bytes) -> list[int]:
-            return tokenizer.encode(text.decode())
+            # SentencePiece puts a space in front, which is not in the text that the schema wants next.
+            return _longest(text, tokens) if tokenizer.kind == "sentencepiece" else tokenizer.encode(text.decode())
 
     return LLTokenizer(TokenizerWrapper(Words()), n_vocab=tokenizer.vocab_size, eos_token=sorted(stop_ids))
+
+
+def _longest(text: bytes, tokens: Mapping[bytes, int]) -> list[int]:
+    """Tokens of a text, each the longest that fits."""
+    longest, found = max(map(len, tokens)), list[int]()
+    while text:
+        size = next((size for size in range(longest, 0, -1) if text[:size] in tokens), 0)
+        if not size:
+            raise BadInput(f"the tokenizer has no token of the byte {text[0]}")
+        found.append(tokens[text[:size]])
+        text = text[size:]
+    return found

@@ -540,7 +540,7 @@ def test_chat_templates(tmp_path: Path) -> None:
         ("{% for %}", "TemplateSyntaxError"),
         ("{{ messages[9].content.x }}", "UndefinedError"),
         (17, "chat template"),
-        ([{"name": "x"}], "KeyError"),
+        ([{"name": "x"}], "entries without name and template"),
     ],
 )
 def test_templates_that_fail(template: Any, words: str, tmp_path: Path) -> None:
