@@ -50,31 +50,25 @@ def serve(
     console = Console(stderr=True)
     with hushed(CRASH, verbose):
         try:
-            from export.server.app import make_app  # imports torch
             from export.server.listening import bind, listen, url
+            from export.server.settings import Settings
         except ImportError as problem:
             raise BadInput(f"serving needs more packages ({problem}): `uv sync --extra serve`") from None
-        from export.server.models import name_models, open_models, opener
-        from export.server.settings import Settings
 
         settings = Settings(host, port, tuple(api_key or ()), max_queue)
         settings.check()
         if parallel < 1:
             raise BadInput(f"--parallel must be at least 1, it is {parallel}")
-        paths = name_models([Path(file) for file in files], list(served_model_name or ()))
-        for path in paths.values():
-            read_head(path)
-        words = None if tokenizer is None else Path(tokenizer)
-        folder = None if packed is None else Path(packed)
-        taken = bind(settings)
-        with taken, console.status("loading") as status:
-            models = open_models(
-                paths,
-                parallel,
-                max_queue,
-                opener(engine, folder, threads, max_model_len, words),
-                lambda step: status.update(escape(step)),
-            )
+        for file in files:
+            read_head(Path(file))
+        with bind(settings) as taken, console.status("loading") as status:
+            from export.server.app import make_app  # imports torch
+            from export.server.models import name_models, open_models, opener
+
+            paths = name_models([Path(file) for file in files], list(served_model_name or ()))
+            folder, words = (None if path is None else Path(path) for path in (packed, tokenizer))
+            open_one = opener(engine, folder, threads, max_model_len, words)
+            models = open_models(paths, parallel, max_queue, open_one, lambda step: status.update(escape(step)))
             app = make_app(models, settings)
 
             def ready() -> None:

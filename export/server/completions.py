@@ -83,6 +83,8 @@ def _logprobs(found: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
     return {
         "tokens": [token.text for token in found],
         "token_logprobs": [logprob(token.logprob) for token in found],
-        "top_logprobs": [{other.text: logprob(other.logprob) for other in token.top} for token in found],
+        "top_logprobs": [
+            {other.text: logprob(other.logprob) for other in token.top} if token.top else None for token in found
+        ],
         "text_offset": offsets,
     }

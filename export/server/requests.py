@@ -265,8 +265,6 @@ class CompletionRequest(Asked):
 
     def check(self) -> None:
         """Refuse what cannot be had."""
-        if self.echo and self.logprobs is not None:
-            raise Refused(400, "echo with logprobs: those of the prompt are not known", param="logprobs")
         if self.suffix:
             raise Refused(400, "suffix: a text cannot be filled in before another", param="suffix")
         if self.best_of is not None and self.best_of != self.choices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -42,5 +43,6 @@ def finish(reply: Reply) -> str:
     return FINISH.get(reply.end, reply.end)
 
 
-def logprob(value: float) -> float:
-    return max(float(value), LEAST_LOGPROB)
+def logprob(value: float) -> float | None:
+    """For JSON; None for the first token of an echoed prompt, which nothing stands before."""
+    return None if math.isnan(value) else max(float(value), LEAST_LOGPROB)

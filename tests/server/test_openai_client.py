@@ -234,11 +234,18 @@ def test_completions(server: Server, served_pte: Path) -> None:
     assert two.usage and two.usage.prompt_tokens == len(ids) + len(TOKENIZER.encode("Once"))
     echoed = server.client.completions.create(prompt=text, echo=True, **asked).choices[0].text
     assert echoed == text + ANSWER
+    graded = server.client.completions.create(
+        prompt=text + ANSWER, echo=True, logprobs=0, **asked | {"max_tokens": 0}
+    )
+    grades = graded.choices[0].logprobs
+    assert grades and grades.tokens and grades.token_logprobs and graded.choices[0].text == text + ANSWER
+    assert "".join(grades.tokens) == text + ANSWER and grades.token_logprobs[0] is None
     scored = server.client.completions.create(prompt=text, logprobs=2, **asked).choices[0].logprobs
     assert scored and scored.tokens and scored.text_offset and scored.top_logprobs and scored.token_logprobs
     assert "".join(scored.tokens) == ANSWER and [ANSWER[at] for at in scored.text_offset] == [
         t[0] for t in scored.tokens
     ]
+    assert grades.token_logprobs[-len(scored.tokens) :] == pytest.approx(scored.token_logprobs, abs=2e-2)
     expected = expected_logprobs(served_pte, ids, len(scored.tokens))
     assert scored.token_logprobs == pytest.approx([float(row[best]) for best, row in expected], abs=2e-2)
     streamed = list(server.client.completions.create(prompt=text, logprobs=2, stream=True, **asked))
