@@ -39,3 +39,21 @@ def add_recipe(parser: ArgumentParser) -> None:
     parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=32, help="columns to an int4 scale")
     parser.add_argument("--embedding-bits", type=int, choices=(8, 4), default=8)
     parser.add_argument("--head-bits", type=int, choices=(4, 8), default=4, help="bits of lm_head")
+
+
+def add_choosing(parser: ArgumentParser) -> None:
+    """The numbers and strings of `export.engine.choosing.Choosing`."""
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="of an answer (default: until it ends)")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", default=0.0, help="0 (default): always the likeliest"
+    )
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", default=0, help="choose among the K likeliest (default: all)"
+    )
+    parser.add_argument("--top-p", type=float, metavar="P", default=1.0, help="… that have this probability together")
+    parser.add_argument("--min-p", type=float, metavar="P", default=0.0, help="… with this part of the likeliest's")
+    parser.add_argument("--repetition-penalty", type=float, metavar="X", default=1.0, help="above 1: repeats less")
+    parser.add_argument("--presence-penalty", type=float, metavar="X", default=0.0, help="OpenAI's, -2 to 2")
+    parser.add_argument("--frequency-penalty", type=float, metavar="X", default=0.0, help="OpenAI's, -2 to 2")
+    parser.add_argument("--seed", type=int, metavar="N", help="equal seeds give equal answers")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="ends an answer; may be repeated")

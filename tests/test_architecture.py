@@ -31,7 +31,7 @@ FLOORS = [
     ["export.server"],
     ["export.sweeps"],
 ]
-DOORS = ["pte", "untie", "quantize", "remap", "verify", "inspect", "generate", "evaluate", "serve"]
+DOORS = ["pte", "untie", "quantize", "remap", "verify", "inspect", "generate", "evaluate", "chat", "serve"]
 # Private parts of packages: who may touch them.
 PRIVATE = {
     "executorch.exir._serialize": {"export/program/assemble.py", "export/ptefile/reader.py"},

@@ -381,7 +381,9 @@ def test_a_script_without_main_guard(foreign_names: Path) -> None:
 
 def test_console_scripts(foreign_names: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    doors = ("export", "verify", "inspect", "generate", "bench", "evaluate", "quantize", "untie", "remap", "serve")
+    doors = (
+        "export", "verify", "inspect", "generate", "bench", "evaluate", "chat", "quantize", "untie", "remap", "serve"
+    )  # fmt: skip
     assert list(scripts) == [f"pocketphi-{door}" for door in doors]
     for target in scripts.values():
         module, _, name = target.partition(":")

@@ -45,6 +45,10 @@ def chat_prompt(folder: Path, messages: list[Turn], tools: list[dict[str, Any]] 
     template = _chat_template(folder, settings)
     turns = [_turn(at, message, template) for at, message in enumerate(messages)]
     variables = named_tokens(settings)
+    for tool in tools or ():
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadInput(f"tools must be a list of functions with a name, one is {reprlib.repr(tool)}")
     if tools and TOOLS_IN_TURN.search(template):
         turns = _with_tools(turns, tools)
     elif tools and re.search(r"\btools\b", template):

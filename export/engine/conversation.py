@@ -82,7 +82,7 @@ class Conversation:
     def __init__(self, feeder: Feeder, tokenizer: Tokenizer, folder: Path, facts: Facts) -> None:
         self.context = facts.context
         self.tokenizer = tokenizer
-        self._feeder, self._folder, self._facts = feeder, folder, facts
+        self.feeder, self._folder, self._facts = feeder, folder, facts
         self._busy = threading.Lock()
         self._cancelled = threading.Event()
         self._words: Any = None  # of llguidance, made when first needed
@@ -96,7 +96,7 @@ class Conversation:
     @property
     def held(self) -> list[int]:
         """The tokens in the KV cache."""
-        return self._feeder.held
+        return self.feeder.held
 
     def reply(
         self,
@@ -138,13 +138,13 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget all tokens."""
-        self._feeder.reset()
+        self.feeder.reset()
 
     def close(self) -> None:
         """Cancel, and free the model."""
         self.cancel()
         with self._busy:
-            self._feeder.close()
+            self.feeder.close()
 
     def _ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         return self.tokenizer.encode(chat_prompt(self._folder, messages, tools))
@@ -183,7 +183,7 @@ class Conversation:
         self, ids: list[int], choosing: Choosing, sampler: Sampler, structure: Structure | None, answer: _Answer
     ) -> Reply:
         begin = time.perf_counter()
-        held = min(shared(self._feeder.held, ids), len(ids) - 1)
+        held = min(shared(self.feeder.held, ids), len(ids) - 1)
         logits = self._prefill(ids, held)
         prefilled = first = time.perf_counter()
         new = list[int]()
@@ -196,7 +196,7 @@ class Conversation:
                 end = "context"
                 break
             if new:
-                logits = self._feeder.feed([*ids, *new])
+                logits = self.feeder.feed([*ids, *new])
             token = self._choose(logits, sampler, structure)
             if token in self._facts.eos_ids:
                 end = "stop"
@@ -227,19 +227,19 @@ class Conversation:
 
     def _prompt_logits(self, ids: list[int]) -> Iterator[np.ndarray]:
         """What the model expects after each token of the prompt but the last."""
-        self._feeder.reset()
+        self.feeder.reset()
         for count in range(1, len(ids)):
             if self._cancelled.is_set():
                 return
-            yield self._feeder.feed(ids[:count])
+            yield self.feeder.feed(ids[:count])
 
     def _prefill(self, ids: list[int], held: int) -> np.ndarray | None:
         """Logits of the last token, None where cancelled before."""
         logits = None
-        for end in [*range(held + self._feeder.chunk, len(ids), self._feeder.chunk), len(ids)]:
+        for end in [*range(held + self.feeder.chunk, len(ids), self.feeder.chunk), len(ids)]:
             if self._cancelled.is_set():
                 return None
-            logits = self._feeder.feed(ids[:end])
+            logits = self.feeder.feed(ids[:end])
         return logits
 
     def _choose(self, logits: np.ndarray, sampler: Sampler, structure: Structure | None) -> int:

@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from checkpoints.cache import cache_folder
 from checkpoints.errors import BadInput
 from export.engine.chat_template import chat_prompt
 from export.engine.conversation import Conversation, open_conversation
@@ -19,6 +18,7 @@ from export.engine.feeder import EngineName
 from export.manifest import own_manifest
 from export.server.errors import Refused
 from export.server.slots import Slots
+from export.terminal.opening import packed_folder
 
 
 @dataclass
@@ -99,9 +99,9 @@ def name_models(files: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
 def opener(
     engine: EngineName | None, packed: Path | None, threads: int, context: int | None, tokenizer: Path | None
 ) -> Callable[[Path], Conversation]:
-    """What loads a file as these options say; without `packed`, packed weights lie in the user's cache."""
+    """What loads a file as these options say; without `packed`, packed weights lie where those of chats do."""
     if packed is None and engine != "wheel":
-        packed = cache_folder() / "packed"
+        packed = packed_folder(None)
 
     def open_one(path: Path) -> Conversation:
         return open_conversation(

@@ -111,7 +111,7 @@ def test_cancelled_answers_leave_a_usable_cache(talk: Conversation, reference: S
 
     # from another thread, while the prompt is fed: it ends at a chunk, and what was fed of it is not fed again
     talk.reset()
-    feed, begun, go = talk._feeder.feed, threading.Event(), threading.Event()
+    feed, begun, go = talk.feeder.feed, threading.Event(), threading.Event()
 
     def slow(ids: list[int]) -> np.ndarray:
         begun.set()
@@ -121,7 +121,7 @@ def test_cancelled_answers_leave_a_usable_cache(talk: Conversation, reference: S
     replies = list[Reply]()
     thread = threading.Thread(target=lambda: replies.append(talk.reply(turns(LONG))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(talk._feeder, "feed", slow)
+        patch.setattr(talk.feeder, "feed", slow)
         thread.start()
         assert begun.wait(10)
         with pytest.raises(BadInput, match="answering already"):
@@ -218,7 +218,7 @@ def test_seeds_and_penalties_reach_the_choice(talk: Conversation) -> None:
 
 def test_the_engine_without_being_asked(tiny_pte: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert isinstance(open_conversation(tiny_pte, packed=tmp_path / "x")._feeder, feeders.WheelFeeder)
+    assert isinstance(open_conversation(tiny_pte, packed=tmp_path / "x").feeder, feeders.WheelFeeder)
     with pytest.raises(BadInput, match="packed weights are kept by our engine only"):
         open_conversation(tiny_pte, engine="wheel", packed=tmp_path / "x")
     with pytest.raises(BadInput, match="a number of threads is for our engine"):
@@ -229,6 +229,6 @@ def test_the_engine_without_being_asked(tiny_pte: Path, monkeypatch: pytest.Monk
         open_conversation(tiny_pte, packed=tmp_path / "packed") as one,
         open_conversation(tiny_pte, packed=tmp_path / "packed") as two,
     ):
-        assert isinstance(one._feeder, feeders.NativeFeeder) and isinstance(two._feeder, feeders.NativeFeeder)
-        assert two._feeder.loaded.packing.name == "REUSED"
+        assert isinstance(one.feeder, feeders.NativeFeeder) and isinstance(two.feeder, feeders.NativeFeeder)
+        assert two.feeder.loaded.packing.name == "REUSED"
         assert one.reply(FRANCE).text == two.reply(FRANCE).text == PARIS

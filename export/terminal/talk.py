@@ -1,0 +1,85 @@
+"""The loop of the chat: a turn in, an answer out as it comes, in a terminal or through a pipe."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+from rich.markup import escape
+
+from checkpoints.errors import BadInput
+from export.engine.conversation import Choosing, Conversation, Piece
+from export.terminal.commands import Leave, obey
+from export.terminal.screen import LiveAnswer
+from export.terminal.state import State
+
+
+def talk(conversation: Conversation, name: str, system: str | None, choosing: Choosing) -> None:
+    """Until the input ends. In a terminal Ctrl-C ends the answer and Ctrl-D the talk; a pipe's lines are turns."""
+    state = State(conversation, name, system, choosing)
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        _terminal(state)
+    else:
+        _pipe(state)
+
+
+def _pipe(state: State) -> None:
+    def show(piece: Piece) -> None:
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
+
+    for line in sys.stdin:
+        if line.strip():
+            state.ask(line.strip(), show)
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+def _terminal(state: State) -> None:
+    from export.terminal.prompt import Prompt  # needs the extra
+
+    console, prompt = Console(highlight=False), Prompt(state)
+    console.print(
+        f"[bold]{escape(state.name)}[/], context {state.conversation.context} tokens. /help lists commands."
+    )
+    while True:
+        try:
+            text = prompt.read()
+        except KeyboardInterrupt:  # what was typed is gone, as in a shell
+            continue
+        except EOFError:
+            return
+        try:
+            if text.startswith("/"):
+                obey(text, state, console)
+            elif text.strip():
+                _answer(text.strip(), state, console)
+        except Leave:
+            return
+        except BadInput as problem:
+            console.print(" ".join(str(problem).split()), style="red", markup=False)
+
+
+def _answer(text: str, state: State, console: Console) -> None:
+    with LiveAnswer(console) as shown, _interrupts_cancel(state.conversation):
+        reply = state.ask(text, lambda piece: shown.add(piece.text))
+    if note := state.note(reply):
+        console.print(note, style="yellow")
+
+
+@contextmanager
+def _interrupts_cancel(conversation: Conversation) -> Iterator[None]:
+    """Ctrl-C ends the answer and not the program."""
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        conversation.cancel()
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
