@@ -50,7 +50,7 @@ def serve(
     console = Console(stderr=True)
     with hushed(CRASH, verbose):
         try:
-            from export.server.listening import bind, listen, url
+            from export.server.listening import bind, interruptible, listen, url
             from export.server.settings import Settings
         except ImportError as problem:
             raise BadInput(f"serving needs more packages ({problem}): `uv sync --extra serve`") from None
@@ -61,7 +61,7 @@ def serve(
             raise BadInput(f"--parallel must be at least 1, it is {parallel}")
         for file in files:
             read_head(Path(file))
-        with bind(settings) as taken, console.status("loading") as status:
+        with bind(settings) as taken, interruptible(), console.status("loading") as status:
             from export.server.app import make_app  # imports torch
             from export.server.models import name_models, open_models, opener
 

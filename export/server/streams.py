@@ -7,6 +7,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -29,8 +30,8 @@ class Outbox:
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes, self.size = most_bytes, 0
         self.failed: Refused | None = None
+        self.ended = False
         self._events: deque[str] = deque()
-        self._ended = False
         self._news = asyncio.Event()
 
     def push(self, event: dict[str, Any]) -> None:
@@ -46,14 +47,17 @@ class Outbox:
 
     def end(self, failed: Refused | None = None) -> None:
         """No more will come."""
-        self._ended, self.failed = True, failed
+        self.ended, self.failed = True, failed
         self._news.set()
 
-    async def take(self) -> str:
-        """All events there are, as text, as soon as there are some; "" at the end."""
-        while not self._events and not self._ended:
+    async def wait(self) -> None:
+        """Until there are events, or the end."""
+        while not self._events and not self.ended:
             self._news.clear()
             await self._news.wait()
+
+    def take(self) -> str:
+        """All events there are, as text; "" where there are none."""
         text = "".join(self._events)
         self._events.clear()
         self.size = 0
@@ -88,30 +92,25 @@ async def stream(
     writer = desk.start(_fill(outbox, write))
     try:
         async with asyncio.timeout(settings.first_event_seconds):
-            first = await unless_gone(desk, request, outbox.take())
-        if not first and outbox.failed:
+            await unless_gone(desk, request, outbox.wait())
+        if outbox.failed and not outbox.size:
             raise outbox.failed
     except TimeoutError:
-        first = COMMENT
+        pass  # the first event is a comment
     except BaseException:
         writer.cancel()
         raise
-    found = EventStream(_events(outbox, first, settings.first_event_seconds), headers={"Cache-Control": "no-cache"})
+    found = EventStream(_events(outbox, settings.first_event_seconds), headers={"Cache-Control": "no-cache"})
     found.writer = writer
     return found
 
 
-async def _events(outbox: Outbox, first: str, seconds: float) -> AsyncIterator[str]:
-    yield first
-    while True:
-        try:
+async def _events(outbox: Outbox, seconds: float) -> AsyncIterator[str]:
+    while not outbox.ended or outbox.size:
+        yield outbox.take() or COMMENT
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                text = await outbox.take()
-        except TimeoutError:
-            text = COMMENT
-        if not text:
-            break
-        yield text
+                await outbox.wait()
     if outbox.failed:
         yield f"data: {json.dumps(outbox.failed.body())}\n\n"
 

@@ -34,6 +34,7 @@ class FakeConversation:
         self.words, self.word, self.pause = words, word, pause
         self.gate = threading.Event()
         self.gate.set()
+        self.raises: Exception | None = None
         self.asked: list[Any] = []
         self.ended: list[str] = []
         self._cancelled = threading.Event()
@@ -41,6 +42,8 @@ class FakeConversation:
     def reply(self, messages: Any, choosing: Choosing, tools: Any, on_piece: Callable[[Piece], object]) -> Reply:
         self._cancelled.clear()
         self.asked.append(messages)
+        if self.raises is not None:
+            raise self.raises
         told = 0
         while told < min(self.words, choosing.max_tokens or self.words) and not self._cancelled.is_set():
             if not self.gate.wait(0.01):

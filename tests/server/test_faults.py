@@ -96,6 +96,20 @@ def test_a_client_leaves_the_queue() -> None:
         assert [messages[0]["content"] for messages in conversation.asked] == ["first"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_fails(stream: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """The client learns that it did, the log why, and the next request is answered."""
+    conversation = FakeConversation()
+    conversation.raises = RuntimeError("a secret of the engine")
+    with running(fake_model([conversation])) as url:
+        answer = httpx.post(url + PATH, json=asked(stream=stream))
+        assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+        assert "secret" not in answer.text
+        until(lambda: "a secret of the engine" in capsys.readouterr().err)
+        conversation.raises = None
+        assert httpx.post(url + PATH, json=asked(stream=stream)).status_code == 200
+
+
 def test_a_thousand() -> None:
     """Each is answered or sent away, at once and told when to come back; none is lost, nobody gets another's."""
     conversations = [FakeConversation(words=1), FakeConversation(words=1)]
