@@ -38,6 +38,7 @@ TOKENS, ROUGH = "POCKETPHI_LOAD_TOKENS", "POCKETPHI_LOAD_ROUGH"
 FIRST, ANSWER = "first text", "answer"
 SOAK_PARALLEL, SOAK_CLIENTS = 2, 4
 SAMPLE_S = 5.0  # between two looks at the memory of a soak
+WIDTH = 100  # characters of the table
 SETTLED = 0.2  # of a soak, after which memory should not grow
 
 
@@ -210,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (value := getattr(given, name)) is not None and value <= 0:
             raise BadInput(f"--{name} {value:g} is not above 0")
     console, progress = Console(), Console(stderr=True).print
+    console.width = max(console.width, WIDTH)
     file = given.file.resolve()
     if given.soak is not None:
         found = soak(file, given.soak, given.tokens, progress)
