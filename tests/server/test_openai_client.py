@@ -295,6 +295,8 @@ def test_models(server: Server) -> None:
             None,
         ),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, openai.BadRequestError, "unpaired surrogate", None),
+        ({"stop": [1]}, openai.BadRequestError, "stop: Input should be a valid string", "stop"),
+        ({"stop": ["a", 1]}, openai.BadRequestError, "stop: Input should be a valid string", "stop"),
         ({"n": 99}, openai.BadRequestError, "n: Input should be less than or equal to 16", "n"),
         ({"logit_bias": {"x": 1}}, openai.BadRequestError, "logit_bias has the key 'x'", "logit_bias"),
         ({"logit_bias": {"999999": 1}}, openai.BadRequestError, "logit_bias", None),
