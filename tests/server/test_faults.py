@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import signal
 import socket
@@ -97,15 +98,18 @@ def test_a_client_leaves_the_queue() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_engine_that_fails(stream: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_engine_that_fails(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client learns that it did, the log why, and the next request is answered."""
     conversation = FakeConversation()
-    conversation.raises = RuntimeError("a secret of the engine")
+    failure = conversation.raises = RuntimeError("a secret of the engine")
+    logged, handler = list[logging.LogRecord](), logging.Handler()
+    monkeypatch.setattr(handler, "emit", logged.append)
+    monkeypatch.setattr(logging.root, "handlers", [handler])
     with running(fake_model([conversation])) as url:
         answer = HTTP.post(url + PATH, json=asked(stream=stream))
         assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
         assert "secret" not in answer.text
-        until(lambda: "a secret of the engine" in capsys.readouterr().err)
+        until(lambda: any(record.exc_info and record.exc_info[1] is failure for record in logged))
         conversation.raises = None
         assert HTTP.post(url + PATH, json=asked(stream=stream)).status_code == 200
 
