@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from checkpoints.errors import run
 from export.engine.native_output import hushed, to_nothing
-from export.flags import add_choosing, command_parser
+from export.flags import FILE_HELP, add_choosing, command_parser
 from export.progress import quiet
+from export.ptefile.find import resolve_file
 from export.ptefile.magic import read_head
 
 
@@ -36,10 +37,11 @@ def chat(
     **choosing: Any,
 ) -> None:
     """Talk on stdin and stdout; `choosing` are fields of `export.engine.choosing.Choosing`."""
-    path = Path(file)
+    path = resolve_file(file)
     with hushed(f"{path}: ExecuTorch's runtime ended the process on this file", verbose):
         from export.engine.choosing import Choosing
-        from export.terminal.opening import open_in_terminal, packed_folder, read_schema
+        from export.engine.feeder import packed_folder
+        from export.terminal.opening import open_in_terminal, read_schema
         from export.terminal.talk import check_terminal, talk
 
         asked = Choosing(**choosing, stop=tuple(stop or ()), schema=None if schema is None else read_schema(schema))
@@ -54,7 +56,7 @@ def chat(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("chat", __doc__)
-    parser.add_argument("file", metavar="FILE", help="the .pte")
+    parser.add_argument("file", metavar="FILE", help=FILE_HELP)
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the first turn")
     add_choosing(parser)
     parser.add_argument(

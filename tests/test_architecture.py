@@ -32,8 +32,8 @@ FLOORS = [
     ["export.sweeps"],
 ]
 DOORS = [
-    "pte", "verify", "inspect", "generate", "chat", "evaluate", "sweep",
-    "push", "quantize", "untie", "remap",
+    "pte", "verify", "inspect", "generate", "chat", "serve", "evaluate",
+    "sweep", "push", "quantize", "untie", "remap",
 ]  # fmt: skip
 # Private parts of packages: who may touch them.
 PRIVATE = {

@@ -382,8 +382,8 @@ def test_a_script_without_main_guard(foreign_names: Path) -> None:
 def test_console_scripts(foreign_names: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     doors = (
-        "export", "verify", "inspect", "generate", "chat", "evaluate", "bench",
-        "sweep", "push", "quantize", "untie", "remap",
+        "export", "verify", "inspect", "generate", "chat", "serve", "evaluate",
+        "bench", "sweep", "push", "quantize", "untie", "remap",
     )  # fmt: skip
     assert list(scripts) == [f"pocketphi-{door}" for door in doors]
     for target in scripts.values():

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from checkpoints.errors import BadInput
+from checkpoints.files import folder_of
 from export.engine.answer import Answer, OnPiece, Piece, TokenLogprob
 from export.engine.chat_template import chat_prompt
 from export.engine.choosing import Choosing
@@ -241,7 +242,7 @@ def open_conversation(
     """
     if tokenizer is None:
         try:
-            tokenizer = find_tokenizer(path.resolve().parent)
+            tokenizer = find_tokenizer(folder_of(path))
         except BadInput as problem:
             raise BadInput(f"{problem}: give a tokenizer with --tokenizer") from None
         check_beside(path, [tokenizer.name, *COMPANIONS])

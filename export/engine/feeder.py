@@ -15,10 +15,16 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from checkpoints.cache import cache_folder
 from checkpoints.errors import BadInput
 
 EngineName = Literal["ours", "wheel"]
 Progress = Callable[[int, int], object]  # bytes of the file loaded, of all
+
+
+def packed_folder(folder: str | os.PathLike[str] | None) -> Path:
+    """Where packed weights are kept; by default in the user's cache, beside the compiled engine."""
+    return cache_folder() / "packed" if folder is None else Path(folder)
 
 
 class Feeder(Protocol):

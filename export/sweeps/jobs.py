@@ -7,7 +7,6 @@ memory a step takes, before it is begun.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import statistics
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def calibrate(source: Source, options: ExportOptions, calibration: Calibration, 
     quiet(verbose=False)
     if not Path(kept).is_dir():
         with hushed(CRASH):
-            make(source, options.recipe, calibration, Path(kept), functools.partial(bar, "calibrate"))
+            make(source, options.recipe, calibration, Path(kept), bar)
     return {}
 
 
@@ -97,7 +96,6 @@ def evaluate(file: str, checkpoint: str, measuring: Measuring) -> dict[str, Any]
             find_texts("evaluation"),
             measuring.window,
             measuring.limit,
-            lambda step: None,
         )
     (model,) = found.models
     return dataclasses.asdict(model.quality) | {

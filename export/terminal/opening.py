@@ -1,23 +1,16 @@
-"""Opens a conversation for the terminal: shows how far loading is, and keeps packed weights in the user's cache."""
+"""Opens a conversation for the terminal: shows how far loading is, and what became of the packed weights."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from checkpoints.cache import cache_folder
 from checkpoints.errors import BadInput
 from checkpoints.files import read_json
 from export.engine.conversation import Conversation, open_conversation
 from export.engine.feeder import EngineName, NativeFeeder
 from export.progress import Stages
-
-
-def packed_folder(folder: str | os.PathLike[str] | None) -> Path:
-    """Where packed weights are kept; by default in the user's cache, beside the compiled engine."""
-    return cache_folder() / "packed" if folder is None else Path(folder)
 
 
 def open_in_terminal(

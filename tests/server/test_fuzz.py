@@ -1,0 +1,46 @@
+"""Whatever is sent to any path of the server's own OpenAPI document: no status 500, and errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+
+from tests.server.running import Server
+
+
+def attempt(case: Any) -> int:
+    """The status that a generated request gets."""
+    if isinstance(case.body, dict) and isinstance(case.body.get("max_tokens"), int | None):
+        case.body["max_tokens"] = 2  # it need not be long
+    answer = case.call(timeout=60)
+    case.validate_response(answer, checks=[not_a_server_error])
+    if answer.status_code >= 400:
+        assert answer.json().keys() == {"error"}
+        assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+    return answer.status_code
+
+
+def statuses_of(operation: Any) -> set[int]:
+    """What many requests to one path get."""
+    found = set[int]()
+
+    @settings(max_examples=40 if operation.method == "post" else 5, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy())
+    def try_one(case: Any) -> None:
+        found.add(attempt(case))
+
+    try_one()
+    return found
+
+
+def test_no_path_fails(server: Server) -> None:
+    operations = schemathesis.openapi.from_url(f"{server.url}/openapi.json").get_all_operations()
+    seen = {operation.ok().path: statuses_of(operation.ok()) for operation in operations}
+    chats, texts = seen["/v1/chat/completions"], seen["/v1/completions"]
+    assert chats >= {400} and texts >= {200, 400}, seen  # some can be followed, some cannot
+    assert seen["/health"] == seen["/metrics"] == seen["/v1/models"] == {200} and seen["/v1/embeddings"] == {404}
+    assert server.health()["running"] == {"tiny": 0}
+    assert "Traceback" not in "".join(server.lines)
