@@ -28,9 +28,13 @@ MOST_TOKENS = 512  # of an answer, unless asked otherwise
 SYSTEM_FONT, MONO_FONT = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # Gradio's come from a CDN
 KEPT = {"secret": "pocketphi"}  # of what browsers keep; a key of each start would lose it with the server
 CSS = """
+body { background: var(--body-background-fill) !important } /* Gradio's follows the system, whatever was chosen */
 .chats td, .chats button:not(.primary), .chats .table { text-align: left }
 .chats { max-height: calc(100dvh - 5.5rem); overflow-y: auto }
-h1 { margin: 0 2.5rem !important; overflow-wrap: anywhere }
+h1 { margin: 0 3.5rem !important; font-size: 1.3rem !important; overflow-wrap: anywhere }
+.sidebar:not(.open) .toggle-button::after {
+  content: "Settings"; position: absolute; top: 100%; right: 0.3rem; font-size: 0.7rem;
+}
 @media (max-width: 700px) {
   .chats { order: 2; max-height: none }
   .gradio-container main { padding: 0.5rem !important }

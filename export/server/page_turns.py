@@ -110,7 +110,7 @@ def _account(reply: Reply, first: Sequence[float]) -> tuple[str, str]:
         *([f"{rate:.1f} tokens/s"] if rate else []),
         *([f"first token after {first[0]:.2f} s"] if first else ["no text"]),
         f"{cached} of {reply.prompt_tokens} prompt tokens from the cache",
-        f"{(private + shared) / 1e6:.0f} MB",
+        f"memory {(private + shared) / 1e6:.0f} MB",
     ]
     rows = [
         f"{reply.new_tokens} tokens of answer in {(reply.first_token_ms + reply.decode_ms) / 1000:.2f} s",

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tests.tools import need
 need("ui", [name for name in ("gradio", "playwright") if find_spec(name) is None], "uv sync --group dev --extra")
 need("browser", [] if shutil.which("chromium") else ["chromium"])
 
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect, sync_playwright  # noqa: E402
 
 expect.set_options(timeout=20_000)
 FRANCE = "What is the capital of France?"
@@ -38,17 +38,31 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """The page, ready to type, in a browser that has kept nothing; asks only the server."""
+    """The page, ready to type, in a browser that has kept nothing; asks only the server, or its policy forbids it."""
     context = browser.new_context(**options)
     page = context.new_page()
     asked = list[str]()
     context.on("request", lambda request: asked.append(request.url))
-    page.goto(url)
-    expect(page.locator("#ask textarea")).to_be_editable()
+    context.on("requestfailed", lambda request: request.failure == "csp" and asked.remove(request.url))
+    load(page, url)
     yield page
     context.close()
     elsewhere = [one for one in asked if not one.startswith((url, "data:", "blob:"))]
     assert asked and not elsewhere
+
+
+def load(page: Page, url: str) -> None:
+    """Open it, or open it again.
+
+    Chromium drops all requests when any network interface of the machine comes or goes (ERR_NETWORK_CHANGED), as
+    in tests beside this one, and Gradio does not ask a second time for a script that did not come.
+    """
+    for _ in range(5):
+        page.goto(url)
+        with suppress(TimeoutError):
+            page.locator("#ask textarea").wait_for(timeout=8000)
+            break
+    expect(page.locator("#ask textarea")).to_be_editable()
 
 
 def ask(page: Page, text: str) -> None:
@@ -57,6 +71,7 @@ def ask(page: Page, text: str) -> None:
 
 
 def answers(page: Page) -> Locator:
+    """Each with the note under it."""
     return page.locator(".message.bot")
 
 
@@ -80,21 +95,25 @@ def tiny(served_pte: Path, packed: Path) -> Iterator[Server]:
 def test_a_chat(browser: Browser, tiny: Server) -> None:
     """Says what the API says, feeds a second turn's news only, and is there after a reload."""
     asked: Any = {"model": "tiny", "messages": [{"role": "user", "content": FRANCE}], "temperature": 0}
-    said = tiny.client.chat.completions.create(**asked).choices[0].message.content
+    said = str(tiny.client.chat.completions.create(**asked).choices[0].message.content)
     with opened(browser, tiny.url) as page:
         ask(page, FRANCE)
-        expect(answers(page)).to_contain_text([said, "tokens/s · first token after"])
+        expect(answers(page)).to_contain_text(said)
+        expect(answers(page)).to_contain_text("tokens/s · first token after")
+        expect(page.locator(".chats")).to_contain_text(FRANCE)
+        kept = page.evaluate("JSON.stringify(localStorage)")
         ask(page, "And what is the capital of Spain?")
         expect(answers(page).last).to_contain_text("of 36 prompt tokens from the cache")
         messages = [*asked["messages"], {"role": "assistant", "content": said}]
         messages.append({"role": "user", "content": "And what is the capital of Spain?"})
         again = tiny.client.chat.completions.create(**asked | {"messages": messages})
-        expect(answers(page)).to_contain_text([said, "tokens/s", again.choices[0].message.content, "tokens/s"])
+        both = [said, str(again.choices[0].message.content)]
+        expect(answers(page)).to_contain_text(both)
         assert again.usage is not None and again.usage.prompt_tokens == 36
-        expect(page.locator(".chats")).to_contain_text(FRANCE)
-        page.reload()
+        page.wait_for_function("kept => JSON.stringify(localStorage) !== kept", arg=kept)
+        load(page, tiny.url)
         page.locator(".chats").get_by_text(FRANCE).click()
-        expect(answers(page)).to_contain_text([said, "tokens/s", again.choices[0].message.content, "tokens/s"])
+        expect(answers(page)).to_contain_text(both)
 
 
 def test_a_context_that_is_full(browser: Browser, tiny: Server) -> None:
@@ -103,13 +122,13 @@ def test_a_context_that_is_full(browser: Browser, tiny: Server) -> None:
         expect(answers(page)).to_contain_text("Not answered: the prompt has")
         expect(answers(page)).to_contain_text("the context of tiny is 512")
         ask(page, FRANCE)  # without the question that was too long
-        expect(answers(page)).to_contain_text(["Not answered", "Paris", "tokens/s"])
+        expect(answers(page)).to_contain_text(["Not answered", "Paris"])
 
 
 def test_narrow_and_dark(browser: Browser, tiny: Server) -> None:
     with opened(browser, tiny.url, viewport={"width": 390, "height": 844}, color_scheme="dark") as page:
         ask(page, FRANCE)
-        expect(answers(page)).to_contain_text(["Paris", "tokens/s"])
+        expect(answers(page)).to_contain_text("Paris")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         box = page.locator("#ask").bounding_box()
         assert box is not None and box["y"] + box["height"] <= 844
@@ -117,9 +136,8 @@ def test_narrow_and_dark(browser: Browser, tiny: Server) -> None:
         assert page.evaluate(dark)
         settings_of(page)
         page.get_by_role("button", name="Light or dark").click()
-        assert not page.evaluate(dark)
-        page.reload()
-        expect(page.locator("#ask textarea")).to_be_editable()
+        page.wait_for_function(f"!({dark})")
+        load(page, tiny.url)
         page.wait_for_function(f"!({dark})")
 
 
@@ -133,7 +151,7 @@ def test_stop(browser: Browser) -> None:
         page.locator("#ask button.stop-button").click()
         until(lambda: conversation.ended == ["cancelled"], 5)
         expect(answers(page).last).to_contain_text("stopped · first token after")
-        said = answers(page).first.inner_text().strip()
+        said = answers(page).first.inner_text().split("stopped")[0].strip()
         conversation.words = 2
         ask(page, "And now?")
         until(lambda: len(conversation.ended) == 2)
@@ -177,7 +195,7 @@ def test_settings(browser: Browser) -> None:
             found = (chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p, chosen.repetition_penalty)
             assert found == tuple(values.values()) and (chosen.max_tokens, chosen.seed) == (3, 7)
             expect(answers(page).last).to_contain_text("prompt tokens from the cache")
-            page.reload()
+            load(page, url)
             expect(page.get_by_label("System prompt")).to_have_value("Be brief.")
         assert not one.asked
 
@@ -206,27 +224,28 @@ def test_a_queue(browser: Browser) -> None:
             expect(answers(page).first).to_contain_text("word word word word")
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        "<script>window.bad = 1</script> ",
-        '<img src="x" onerror="window.bad = 1"> ',
-        '<img src="http://elsewhere.invalid/a.png"> ',
-        "![a picture](http://elsewhere.invalid/b.png) ",
-        '<iframe src="http://elsewhere.invalid/"></iframe> ',
-        '<style>body { background: url("http://elsewhere.invalid/c.png") }</style> ',
-        '<a href="javascript:window.bad = 1">press</a> ',
-        '<svg onload="window.bad = 1"></svg><form action="http://elsewhere.invalid"><button>press</button></form> ',
-    ],
+UNKIND = (
+    "<script>window.bad = 1</script>",
+    '<img src="x" onerror="window.bad = 1">',
+    '<img src="http://elsewhere.invalid/a.png">',
+    "![a picture](http://elsewhere.invalid/b.png)",
+    '<iframe src="http://elsewhere.invalid/"></iframe>',
+    '<style>body { background: url("http://elsewhere.invalid/c.png") }</style>',
+    '<a href="javascript:window.bad = 1">press</a>',
+    '<svg onload="window.bad = 1"></svg>',
 )
-def test_answers_run_and_load_nothing(browser: Browser, said: str) -> None:
-    with running(fake_model([FakeConversation(1, said + "**end**")]), page=True) as url, opened(browser, url) as page:
-        page.on("dialog", lambda dialog: dialog.dismiss())
-        ask(page, "Hi")
-        expect(answers(page).first.locator("strong")).to_have_text("end")
-        for found in page.locator(".message.bot :text('press')").all():
-            found.click()
-        page.wait_for_timeout(200)
+
+
+def test_answers_run_and_load_nothing(browser: Browser) -> None:
+    conversation = FakeConversation(1)
+    with running(fake_model([conversation]), page=True) as url, opened(browser, url) as page:
+        for number, said in enumerate(UNKIND):
+            conversation.word = f"{said}\n\n**end{number}**"
+            ask(page, "Hi")
+            expect(answers(page).last.locator("strong")).to_have_text(f"end{number}")
+            for found in answers(page).last.locator("a", has_text="press").all():
+                found.click()
+            expect(page.locator("#ask textarea")).to_be_editable()
         assert page.evaluate("window.bad") is None and page.url.startswith(url)
 
 
@@ -251,6 +270,7 @@ def test_a_key(browser: Browser) -> None:
         expect(page.get_by_role("alert")).to_have_text("This is no key of the server.")
         page.get_by_label("API key of this server").fill("secret")
         page.get_by_role("button", name="Log in").click()
+        load(page, url)
         ask(page, "Hi")
         expect(answers(page).first).to_contain_text("word word")
         kept = page.context.cookies()
@@ -277,6 +297,7 @@ def test_what_strangers_cannot_ask() -> None:
         for path in ("/gradio_api/file=/etc/passwd", "/gradio_api/proxy=http://evil.example", "/gradio_api/runs"):
             assert httpx.get(url + path).status_code == 404
         assert httpx.get(url, headers={"Host": "evil.example"}).status_code == 403
+        assert "form-action 'self'" in httpx.get(url).headers["content-security-policy"]
 
 
 def test_the_server_calls_nobody() -> None:
