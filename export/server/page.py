@@ -26,7 +26,7 @@ EXAMPLES = (
 )
 MOST_TOKENS = 512  # of an answer, unless asked otherwise
 SYSTEM_FONT, MONO_FONT = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # Gradio's come from a CDN
-KEPT = {"secret": "pocketphi"}  # of what browsers keep; a key of each start would lose it with the server
+SECRET = "pocketphi"  # Gradio wants one for what browsers keep; one of each start would lose that with the server
 CSS = """
 body { background: var(--body-background-fill) !important } /* Gradio's follows the system, whatever was chosen */
 .chats td, .chats button:not(.primary), .chats .table { text-align: left }
@@ -74,7 +74,6 @@ def add_page(app: FastAPI, models: Models, settings: Settings) -> None:
 
 def make_page(models: Models, desk: Desk) -> gr.Blocks:
     """The page, which answers through a server's desk."""
-
     with gr.Blocks(title="Pocketphi", analytics_enabled=False, fill_height=True) as page:
         with gr.Sidebar(position="right", open=False, width=340):
             system, controls = gr.Textbox(label="System prompt", lines=3, max_lines=12), _controls(models)
@@ -132,7 +131,7 @@ def _chat(models: Models, desk: Desk, system: gr.Textbox, controls: dict[str, An
         show_progress="hidden",
         fill_width=True,
     )  # fmt: skip
-    chat.saved_conversations.secret = KEPT["secret"]
+    chat.saved_conversations.storage_key, chat.saved_conversations.secret = "pocketphi-chats", SECRET
     chat.new_chat_button.icon = None  # its address would be a path of this machine's disk
     chats: Any = chat.new_chat_button.parent
     chats.elem_classes, chats.min_width = ["chats"], 180
@@ -146,7 +145,7 @@ def _chat(models: Models, desk: Desk, system: gr.Textbox, controls: dict[str, An
 def _keep(controls: list[Any], page: gr.Blocks) -> None:
     """Have a browser keep what the controls say, and say it again when the page is opened."""
     first = [control.value for control in controls]
-    kept = gr.BrowserState(first, storage_key="pocketphi-settings", secret=KEPT["secret"])
+    kept = gr.BrowserState(first, storage_key="pocketphi-settings", secret=SECRET)
     quick: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
     def again(values: Any) -> list[Any]:

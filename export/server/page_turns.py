@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from inspect import cleandoc
 from typing import Any
@@ -46,8 +46,9 @@ async def turn(
 
     shown = list[Shown]()
     try:
-        async for shown in _follow(desk, await asyncio.to_thread(make)):
-            yield shown
+        async with aclosing(_follow(desk, await asyncio.to_thread(make))) as answers:
+            async for shown in answers:
+                yield shown
     except (Refused, BadInput, ValidationError) as problem:
         yield [*shown[:-1], note(f"Not answered: {_sentence(problem)}")]
     except Exception:
