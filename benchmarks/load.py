@@ -14,9 +14,8 @@ from typing import Any
 
 from locust import HttpUser, task
 
-from benchmarks.serve import ANSWER, FIRST, ROUGH, TOKENS
+from benchmarks.serve import ANSWER, FIRST, LEFT, REFUSED, ROUGH, TOKENS
 
-LEFT, REFUSED = "left in the middle", "refused as it should be"
 THINGS = ("river", "bread", "bridge", "engine", "forest", "letter", "market", "mirror", "window", "garden", "island")
 
 

@@ -35,9 +35,10 @@ from checkpoints.files import present
 # What `benchmarks.load` is told by the environment, and its names in locust's statistics. That module is not imported
 # here: locust changes Python's threads and sockets for the whole process.
 TOKENS, ROUGH = "POCKETPHI_LOAD_TOKENS", "POCKETPHI_LOAD_ROUGH"
-FIRST, ANSWER = "first text", "answer"
+FIRST, ANSWER, LEFT, REFUSED = NAMES = ("first text", "answer", "left in the middle", "refused as it should be")
 SOAK_PARALLEL, SOAK_CLIENTS = 2, 4
 SAMPLE_S = 5.0  # between two looks at the memory of a soak
+WIDTH = 100  # characters of the table
 SETTLED = 0.2  # of a soak, after which memory should not grow
 
 
@@ -71,15 +72,15 @@ def load(url: str, clients: int, seconds: float, tokens: int, rough: bool = Fals
     command += ["-u", str(clients), "-r", str(clients), "-t", f"{seconds:g}s", "-s", "30", "-H", url]
     done = subprocess.run([*command, "-L", "ERROR"], cwd=ROOT, env=environment, capture_output=True, text=True)
     try:
-        stats = {entry["name"]: entry for entry in json.loads(done.stdout)}
+        stats = {entry["name"]: entry for entry in json.loads(done.stdout) if entry["name"] in NAMES}
         answer, first = stats[ANSWER], stats[FIRST]
     except (ValueError, KeyError):
         raise RuntimeError(f"locust says nothing of answers: {done.stdout[-300:]} {done.stderr[-300:]}") from None
     span = answer["last_request_timestamp"] - answer["start_time"]
     return {
         "clients": clients,
-        "requests": {name: entry["num_requests"] for name, entry in stats.items() if name},
-        "failures": sum(entry["num_failures"] for name, entry in stats.items() if name),
+        "requests": {name: entry["num_requests"] for name, entry in stats.items()},
+        "failures": sum(entry["num_failures"] for entry in stats.values()),
         "tokens_per_s": answer["total_content_length"] / span,
         "first_ms": [percentile(first, share) for share in (0.5, 0.95)],
         "answer_ms": [percentile(answer, share) for share in (0.5, 0.95)],
@@ -210,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (value := getattr(given, name)) is not None and value <= 0:
             raise BadInput(f"--{name} {value:g} is not above 0")
     console, progress = Console(), Console(stderr=True).print
+    console.width = max(console.width, WIDTH)
     file = given.file.resolve()
     if given.soak is not None:
         found = soak(file, given.soak, given.tokens, progress)

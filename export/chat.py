@@ -40,11 +40,12 @@ def chat(
     with hushed(f"{path}: ExecuTorch's runtime ended the process on this file", verbose):
         from export.engine.choosing import Choosing
         from export.terminal.opening import open_in_terminal, packed_folder, read_schema
-        from export.terminal.talk import talk
+        from export.terminal.talk import check_terminal, talk
 
         asked = Choosing(**choosing, stop=tuple(stop or ()), schema=None if schema is None else read_schema(schema))
         asked.check()
         read_head(path)
+        check_terminal()
         folder = None if not pack or (engine == "wheel" and packed is None) else packed_folder(packed)
         words = None if tokenizer is None else Path(tokenizer)
         with open_in_terminal(path, engine, folder, threads, context, words) as conversation:

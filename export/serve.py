@@ -9,6 +9,7 @@ most of its prompt lies already.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -52,7 +53,7 @@ def serve(
     console = Console(stderr=True)
     with hushed(CRASH, verbose):
         try:
-            from export.server.listening import bind, interruptible, listen, url
+            from export.server.listening import bind, listen, url
             from export.server.settings import Settings
         except ImportError as problem:
             raise BadInput(f"serving needs more packages ({problem}): `uv sync --extra serve`") from None
@@ -65,7 +66,7 @@ def serve(
             raise BadInput(f"--parallel must be at least 1, it is {parallel}")
         for file in files:
             read_head(Path(file))
-        with bind(settings) as taken, interruptible(), console.status("loading") as status:
+        with bind(settings) as taken, console.status("loading") as status:
             from export.server.app import make_app  # imports torch
             from export.server.models import name_models, open_models, opener
 
@@ -128,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags["api_key"] is None and (key := os.environ.get(API_KEY)):
         flags["api_key"] = [key]
     quiet(flags["verbose"])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the server listens
     return serve(**flags)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,44 +15,20 @@ from typing import Any, Literal
 import numpy as np
 
 from checkpoints.errors import BadInput
+from export.engine.answer import Answer, OnPiece, Piece, TokenLogprob
 from export.engine.chat_template import chat_prompt
 from export.engine.choosing import Choosing
 from export.engine.feeder import EngineName, Feeder, Progress, open_feeder, shared
-from export.engine.generation import Joiner
 from export.engine.runner import Facts, check_fits, read_facts
-from export.engine.sampling import Sampler, likeliest, log_softmax
+from export.engine.sampling import Sampler
 from export.engine.structure import Structure, structure_words
 from export.engine.tokenizer import COMPANIONS, Tokenizer, find_tokenizer, load_tokenizer
-from export.engine.tool_calls import ToolCall, ToolCalls
-from export.engine.visible import StopText
+from export.engine.tool_calls import ToolCall
 from export.manifest import check_beside
 
 __all__ = ["Choosing", "Conversation", "End", "Piece", "Reply", "TokenLogprob", "ToolCall", "open_conversation"]
 
 End = Literal["stop", "length", "context", "tool_calls", "cancelled"]
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """How likely the model found a token, in nats: before bias, penalties, temperature and schema.
-
-    NaN for the first token of a prompt that is echoed, which nothing stands before.
-    """
-
-    token_id: int
-    text: str
-    bytes: bytes
-    logprob: float
-    top: tuple[TokenLogprob, ...] = ()  # the likeliest, likeliest first
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What of an answer has newly become certain."""
-
-    text: str = ""  # whole characters, calls of tools taken out
-    tool_calls: tuple[ToolCall, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +48,6 @@ class Reply:
     logprobs: tuple[TokenLogprob, ...]
 
 
-OnPiece = Callable[[Piece], object]
 LIKELIEST = Choosing()
 
 
@@ -163,7 +138,7 @@ class Conversation:
                 self._words = self._words or structure_words(self.tokenizer, self._facts.eos_ids)
                 structure = Structure(self._words, choosing.schema)
             sampler = Sampler(choosing, ids, self.tokenizer.vocab_size)
-            answer = _Answer(self.tokenizer, choosing, on_piece, calls)
+            answer = Answer(self.tokenizer, choosing, on_piece, calls)
             if echo:
                 answer.echo(ids, self._prompt_logits(ids) if choosing.logprobs is not None else ())
             return self._run(ids, choosing, sampler, structure, answer)
@@ -180,7 +155,7 @@ class Conversation:
             raise BadInput(f"the prompt has {len(ids)} tokens, the context is {self.context}")
 
     def _run(
-        self, ids: list[int], choosing: Choosing, sampler: Sampler, structure: Structure | None, answer: _Answer
+        self, ids: list[int], choosing: Choosing, sampler: Sampler, structure: Structure | None, answer: Answer
     ) -> Reply:
         begin = time.perf_counter()
         held = min(shared(self.feeder.held, ids), len(ids) - 1)
@@ -247,74 +222,6 @@ class Conversation:
         if not np.isfinite(logits).all():
             raise BadInput("the model gives logits that are no numbers")
         return sampler.choose(logits, None if structure is None else structure.allowed())
-
-
-class _Answer:
-    """What has been said so far: ids in, certain text, calls and log probabilities out."""
-
-    def __init__(self, tokenizer: Tokenizer, choosing: Choosing, on_piece: OnPiece, calls: bool) -> None:
-        self.texts, self.tool_calls, self.logprobs = list[str](), list[ToolCall](), list[TokenLogprob]()
-        self.stops = StopText(choosing.stop)
-        self._tokenizer, self._on_piece = tokenizer, on_piece
-        self._top = choosing.logprobs
-        self._joiner = Joiner(tokenizer.decode)
-        self._calls = ToolCalls() if calls else None
-        self._waiting = list[tuple[int, TokenLogprob]]()  # where a token's text begins, until that is certain
-        self._read = self._certain = 0  # characters, before calls are taken out
-
-    def push(self, token: int, logits: np.ndarray) -> bool:
-        """Take a token; whether a stop string has ended the answer."""
-        if self._top is not None:
-            self._waiting.append((self._read, self._likelihood(token, logits, self._top)))
-        self._take(self._joiner.push(token))
-        return self.stops.found is not None
-
-    def finish(self) -> None:
-        """Let out what was held back."""
-        self._take(self._joiner.rest(), final=True)
-
-    def echo(self, ids: Sequence[int], logits: Iterable[np.ndarray]) -> None:
-        """Let out the prompt, with its log probabilities where there are the logits after each token but the last."""
-        told = list[TokenLogprob]()
-        if self._top is not None:
-            told = [self._logprob(ids[0], np.full(self._tokenizer.vocab_size, np.nan))]
-            told += [self._likelihood(token, row, self._top) for token, row in zip(ids[1:], logits, strict=False)]
-        self._tell(self._tokenizer.decode(ids), [], tuple(told))
-
-    def _take(self, new: str, final: bool = False) -> None:
-        self._read += len(new)
-        text = self.stops.push(new)
-        if final:
-            text += self.stops.rest()
-        self._certain += len(text)
-        calls = list[ToolCall]()
-        if self._calls is not None:
-            text, calls = self._calls.push(text)
-            if final:
-                rest, more = self._calls.rest()
-                text, calls = text + rest, calls + more
-        everything = final and self.stops.found is None
-        ready = [one for at, one in self._waiting if everything or at < self._certain]
-        self._waiting = self._waiting[len(ready) :]
-        self._tell(text, calls, tuple(ready))
-
-    def _tell(self, text: str, calls: list[ToolCall], logprobs: tuple[TokenLogprob, ...]) -> None:
-        if not (text or calls or logprobs):
-            return
-        self.texts.append(text)
-        self.tool_calls += calls
-        self.logprobs += logprobs
-        self._on_piece(Piece(text, tuple(calls), logprobs))
-
-    def _likelihood(self, token: int, logits: np.ndarray, top: int) -> TokenLogprob:
-        logprobs = log_softmax(logits[: self._tokenizer.vocab_size])
-        return self._logprob(
-            token, logprobs, tuple(self._logprob(other, logprobs) for other in likeliest(logprobs, top))
-        )
-
-    def _logprob(self, token: int, logprobs: np.ndarray, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        spelled = self._tokenizer.token_bytes(token)
-        return TokenLogprob(token, spelled.decode(errors="replace"), spelled, float(logprobs[token]), top)
 
 
 def open_conversation(

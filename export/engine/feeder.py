@@ -25,11 +25,7 @@ class Feeder(Protocol):
     """One KV cache and the tokens it holds."""
 
     chunk: int  # tokens fed at once
-
-    @property
-    def held(self) -> list[int]:
-        """The tokens whose keys and values the cache has."""
-        ...
+    held: list[int]  # whose keys and values the cache has; may be read by any thread
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Float32 logits [V] of the last token; only what follows the common prefix with `held` is computed."""
@@ -55,16 +51,20 @@ class NativeFeeder:
             self._engine.close()
             raise
         self.chunk, self._vocab_size = self.loaded.prefill_chunk, self.loaded.vocab_size
-
-    @property
-    def held(self) -> list[int]:
-        return self._engine.tokens()
+        self.held: list[int] = []
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
-        return self._engine.feed(ids, self._vocab_size)
+        try:
+            logits = self._engine.feed(ids, self._vocab_size)
+        except BaseException:
+            self.held = self._engine.tokens()
+            raise
+        self.held = list(ids)
+        return logits
 
     def reset(self) -> None:
         self._engine.release()
+        self.held = []
 
     def close(self) -> None:
         self._engine.close()
@@ -78,7 +78,8 @@ class WheelFeeder:
     def __init__(self, path: Path) -> None:
         from export.engine.session import Session  # imports torch
 
-        self._session = Session(path)
+        with self._one_at_a_time:
+            self._session = Session(path)
         chunk = self._session.constant("get_max_seq_len")
         assert isinstance(chunk, int)
         self.chunk = chunk
@@ -100,7 +101,7 @@ class WheelFeeder:
         self.held = []
 
     def close(self) -> None:
-        del self._session
+        self.__dict__.pop("_session", None)
 
 
 def shared(one: Sequence[int], other: Sequence[int]) -> int:

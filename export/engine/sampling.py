@@ -57,23 +57,30 @@ class Sampler:
 
 
 def kept(scores: np.ndarray, asked: Choosing) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens that may be chosen, likeliest first, and their probabilities, which need not sum to 1."""
-    scores = scores.astype(np.float64) / asked.temperature
-    if 0 < asked.top_k < len(scores):
-        tokens = np.flatnonzero(scores >= np.partition(scores, -asked.top_k)[-asked.top_k])
-    else:
-        tokens = np.flatnonzero(scores > -np.inf)
-    tokens = tokens[np.argsort(-scores[tokens], kind="stable")]
-    probabilities = np.exp(scores[tokens] - scores[tokens[0]])
+    """The tokens that may be chosen, and their probabilities, which need not sum to 1."""
+    scores = (scores.astype(np.float64) - scores.max()) / asked.temperature
+    least = np.partition(scores, -asked.top_k)[-asked.top_k] if 0 < asked.top_k < len(scores) else -np.inf
+    tokens = np.flatnonzero((scores >= least) & (scores > -np.inf))
+    probabilities = np.exp(scores[tokens])
     probabilities /= probabilities.sum()
     if asked.top_p < 1:
-        before = probabilities.cumsum() - probabilities  # of all likelier ones
-        most = max(1, int((before < asked.top_p).sum()))
-        tokens, probabilities = tokens[:most], probabilities[:most]
+        likely = _nucleus(probabilities, asked.top_p)
+        tokens, probabilities = tokens[likely], probabilities[likely]
     if asked.min_p > 0:
-        likely = probabilities >= asked.min_p * probabilities[0]
+        likely = probabilities >= asked.min_p * probabilities.max()
         tokens, probabilities = tokens[likely], probabilities[likely]
     return tokens, probabilities
+
+
+def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
+    """Places of the likeliest that have this much probability together, at least one."""
+    some = min(1024, len(probabilities))  # mostly enough, and sorted in a hundredth of the time of a vocabulary
+    order = np.argpartition(-probabilities, some - 1)[:some]
+    if probabilities[order].sum() < top_p:
+        order = np.arange(len(probabilities))
+    order = order[np.argsort(-probabilities[order], kind="stable")]
+    before = probabilities[order].cumsum() - probabilities[order]  # of all likelier ones
+    return order[: max(1, int((before < top_p).sum()))]
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -94,8 +94,18 @@ def _from_validation(problem: RequestValidationError) -> Refused:
     place = [part for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid" or (first["type"] == "missing" and not place):
         return Refused(400, f"the body is not a JSON object: {first['msg']}", code="invalid_json")
-    # Of a union pydantic names the member too, as in stop.list[str].0: that is no place in the body.
-    param = ".".join(str(part) for part in place if isinstance(part, int) or str(part).isidentifier())
+    param = ".".join(map(str, _within(problem.body, place, first["type"] == "missing")))
     if not param:
         return Refused(400, "the body must be a JSON object, sent as application/json", code="invalid_value")
     return Refused(400, f"{param}: {first['msg']}", param=param, code="invalid_value")
+
+
+def _within(body: Any, place: list[Any], missing: bool) -> Iterator[Any]:
+    """The parts of a place that are in the body: of a union pydantic names the member too, as in stop.list[str].0."""
+    for part in place:
+        if isinstance(body, dict) and (part in body or missing):
+            yield part
+            body = body.get(part)
+        elif isinstance(body, list) and isinstance(part, int):
+            yield part
+            body = body[part] if part < len(body) else None

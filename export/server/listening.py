@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -48,16 +48,6 @@ def _cannot(place: str, problem: OSError) -> str:
     if problem.errno == errno.EADDRINUSE:
         return f"another program listens at {place} already: --port takes another, 0 any free one"
     return f"{place} cannot be listened at: {problem.strerror or problem}"
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM is a KeyboardInterrupt meanwhile, as Ctrl-C: for what comes before `listen`."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def url(taken: socket.socket) -> str:

@@ -39,7 +39,7 @@ class State:
         if reply.end == "length":
             return f"(cut at max_tokens {self.choosing.max_tokens})"
         if reply.end == "context":
-            return f"(cut: the context of {self.conversation.context} tokens is full, /reset begins anew)"
+            return f"(cut: the context of {self.conversation.context} tokens is full)"
         return "(stopped)" if reply.end == "cancelled" else ""
 
     def reset(self) -> None:

@@ -21,10 +21,20 @@ from export.terminal.state import State
 def talk(conversation: Conversation, name: str, system: str | None, choosing: Choosing) -> None:
     """Until the input ends. In a terminal Ctrl-C ends the answer and Ctrl-D the talk; a pipe's lines are turns."""
     state = State(conversation, name, system, choosing)
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    if _in_terminal():
         _terminal(state)
     else:
         _pipe(state)
+
+
+def check_terminal() -> None:
+    """Raise BadInput where a terminal needs what is not installed: before the model is loaded."""
+    if _in_terminal():
+        import export.terminal.prompt  # noqa: F401
+
+
+def _in_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _pipe(state: State) -> None:
@@ -34,9 +44,11 @@ def _pipe(state: State) -> None:
 
     for line in sys.stdin:
         if line.strip():
-            state.ask(line.strip(), show)
+            reply = state.ask(line.strip(), show)
             sys.stdout.write("\n")
             sys.stdout.flush()
+            if note := state.note(reply):
+                print(note, file=sys.stderr)
 
 
 def _terminal(state: State) -> None:
@@ -68,7 +80,7 @@ def _answer(text: str, state: State, console: Console) -> None:
     with LiveAnswer(console) as shown, _interrupts_cancel(state.conversation):
         reply = state.ask(text, lambda piece: shown.add(piece.text))
     if note := state.note(reply):
-        console.print(note, style="yellow")
+        console.print(note + (": /reset begins anew" if reply.end == "context" else ""), style="yellow")
 
 
 @contextmanager

@@ -17,7 +17,9 @@ from checkpoints.errors import BadInput
 from export.engine import feeder as feeders
 from export.engine.chat_template import chat_prompt
 from export.engine.conversation import Choosing, Conversation, Piece, Reply, open_conversation
+from export.engine.runner import read_facts
 from export.engine.session import Session
+from export.engine.tokenizer import load_tokenizer
 from tests.engine.native import need_compiler
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
@@ -126,6 +128,7 @@ def test_cancelled_answers_leave_a_usable_cache(talk: Conversation, reference: S
         assert begun.wait(10)
         with pytest.raises(BadInput, match="answering already"):
             talk.reply(FRANCE)
+        assert talk.held == [], "may be asked meanwhile"
         talk.cancel()
         go.set()
         thread.join(10)
@@ -232,3 +235,52 @@ def test_the_engine_without_being_asked(tiny_pte: Path, monkeypatch: pytest.Monk
         assert isinstance(one.feeder, feeders.NativeFeeder) and isinstance(two.feeder, feeders.NativeFeeder)
         assert two.feeder.loaded.packing.name == "REUSED"
         assert one.reply(FRANCE).text == two.reply(FRANCE).text == PARIS
+
+
+CALL = '{"name": "f", "arguments": {"a": "é"}}'
+
+
+class Scripted:
+    """In the place of an engine: gives a text, token by token, whatever it is fed."""
+
+    def __init__(self, ids: list[int], prompt: int, vocab_size: int) -> None:
+        self.chunk, self.held = 256, list[int]()
+        self._ids, self._prompt, self._size = ids, prompt, vocab_size
+
+    def feed(self, ids: list[int]) -> np.ndarray:
+        self.held, logits = list(ids), np.zeros(self._size, np.float32)
+        logits[self._ids[len(ids) - self._prompt]] = 1
+        return logits
+
+    def reset(self) -> None:
+        self.held = []
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "calls", "end"),
+    [
+        (f"Well <|tool_call|>[{CALL}]<|/tool_call|>", "Well ", [("f", '{"a": "é"}')], "tool_calls"),
+        (f"functools[{CALL}]", "", [("f", '{"a": "é"}')], "tool_calls"),
+        ('functools[{"name": "f", "argum', 'functools[{"name": "f", "argum', [], "stop"),
+        ("An emoji 👩\u200d💻 in é parts", "An emoji 👩\u200d💻 in é parts", [], "stop"),
+    ],
+    ids=["special", "functools", "broken", "emoji"],
+)  # fmt: skip
+def test_calls_and_characters_come_whole(
+    said: str, text: str, calls: list[tuple[str, str]], end: str, tiny_pte: Path
+) -> None:
+    tokenizer, facts = load_tokenizer(tiny_pte.parent / "tokenizer.json"), read_facts(tiny_pte)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    prompt = len(tokenizer.encode(chat_prompt(tiny_pte.parent, FRANCE, tools)))
+    script = [*tokenizer.encode(said), min(facts.eos_ids)]
+    talk = Conversation(Scripted(script, prompt, tokenizer.vocab_size), tokenizer, tiny_pte.parent, facts)
+    pieces = list[Piece]()
+    reply = talk.reply(FRANCE, tools=tools, on_piece=pieces.append)
+    assert (reply.text, reply.end) == (text, end)
+    assert [(call.name, call.arguments) for call in reply.tool_calls] == calls
+    assert [call for piece in pieces for call in piece.tool_calls] == list(reply.tool_calls)
+    assert "".join(piece.text for piece in pieces) == text and "\ufffd" not in text
+    assert reply.new_tokens == len(script) - 1

@@ -14,7 +14,7 @@ from checkpoints.errors import BadInput
 from export.engine.choosing import Choosing
 from export.engine.sampling import Sampler, kept, likeliest, log_softmax
 
-VOCAB = 300
+VOCAB = 3000
 PROMPT = [5, 7, 7, 250]
 ANSWER = [9, 5, 9, 9]
 ASKED = [
@@ -24,6 +24,7 @@ ASKED = [
     {"temperature": 1.0, "top_k": 1},
     {"temperature": 1.0, "top_k": 1000},
     {"temperature": 0.8, "top_p": 0.7},
+    {"temperature": 5.0, "top_p": 0.99},
     {"temperature": 1.0, "top_p": 0.0},
     {"temperature": 1.3, "min_p": 0.05},
     {"temperature": 1.1, "top_k": 50, "top_p": 0.9, "min_p": 0.02},

@@ -95,4 +95,7 @@ def running(*models: Model, page: bool = False, **settings: Any) -> Iterator[str
     finally:
         loops[0].call_soon_threadsafe(app.state.desk.closing.set)
         server.should_exit = True
+        thread.join(10)
+        for one in (one for model in models for one in model.slots.conversations):
+            one.words = 0  # type: ignore[attr-defined]  # where an answer cannot be ended, a test fails and does not hang
         thread.join()

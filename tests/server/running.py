@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
+HTTP = httpx.Client(timeout=60)  # also where the machine has other things to do
+
 
 @dataclass
 class Server:
@@ -31,12 +33,12 @@ class Server:
         return OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, timeout=60)
 
     def health(self) -> Any:
-        return httpx.get(f"{self.url}/health").json()
+        return HTTP.get(f"{self.url}/health").json()
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one line of /metrics."""
         inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
-        text = httpx.get(f"{self.url}/metrics").text
+        text = HTTP.get(f"{self.url}/metrics").text
         found = re.search(rf"^{re.escape(f'pocketphi_{name}{{{inside}}}')} (\S+)$", text, re.MULTILINE)
         assert found, f"no {name} with {inside} in {text}"
         return float(found[1])

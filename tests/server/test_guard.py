@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.server.fake import FakeConversation, fake_model, running
+from tests.server.running import HTTP
 
 PATH = "/v1/chat/completions"
 GOOD = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}).encode()
@@ -44,10 +45,10 @@ def head(length: int | None, host: str = "localhost") -> bytes:
 
 
 def test_a_body_too_large(url: str) -> None:
-    said(httpx.post(url + PATH, content=b" " * 2001, headers=JSON), 413, "the body is larger than 2000 bytes")
+    said(HTTP.post(url + PATH, content=b" " * 2001, headers=JSON), 413, "the body is larger than 2000 bytes")
     assert b" 413 " in raw(url, head(10**12))  # before any of it is sent
     assert b" 413 " in raw(url, head(None) + b"7d1\r\n" + b" " * 2001 + b"\r\n0\r\n\r\n")
-    assert httpx.post(url + PATH, content=GOOD + b" " * 1900, headers=JSON).status_code == 200
+    assert HTTP.post(url + PATH, content=GOOD + b" " * 1900, headers=JSON).status_code == 200
 
 
 def test_a_body_too_slow(url: str) -> None:
@@ -66,20 +67,18 @@ def test_a_body_too_slow(url: str) -> None:
     ],
 )  # fmt: skip
 def test_garbage(url: str, body: bytes) -> None:
-    answer = httpx.post(url + PATH, content=body, headers=JSON)
+    answer = HTTP.post(url + PATH, content=body, headers=JSON)
     said(answer, 404 if b"model" in body else 400, "")
 
 
 def test_what_is_no_http(url: str) -> None:
     assert b" 400 " in raw(url, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
-    assert httpx.get(url + "/health").json()["status"] == "ok"
+    assert HTTP.get(url + "/health").json()["status"] == "ok"
 
 
 def test_forms_of_other_sites(url: str) -> None:
     """A page can send a form anywhere, and cannot say that it is JSON."""
-    said(
-        httpx.post(url + PATH, content=GOOD, headers={"Content-Type": "text/plain"}), 400, "sent as application/json"
-    )
+    said(HTTP.post(url + PATH, content=GOOD, headers={"Content-Type": "text/plain"}), 400, "sent as application/json")
     assert b" 403 " in raw(url, head(len(GOOD), "evil.example") + GOOD)
     for name in ("localhost:1", "127.0.0.1:8000", "[::1]"):
         assert b" 200 " in raw(
@@ -88,15 +87,15 @@ def test_forms_of_other_sites(url: str) -> None:
 
 
 def test_paths_and_methods(url: str) -> None:
-    said(httpx.get(url + "/v1/nothing"), 404, "there is no /v1/nothing here")
-    said(httpx.get(url + PATH), 405, f"GET {PATH} is not possible here")
+    said(HTTP.get(url + "/v1/nothing"), 404, "there is no /v1/nothing here")
+    said(HTTP.get(url + PATH), 405, f"GET {PATH} is not possible here")
 
 
 def test_keys() -> None:
     with running(fake_model([FakeConversation()]), api_keys=("secret",)) as url:
 
         def get(path: str, authorization: str | None = None) -> httpx.Response:
-            return httpx.get(url + path, headers={"Authorization": authorization} if authorization else {})
+            return HTTP.get(url + path, headers={"Authorization": authorization} if authorization else {})
 
         for wrong in (None, "Bearer", "Bearer secre", "Bearer secrets", "Basic secret", "secret"):
             for path in ("/v1/models", "/metrics", "/v1/nothing"):
@@ -107,5 +106,5 @@ def test_keys() -> None:
 
 def test_unknown_fields_and_a_model_unnamed(url: str) -> None:
     body: dict[str, Any] = json.loads(GOOD) | {"store": True, "metadata": {"a": 1}, "user": "me", "unheard_of": []}
-    answer = httpx.post(url + PATH, json=body).json()
+    answer = HTTP.post(url + PATH, json=body).json()
     assert answer["model"] == "fake" and answer["choices"][0]["message"]["content"] == "word word word word "

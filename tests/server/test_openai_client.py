@@ -16,7 +16,7 @@ from checkpoints.source import resolve
 from export.engine.chat_template import chat_prompt
 from export.engine.session import Session
 from export.engine.tokenizer import load_tokenizer
-from tests.server.running import Server, serving
+from tests.server.running import HTTP, Server, serving
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
@@ -295,6 +295,8 @@ def test_models(server: Server) -> None:
             None,
         ),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, openai.BadRequestError, "unpaired surrogate", None),
+        ({"stop": [1]}, openai.BadRequestError, "stop: Input should be a valid string", "stop"),
+        ({"stop": ["a", 1]}, openai.BadRequestError, "stop: Input should be a valid string", "stop"),
         ({"n": 99}, openai.BadRequestError, "n: Input should be less than or equal to 16", "n"),
         ({"logit_bias": {"x": 1}}, openai.BadRequestError, "logit_bias has the key 'x'", "logit_bias"),
         ({"logit_bias": {"999999": 1}}, openai.BadRequestError, "logit_bias", None),
@@ -347,10 +349,8 @@ def test_refusals(
 
 
 def raw(server: Server, body: str) -> Any:
-    import httpx
-
     headers = {"Content-Type": "application/json"}
-    return httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers).json()
+    return HTTP.post(f"{server.url}/v1/chat/completions", content=body, headers=headers).json()
 
 
 def test_the_context_is_told(server: Server) -> None:

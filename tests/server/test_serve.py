@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
 from checkpoints.errors import BadInput
 from export.serve import serve
-from tests.server.running import serving
+from tests.server.running import HTTP, serving
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,7 @@ def test_two_models_and_a_shorter_context(served_pte: Path, packed: Path, tmp_pa
             assert found.model == name and found.choices[0].message.content == "The capital of France is Paris."
         with pytest.raises(openai.BadRequestError, match="the prompt has 40 tokens, the context of other is 40"):
             server.client.completions.create(model="other", prompt=[65] * 40)
-        unnamed = httpx.post(f"{server.url}/v1/chat/completions", json=asked)
+        unnamed = HTTP.post(f"{server.url}/v1/chat/completions", json=asked)
         assert unnamed.status_code == 400 and "it is one of tiny, other" in unnamed.json()["error"]["message"]
 
 

@@ -102,7 +102,8 @@ def test_no_turn_is_lost_or_given_twice(caches: int, requests: int, seed: int) -
             for _ in range(chance.randrange(3)):
                 await asyncio.sleep(0)
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.timeout(20):  # where a turn is lost somebody waits for ever
+            await asyncio.gather(*tasks, return_exceptions=True)
         assert (slots.waiting, slots.running, busy) == (0, 0, set())
         assert set(served) >= {at for at, task in enumerate(tasks) if task not in left}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -24,7 +25,7 @@ from export.chat import main
 from export.engine.conversation import Choosing, Conversation, open_conversation
 from export.terminal.commands import COMMANDS, SETTABLE, Leave, obey
 from export.terminal.state import State
-from export.terminal.talk import _answer
+from export.terminal.talk import _answer, talk
 from tests.tools import need
 
 FRANCE, PARIS = "What is the capital of France?", "The capital of France is Paris."
@@ -142,6 +143,15 @@ def test_a_pipe(tiny_pte: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert (ran.stdout, ran.returncode) == (f"{PARIS}\nThe capital of Italy is Rome.\n", 0), ran.stderr
     assert ran.stderr == "" and not any(tmp_path.iterdir())
+
+
+def test_a_pipe_is_told_of_cut_answers(
+    state: State, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{FRANCE}\n"))
+    talk(state.conversation, "tiny.pte", None, Choosing(max_tokens=2))
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("The capital\n", "(cut at max_tokens 2)\n")
 
 
 def test_interrupts_end_the_answer_alone(state: State) -> None:
