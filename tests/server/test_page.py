@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.network import unchanged
 from tests.server.fake import FakeConversation, fake_model, running
 from tests.server.running import Server, serving
 from tests.tools import need
@@ -36,6 +37,12 @@ def browser() -> Iterator[Browser]:
         found.close()
 
 
+@pytest.fixture(autouse=True)
+def same_network() -> Iterator[None]:
+    with unchanged():
+        yield
+
+
 @contextmanager
 def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """The page, ready to type, in a browser that has kept nothing; asks only the server, or its policy forbids it."""
@@ -52,11 +59,8 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
 
 
 def load(page: Page, url: str) -> None:
-    """Open it, or open it again.
-
-    Chromium drops all requests when any network interface of the machine comes or goes (ERR_NETWORK_CHANGED), as
-    in tests beside this one, and Gradio does not ask a second time for a script that did not come.
-    """
+    """Open it, or open it again: other programs' interfaces come and go too, see `tests.network`, and Gradio does not
+    ask a second time for a script that did not come."""
     for _ in range(5):
         page.goto(url)
         with suppress(TimeoutError):
