@@ -31,6 +31,7 @@ from benchmarks.trial import Trial, round_of
 from checkpoints.errors import BadInput, run
 from checkpoints.source import SMOLLM2
 from export.evaluate import evaluate
+from export.evaluation.evaluate import Evaluation
 
 WAYS = {
     "nearest": (),
@@ -67,17 +68,8 @@ def benchmark(
         made = _quantized(checkpoint, way, extra_bytes, path.parent / "kept")
         results.append({"way": way} | made | _exported(path))
     _check_sizes(results)
+    evaluation = _judge(results, checkpoint, limit, progress)
     files = [result["file"] for result in results]
-    evaluation = evaluate([*files, checkpoint], checkpoint, limit=limit, progress=progress)
-    *judged, reference = (model.quality for model in evaluation.models)
-    for result, quality in zip(results, judged, strict=True):
-        assert quality.kl and quality.top1
-        result["quality"] = asdict(quality)
-        result["nll_lost"] = quality.nll.value - reference.nll.value
-    for result in results:
-        for name, lost in (("kl", lambda one: one["quality"]["kl"]["value"]), ("nll", lambda one: one["nll_lost"])):
-            first = lost(results[0])  # on text that is strange to a model, rounding can help
-            result[f"{name}_given_back"] = 1 - lost(result) / first if first > 0 else None
     for result, steps in zip(results, _decode(files, rounds, work, progress), strict=True):
         result |= {"decode_ms": statistics.median(steps), "decode_ms_of_rounds": steps}
     return {
@@ -85,7 +77,7 @@ def benchmark(
         "checkpoint": checkpoint,
         "windows": evaluation.windows,
         "tokens": evaluation.tokens,
-        "reference": asdict(reference),
+        "reference": asdict(evaluation.models[-1].quality),
         "rounds": rounds,
         "results": results,
     }
@@ -115,6 +107,26 @@ def _exported(path: Path) -> dict[str, Any]:
 
 def _measured(module: str, *arguments: str) -> dict[str, float]:
     return measure.taken(measure.run((sys.executable, "-m", module, *arguments)), module)
+
+
+def _judge(results: Sequence[dict[str, Any]], checkpoint: str, limit: int | None, progress: Progress) -> Evaluation:
+    """Put into the results what each file loses of the checkpoint, and what it gives back of the first one's loss."""
+
+    def told(what: str, done: int, of: int) -> None:
+        if what:
+            progress(f"judge {what}: run {done + 1} of {of}")
+
+    evaluation = evaluate([*(one["file"] for one in results), checkpoint], checkpoint, limit=limit, progress=told)
+    *judged, reference = (model.quality for model in evaluation.models)
+    for result, quality in zip(results, judged, strict=True):
+        assert quality.kl and quality.top1
+        result["quality"] = asdict(quality)
+        result["nll_lost"] = quality.nll.value - reference.nll.value
+    for result in results:
+        for name, lost in (("kl", lambda one: one["quality"]["kl"]["value"]), ("nll", lambda one: one["nll_lost"])):
+            first = lost(results[0])  # on text that is strange to a model, rounding can help
+            result[f"{name}_given_back"] = 1 - lost(result) / first if first > 0 else None
+    return evaluation
 
 
 def _check_sizes(results: Sequence[dict[str, Any]]) -> None:

@@ -53,6 +53,7 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def judged(models: list[str], checkpoint: str, **given: Any) -> Any:
         assert models[-1] == checkpoint
+        given["progress"]("nearest.pte", 3, 12)
         found = [quality(3.5, 0.4), quality(3.3, 0.1), quality(3.25, 0.05), quality(3.0, 0.0)]
         return SimpleNamespace(windows=4, tokens=2044, models=[SimpleNamespace(quality=q) for q in found])
 
@@ -231,5 +232,6 @@ def test_peers_are_rows_like_others(
     assert main(["--ways", "nearest,peer", "--peer", "--rounds", "1", "--work", str(tmp_path)]) == 0
     kept = [(observer, tmp_path / way / "kept") for way, observer in peer.OBSERVERS.items()]
     assert asked == kept and patched == ["nearest", "peer", "peer-mse"]
-    told = capsys.readouterr().out
+    told, progress = capsys.readouterr()
+    assert "judge nearest.pte: run 4 of 12" in progress
     assert "peer-mse: llmcompressor 0.14; scales by memoryless_mse\n1/17 modules\n" in told
