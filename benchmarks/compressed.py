@@ -74,14 +74,11 @@ class Compressed:
         self._saved.release(name + SCALE)
 
     def _check_values(self, name: str, row: int, levels: Tensor, scales: Tensor, storage: Storage) -> None:
-        low, high = level_range(storage)
+        (low, high), dtype = level_range(storage), storage.scale_dtype
         for what, bad in (
-            (f"a level outside [{low:.0f}, {high:.0f}]", (levels < low) | (levels > high)),
+            (f"a level outside [{low}, {high}]", (levels < low) | (levels > high)),
             ("a scale that is not a positive number", ~torch.isfinite(scales) | (scales <= 0)),
-            (
-                f"a scale that is not a {storage.scale_dtype}",
-                scales.to(storage.scale_dtype).to(scales.dtype) != scales,
-            ),
+            (f"a scale that is not a {dtype}", scales.to(dtype).to(scales.dtype) != scales),
         ):
             if bad.any():
                 raise BadInput(f"{self._saved.folder}: {name} has {what} in row {row + int(bad.nonzero()[0, 0])}")

@@ -47,7 +47,7 @@ def quantize(checkpoint: str, observer: str, kept: Path) -> dict[str, Any]:
     """
     source, recipe = resolve(checkpoint), Recipe()
     quantizing = Quantizing(Untied(open_checkpoint(source.folder)), recipe)
-    plan(quantizing)  # refuses before the work
+    plan(quantizing)  # what cannot be saved is refused before the work
     calibration = make_calibration("gptq")
     assert calibration
     ids = sequences(source.folder, quantizing.config, calibration.texts, calibration.count, SEQUENCE)
