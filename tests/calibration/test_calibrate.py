@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -327,6 +328,11 @@ print(peak)
 """
 
 
+# What is freed goes back to the system at once: glibc otherwise raises this limit to what was freed before, and how
+# much it keeps then depends on the order of threads.
+GIVES_BACK = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+
+
 def test_memory_is_that_of_a_layer(text: Path, tmp_path: Path) -> None:
     """Private memory with 2 and with 10 layers of 3.1 million weights, 12.6 MB each in float32."""
     peaks = []
@@ -336,10 +342,12 @@ def test_memory_is_that_of_a_layer(text: Path, tmp_path: Path) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(TINY / name, folder / name)
         command = [sys.executable, "-c", MEMORY, str(folder), str(text), str(tmp_path / f"{layers_count} kept")]
-        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        run = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2], env=GIVES_BACK
+        )
         peaks.append(int(run.stdout))
         assert peaks[-1] < memory_needed(read_config(folder), 2 * 512, threads=1)
-    assert peaks[1] - peaks[0] < 25e6, peaks
+    assert peaks[1] - peaks[0] < 12.6e6, peaks  # less than a layer, of eight more
 
 
 def test_refuses_a_damaged_record(kept: Path, tmp_path: Path) -> None:
