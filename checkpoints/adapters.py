@@ -9,12 +9,9 @@ files.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,22 +20,13 @@ from checkpoints.config import ADAPTER, ModelConfig, read_object
 from checkpoints.errors import BadInput, show
 from checkpoints.families import split_names, tensor_shapes
 from checkpoints.files import present
+from checkpoints.lora_settings import WEIGHTS, refuse_others, scaling
 from checkpoints.roles import DTYPES, EMBEDDING, Rows, usual_name
 from checkpoints.safetensors_io import Entry, read_header, read_tensor
 from checkpoints.source import Adapter
 
-WEIGHTS = "adapter_model.safetensors"
 FACTOR = re.compile(r"(.+)\.lora_((?:embedding_)?[AB])(?:\.weight)?")
 INNER = re.compile(r"\.(?:default|base_layer|modules_to_save)(?=\.|$)")  # what peft puts into names
-PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}  # numbers, and those of single modules
-# Initializations that leave the model's own weights as they are; the others (pissa, olora, ...) change them too.
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-# Other mathematics than W + B A.
-OTHER_KINDS = (
-    "use_dora", "lora_bias", "fan_in_fan_out", "layer_replication", "alora_invocation_tokens", "use_qalora",
-    "trainable_token_indices", "target_parameters", "use_bdlora", "arrow_config", "kasa_config", "velora_config",
-    "monteclora_config", "ensure_weight_tying", "megatron_config",
-)  # fmt: skip
 # Rows multiplied at once. Always the same ones together, so that a row is the same whichever rows are asked for.
 BLOCK = 64
 
@@ -78,6 +66,18 @@ def read_changes(adapters: tuple[Adapter, ...], config: ModelConfig) -> Changes:
     return Changes(added, replaced)
 
 
+def own_factors(adapter: str, scale: float, parts: Mapping[str, tuple[Entry, ...]]) -> dict[str, tuple[LowRank, ...]]:
+    """What an adapter among a multimodal model's own weights adds to its text model; `scale` is its `Lora.scale`."""
+    added: dict[str, tuple[LowRank, ...]] = {}
+    for name, (left, *_) in parts.items():
+        if name.endswith(ending := f".lora_B.{adapter}.weight"):
+            module = name.removesuffix(ending)
+            (right,) = parts[f"{module}.lora_A.{adapter}.weight"]
+            rows = Rows(f"{module}.weight", 0, left.shape[0])
+            added[rows.name] = (LowRank(rows, left, right, scale, transposed=False),)
+    return added
+
+
 def merge(rows: Tensor, start: int, added: Iterable[LowRank], factors: Factors) -> Tensor:
     """Rows from `start` on of a weight, [rows, columns] of any dtype, with all of `added`; float32.
 
@@ -106,7 +106,7 @@ def _read(adapter: Adapter, config: ModelConfig, replaced: dict[str, Entry]) -> 
     if not present(path):
         raise BadInput(f"--adapter {adapter.folder} has no {ADAPTER}, as the folder of a PEFT adapter has")
     settings = read_object(path)
-    _refuse_others(path, settings)
+    refuse_others(path, settings)
     if not present(file):
         raise BadInput(f"--adapter {adapter.folder} has no {WEIGHTS}, and pickle files are never opened")
     split, shapes = split_names(config), tensor_shapes(dataclasses.replace(config, tie_word_embeddings=False))
@@ -135,43 +135,13 @@ def _read(adapter: Adapter, config: ModelConfig, replaced: dict[str, Entry]) -> 
             raise BadInput(
                 f"{file}: {name} of shape {wanted} cannot have lora_B @ lora_A of {left.shape} and {right.shape}"
             )
-        found.append(LowRank(rows, left, right, adapter.scale * _scaling(path, settings, name, rank), embedding))
+        found.append(
+            LowRank(
+                rows,
+                left,
+                right,
+                adapter.scale * scaling(path, settings, name.removesuffix(".weight"), rank),
+                embedding,
+            )
+        )
     return found
-
-
-def _scaling(path: Path, settings: Mapping[str, Any], name: str, rank: int) -> float:
-    """What peft multiplies the product of one module by."""
-    module = name.removesuffix(".weight")
-    r, alpha = (_for_module(path, settings, key, table, module) for key, table in PATTERNS.items())
-    if r != rank:
-        raise BadInput(f"{path}: r of {module} is {show(r)}, its factors in {WEIGHTS} have {rank}")
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-
-
-def _for_module(path: Path, settings: Mapping[str, Any], key: str, table: str, module: str) -> float:
-    """A number of adapter_config.json, with peft's rule for those of single modules."""
-    value: Any = settings.get(key)
-    for pattern, special in (settings.get(table) or {}).items():
-        try:
-            found = re.fullmatch(rf"(.*\.)?({pattern})", module)
-        except re.error:
-            raise BadInput(f"{path}: {show(pattern)} of {table} is no regular expression") from None
-        if found:
-            value = special
-            break
-    if type(value) not in (int, float) or not abs(value) < 1e30:  # also refuses NaN
-        raise BadInput(f"{path}: {key} must be a number, it is {show(value)}")
-    return value
-
-
-def _refuse_others(path: Path, settings: Mapping[str, Any]) -> None:
-    if (kind := settings.get("peft_type")) != "LORA":
-        raise BadInput(f"{path}: peft_type is {show(kind)}, only LORA can be merged")
-    if (start := settings.get("init_lora_weights")) not in PLAIN_STARTS:
-        raise BadInput(f"{path}: init_lora_weights is {show(start)}, which changes the model's own weights as well")
-    for key in OTHER_KINDS:
-        if value := settings.get(key):
-            raise BadInput(f"{path}: {key} is {show(value)}, only plain LoRA can be merged")
-    for table in PATTERNS.values():
-        if not isinstance(settings.get(table) or {}, dict):
-            raise BadInput(f"{path}: {table} must be an object, it is {show(settings[table])}")

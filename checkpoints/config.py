@@ -2,30 +2,28 @@
 
 Covers Phi-4-mini-instruct and -reasoning, Phi-3-mini-4k and -128k and Phi-3.5-mini, in the older spelling
 (`rope_scaling`, with `rope_theta` and `partial_rotary_factor` outside it) and the newer (`rope_parameters`), and the
-same models saved as LlamaForCausalLM or MistralForCausalLM. Numbers come out as transformers 5.23 computes them
-(configuration_phi3.py, _llama.py, _mistral.py, modeling_rope_utils.py); what transformers would silently reinterpret
-is refused, and token ids that it would make up are left out. Knows nothing of tensors.
+same models saved as LlamaForCausalLM or MistralForCausalLM. Of Phi-4-multimodal the text model is read here, the rest
+in `checkpoints.phi4mm_config`. Numbers come out as transformers 5.23 computes them (configuration_phi3.py, _llama.py,
+_mistral.py, modeling_rope_utils.py); what transformers would silently reinterpret is refused, and token ids that it
+would make up are left out. Knows nothing of tensors.
 """
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from checkpoints import phi4mm_config
 from checkpoints.errors import BadInput, show
 from checkpoints.files import present, read_json
+from checkpoints.json_reader import MAX_LAYERS, MAX_POSITIONS, MAX_SIZE, Reader
+from checkpoints.phi4mm_config import MODALITIES, Multimodal
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-# Far above any published model: a larger number is a damaged file, and would only fail later as a
-# huge allocation.
-MAX_SIZE = 1 << 24
-MAX_LAYERS = 1 << 10
-MAX_POSITIONS = 1 << 30
 
 ROPE_KEYS = {
     "type", "rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
@@ -46,12 +44,16 @@ class Architecture:
     original_max_position_embeddings: int | None  # None: that of the rotary parameters, else max_position_embeddings
     sliding_window: int | None = None
     rotates_part: bool = False  # of a head, where partial_rotary_factor says so
+    more_keys: frozenset[str] = frozenset()  # of config.json, for what is not the text model
 
 
 ARCHITECTURES = {
     "phi3": Architecture("Phi3ForCausalLM", "phi3", 1e-5, 4096, 4096, rotates_part=True),
     "llama": Architecture("LlamaForCausalLM", "phi3", 1e-6, 2048, None),
     "mistral": Architecture("MistralForCausalLM", "phi3", 1e-6, 131072, None, sliding_window=4096),
+} | {
+    model_type: Architecture(name, "phi4mm", 1e-5, 131072, 4096, rotates_part=True, more_keys=keys)
+    for model_type, (name, keys) in phi4mm_config.LAYOUTS.items()
 }
 
 
@@ -82,6 +84,7 @@ class ModelConfig:
     pad_token_id: int | None
     dtype: torch.dtype  # as declared; bfloat16 where config.json does not say
     family: str  # a key of `checkpoints.families.FAMILIES`
+    multimodal: Multimodal | None  # beside the text model that all other fields describe
     notes: tuple[str, ...] = field(repr=False, compare=False)  # sentences worth telling
     raw: dict[str, Any] = field(repr=False, compare=False)  # config.json as parsed
     path: Path = field(repr=False, compare=False)  # of config.json
@@ -162,7 +165,7 @@ def read_config(folder: Path) -> ModelConfig:
     if not present(path) and present(folder / ADAPTER):
         raise BadInput(alone(folder))
     raw = read_object(path)
-    get = _Reader(path, raw)
+    get = Reader(path, raw)
     architecture = _architecture(path, raw)
 
     heads = get.integer("num_attention_heads", high=MAX_SIZE)
@@ -223,7 +226,7 @@ def read_config(folder: Path) -> ModelConfig:
 
     window = architecture.sliding_window if "sliding_window" not in raw else None
     generation = folder / "generation_config.json"
-    ends = [_Reader(generation, read_object(generation))] if present(generation) else []
+    ends = [Reader(generation, read_object(generation))] if present(generation) else []
     stops = [token for reader in (*ends, get) for token in reader.tokens("eos_token_id", vocab)]
     notes: list[str] = []
 
@@ -251,10 +254,29 @@ def read_config(folder: Path) -> ModelConfig:
         pad_token_id=get.token("pad_token_id", vocab, notes),
         dtype=_dtype(path, raw),
         family=architecture.family,
+        multimodal=_multimodal(folder, get) if architecture.more_keys else None,
         notes=tuple(notes),
         raw=raw,
         path=path,
     )
+
+
+def with_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelConfig:
+    """The model with the part of `config.multimodal` that these of MODALITIES need; text is always there.
+
+    Raises BadInput for a name that is none of them.
+    """
+    for modality in modalities:
+        if modality not in MODALITIES:
+            raise BadInput(f"the modality {modality} is not one of {', '.join(MODALITIES)}")
+    if config.multimodal is None:
+        return config
+    return replace(config, multimodal=phi4mm_config.needed(config.multimodal, modalities))
+
+
+def text_alone(config: ModelConfig) -> ModelConfig:
+    """The text model of a multimodal one, which is a dense Phi-3 like any other."""
+    return replace(config, family="phi3", multimodal=None)
 
 
 def alone(folder: Path) -> str:
@@ -273,11 +295,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _architecture(path: Path, raw: Mapping[str, Any]) -> Architecture:
-    """The class that computes the model; BadInput unless that is a dense Phi-3 without biases, with SwiGLU."""
+    """The class that computes the model; BadInput unless its text is a dense Phi-3's, without biases, with SwiGLU."""
     model_type = raw.get("model_type")
     architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
     if architecture is None:
-        raise BadInput(f"{path}: model_type is {show(model_type)}, only dense {', '.join(ARCHITECTURES)} can be read")
+        raise BadInput(f"{path}: model_type is {show(model_type)}, only {', '.join(ARCHITECTURES)} can be read")
     architectures = raw.get("architectures") or [architecture.name]
     if architectures != [architecture.name]:
         raise BadInput(f"{path}: architectures is {show(architectures)}, of {model_type} only {architecture.name}")
@@ -286,12 +308,21 @@ def _architecture(path: Path, raw: Mapping[str, Any]) -> Architecture:
     for key, value in raw.items():
         if value and key.endswith("bias"):
             raise BadInput(f"{path}: {show(key)} is {show(value)}, only models without biases can be read")
-        if value and NOT_DENSE.search(key):
+        if value and NOT_DENSE.search(key) and key not in architecture.more_keys:
             raise BadInput(f"{path}: {show(key)} is {show(value)}, only dense text models can be read")
     return architecture
 
 
-def _original_positions(get: "_Reader", rope: "_Reader", default: int, architecture: Architecture) -> int:
+def _multimodal(folder: Path, get: Reader) -> Multimodal:
+    """What the folder of a multimodal model says beside its text model."""
+    paths = {name: folder / place / ADAPTER for name, place in phi4mm_config.FOLDERS.items()}
+    settings = {name: read_object(path) for name, path in paths.items() if present(path)}
+    preprocessor = folder / "preprocessor_config.json"
+    images = Reader(preprocessor, read_object(preprocessor) if present(preprocessor) else {})
+    return phi4mm_config.read_multimodal(get, images, {name: (paths[name], raw) for name, raw in settings.items()})
+
+
+def _original_positions(get: Reader, rope: Reader, default: int, architecture: Architecture) -> int:
     """Positions the model was trained with at first, above which longrope takes its long factors."""
     key = "original_max_position_embeddings"
     original = get.integer(key, high=MAX_POSITIONS, default=default)
@@ -309,7 +340,7 @@ def _original_positions(get: "_Reader", rope: "_Reader", default: int, architect
     return original
 
 
-def _rope(path: Path, raw: Mapping[str, Any]) -> "_Reader":
+def _rope(path: Path, raw: Mapping[str, Any]) -> Reader:
     """The object of rotary parameters, empty if there is none; rope_scaling wins, as in transformers."""
     key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     params = raw.get(key) or {}
@@ -319,7 +350,7 @@ def _rope(path: Path, raw: Mapping[str, Any]) -> "_Reader":
         # Ignoring a key (short_mscale, mrope_section, per-layer objects) would make a silently wrong model.
         if name not in ROPE_KEYS and value is not None:
             raise BadInput(f"{path}: {key} has the key {show(name)}, which dense Phi-3 models do not use")
-    return _Reader(f"{path}: {key}", params, dot=".")
+    return Reader(f"{path}: {key}", params, dot=".")
 
 
 def _dtype(path: Path, raw: Mapping[str, Any]) -> torch.dtype:
@@ -327,80 +358,3 @@ def _dtype(path: Path, raw: Mapping[str, Any]) -> torch.dtype:
     if not isinstance(name, str) or name.removeprefix("torch.") not in DTYPES:
         raise BadInput(f"{path}: torch_dtype is {show(name)}, not one of {', '.join(DTYPES)}")
     return DTYPES[name.removeprefix("torch.")]
-
-
-class _Reader:
-    """Typed access to one JSON object; every complaint starts with the object's place and the key."""
-
-    def __init__(self, path: Path | str, raw: Mapping[str, Any], dot: str = ": ") -> None:
-        self.path, self.raw, self.dot = path, raw, dot
-
-    def has(self, key: str) -> bool:
-        """Whether the key is there and not null."""
-        return self.raw.get(key) is not None
-
-    def integer(self, key: str, *, low: int = 1, high: int, default: int | None = None) -> int:
-        value = self._take(key, default)
-        if type(value) is not int:
-            raise self._bad(key, "must be an integer", value)
-        if not low <= value <= high:
-            raise self._bad(key, f"must lie between {low} and {high}", value)
-        return value
-
-    def number(self, key: str, *, default: float | None = None) -> float:
-        return self._positive(key, self._take(key, default))
-
-    def numbers(self, key: str, length: int) -> tuple[float, ...]:
-        value = self._take(key, None)
-        if not isinstance(value, list):
-            raise self._bad(key, "must be a list of numbers", value)
-        if len(value) != length:
-            place = f"{self.path}{self.dot}{key}"
-            raise BadInput(f"{place} has {len(value)} entries, half the rotated elements are {length}")
-        return tuple(self._positive(f"{key}[{i}]", entry) for i, entry in enumerate(value))
-
-    def flag(self, key: str, *, default: bool) -> bool:
-        value = self.raw.get(key, default)
-        if not isinstance(value, bool):
-            raise self._bad(key, "must be true or false", value)
-        return value
-
-    def token(self, key: str, vocab: int, notes: list[str]) -> int | None:
-        """An id that generation needs not: one that no token can have is noted and left out."""
-        value = self.raw.get(key)
-        if type(value) is int and not 0 <= value < vocab:
-            notes.append(f"{self.path}{self.dot}{key} {show(value)} is the id of no token (vocab_size {vocab})")
-            return None
-        return None if value is None else self._token(key, value, vocab)
-
-    def tokens(self, key: str, vocab: int) -> tuple[int, ...]:
-        value = self.raw.get(key)
-        if value is None:
-            return ()
-        if not isinstance(value, list):
-            return (self._token(key, value, vocab),)
-        return tuple(self._token(f"{key}[{i}]", entry, vocab) for i, entry in enumerate(value))
-
-    def _take(self, key: str, default: Any) -> Any:
-        if key in self.raw:
-            return self.raw[key]
-        if default is None:
-            raise BadInput(f"{self.path}{self.dot}{key} is missing")
-        return default
-
-    def _positive(self, key: str, value: Any) -> float:
-        if type(value) not in (int, float):
-            raise self._bad(key, "must be a number", value)
-        if not 0 < value < 1e30:  # also refuses NaN
-            raise self._bad(key, "must be positive and finite", value)
-        return float(value)
-
-    def _token(self, key: str, value: Any, vocab: int) -> int:
-        if type(value) is not int:
-            raise self._bad(key, "must be a token id", value)
-        if not 0 <= value < vocab:
-            raise BadInput(f"{self.path}{self.dot}{key} is {show(value)}, vocab_size is {vocab}")
-        return value
-
-    def _bad(self, key: str, rule: str, value: Any) -> BadInput:
-        return BadInput(f"{self.path}{self.dot}{key} {rule}, it is {show(value)}")

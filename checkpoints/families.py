@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints import phi3
+from checkpoints import phi3, phi4mm
 from checkpoints.config import ModelConfig
 from checkpoints.roles import Rows
 from checkpoints.safetensors_io import Entry
@@ -21,7 +21,10 @@ class Tensors:
     find: Callable[[Path, ModelConfig, Mapping[str, Entry]], Found]
 
 
-FAMILIES = {"phi3": Tensors(phi3.tensor_shapes, phi3.split_names, phi3.model_tensors)}
+FAMILIES = {
+    "phi3": Tensors(phi3.tensor_shapes, phi3.split_names, phi3.model_tensors),
+    "phi4mm": Tensors(phi4mm.tensor_shapes, phi3.split_names, phi4mm.model_tensors),
+}
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -107,7 +107,7 @@ def model_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entry
                 why = f", which {config.told('tie_word_embeddings')} calls for" if name == HEAD else ""
                 raise BadInput(f"{folder} has no tensor {part}{why}")
             count = split[part].stop - split[part].start if part in split else shape[0]
-            _check(part, found[part], (count, *shape[1:]))
+            check_entry(part, found[part], (count, *shape[1:]))
         used.update(parts)
         tensors[name] = tuple(found[part] for part in parts)
     for name, entry in found.items():
@@ -116,8 +116,9 @@ def model_tensors(folder: Path, config: ModelConfig, entries: Mapping[str, Entry
     return tensors
 
 
-def _check(name: str, entry: Entry, shape: tuple[int, ...]) -> None:
+def check_entry(name: str, entry: Entry, shape: tuple[int, ...], source: str = "config.json") -> None:
+    """Raise BadInput unless a tensor has the shape that `source` makes it, and a dtype that can be read."""
     if entry.shape != shape:
-        raise BadInput(f"{entry.file}: {name} has shape {entry.shape}, config.json makes it {shape}")
+        raise BadInput(f"{entry.file}: {name} has shape {entry.shape}, {source} makes it {shape}")
     if entry.dtype not in DTYPES:
         raise BadInput(f"{entry.file}: {name} is {entry.dtype}, not bfloat16, float16 or float32")

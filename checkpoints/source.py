@@ -1,7 +1,8 @@
 """Finds the folder of a checkpoint: on this disk, also of a GGUF file, of the small models, or on the hub.
 
 The hub part is snapshot_download of huggingface_hub with its cache, retries and progress bars; this module
-adds the default model, its pinned revision and one-sentence errors. It does not look inside what it finds.
+adds the default model, pinned revisions and one-sentence errors. It does not look inside what it finds, but for
+whether a model's adapters lie in folders of their own.
 """
 
 import errno
@@ -10,6 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
@@ -25,11 +27,16 @@ from huggingface_hub.errors import (
 from checkpoints.errors import BadInput
 
 DEFAULT = "microsoft/Phi-4-mini-instruct"
+MULTIMODAL = "microsoft/Phi-4-multimodal-instruct"
 EMBEDDED = "phi4-tiny"
 SMOLLM2 = "smollm2-135m"
 
-# main of 2025-12-10, "Update README.md (#43)"; weights and tokenizer are those of the February 2025 release.
-PINNED = {DEFAULT: "cfbefacb99257ffa30c83adab238a50856ac3083"}
+PINNED = {
+    # main of 2025-12-10, "Update README.md (#43)"; weights and tokenizer are those of the February 2025 release.
+    DEFAULT: "cfbefacb99257ffa30c83adab238a50856ac3083",
+    # main as many public repositories pin it, some with a note that they found it there in July 2026.
+    MULTIMODAL: "93f923e1a7727d1c4f446756212d9d3e8fcc5d81",
+}
 
 TIMEOUT = 10.0  # seconds for the first answer of the hub
 WAYS_ON = f"pass --checkpoint DIR for a folder you have, or --checkpoint {EMBEDDED} for the small model included"
@@ -119,6 +126,7 @@ def _local(folder: Path, name: str, revision: str | None, kind: Kind) -> Source:
 
 def _from_hub(name: str, revision: str) -> Source:
     from checkpoints.files import PATTERNS  # imports torch
+    from checkpoints.phi4mm_config import FOLDERS
 
     wanted = f"{name}@{revision}"
     # Without a network the client repeats its own first question for half a minute; this one asks once. Its
@@ -130,20 +138,29 @@ def _from_hub(name: str, revision: str) -> Source:
         raise BadInput(_neither(name)) from None
     except Exception as problem:
         failure = problem
+    get = partial(snapshot_download, name, revision=revision, local_files_only=failure is not None)
     try:
-        found = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=PATTERNS,
-            ignore_patterns=["*/*"],  # copies of the weights in other formats live in subfolders
-            local_files_only=failure is not None,
-        )
+        # Subfolders hold copies of the weights in other formats, and adapters, which the shards may have as well.
+        found = get(allow_patterns=PATTERNS, ignore_patterns=["*/*"])
+        if _has_adapter_folders(Path(found)):
+            get(allow_patterns=[f"{folder}/adapter_*" for folder in FOLDERS.values()])
     except Exception as problem:
         if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
             raise
         raise BadInput(_absent(wanted, failure, problem)) from None
     folder = Path(found)
     return Source(folder, name, folder.name, "hub")  # the cache names the folder of a snapshot by its commit
+
+
+def _has_adapter_folders(folder: Path) -> bool:
+    """Whether a model has adapters that lie in folders of their own; what is wrong with its files is told later."""
+    from checkpoints.config import read_object  # imports torch
+    from checkpoints.phi4mm_config import NATIVE
+
+    try:
+        return bool(read_object(folder / "config.json").get("model_type") == NATIVE)
+    except BadInput:
+        return False
 
 
 def _neither(name: str) -> str:

@@ -7,13 +7,14 @@ checkpoint reads the embedding's rows under the second name.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
-from checkpoints.config import ModelConfig, read_object
+from checkpoints.config import ADAPTER, ModelConfig, read_object
 from checkpoints.errors import BadInput
 from checkpoints.files import (
     CHUNK,
@@ -81,11 +82,13 @@ def write_untied(opened: Checkpoint, out: Path, progress: Callable[[int], Abstra
     if opened.files[0].suffix == ".gguf":
         raise BadInput(f"{opened.files[0]} is a GGUF file, only safetensors can be untied on disk")
     check_folder(out)
-    stored = open_checkpoint(opened.folder, check=False).names()
+    found = open_checkpoint(opened.folder, check=False)
+    stored, files = found.names(), found.files
     # Files may hold a copy of the embedding as the head, or the head alone.
     missing = next((name for name in (HEAD, EMBEDDING) if name not in map(usual_name, stored)), None)
-    head, files = opened.nbytes(EMBEDDING), opened.files
-    total = head + sum(file.stat().st_size for file in files)
+    beside = [file for file in opened.files if file not in files]  # adapters of a multimodal model
+    head = opened.nbytes(EMBEDDING)
+    total = head + sum(file.stat().st_size for file in opened.files)
     linked = files[0].stat().st_dev == out.resolve().parent.stat().st_dev
     with whole_folder(out, head if linked else total) as folder, progress(total) as count:
         copy_rest(opened.folder, folder)
@@ -94,6 +97,11 @@ def write_untied(opened: Checkpoint, out: Path, progress: Callable[[int], Abstra
         renamed = {file.name: _shard(i, shards) for i, file in enumerate(files, start=1)}
         for file in files:
             link_or_copy(file, folder / renamed[file.name], count)
+        for file in beside:
+            place = folder / file.parent.name
+            place.mkdir()
+            link_or_copy(file, place / file.name, count)
+            shutil.copyfile(file.with_name(ADAPTER), place / ADAPTER)
         index = dict.fromkeys(stored, files[0].name)
         if len(files) > 1:
             index = read_object(opened.folder / INDEX)["weight_map"]
@@ -101,7 +109,7 @@ def write_untied(opened: Checkpoint, out: Path, progress: Callable[[int], Abstra
         if missing:
             weight_map[missing] = _shard(shards, shards)
             _write_copy(folder / weight_map[missing], missing, opened, count)
-        size = head + sum(map(opened.nbytes, opened.names()))
+        size = sum(map(found.nbytes, stored)) + (head if missing else 0)
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 

@@ -10,7 +10,7 @@ import mmap
 import os
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache, reduce
 from pathlib import Path
@@ -18,13 +18,14 @@ from types import MappingProxyType
 
 import torch
 
-from checkpoints.adapters import LowRank, merge, read_changes, read_factors
-from checkpoints.config import ADAPTER, ModelConfig, alone, read_config, read_object
+from checkpoints.adapters import LowRank, merge, own_factors, read_changes, read_factors
+from checkpoints.config import ADAPTER, ModelConfig, alone, read_config, read_object, text_alone, with_modalities
 from checkpoints.errors import BadInput, show
-from checkpoints.families import model_tensors
+from checkpoints.families import model_tensors, tensor_shapes
 from checkpoints.files import present
 from checkpoints.gguf_io import Blocks
 from checkpoints.gguf_model import WEIGHTS, gguf_tensors
+from checkpoints.phi4mm_config import ADAPTERS, MODALITIES
 from checkpoints.roles import EMBEDDING, HEAD
 from checkpoints.safetensors_io import Entry, read_header
 from checkpoints.source import Adapter
@@ -145,29 +146,38 @@ class Checkpoint:
         return self._parts[name]
 
 
-def open_checkpoint(folder: Path, adapters: tuple[Adapter, ...] = (), *, check: bool = True) -> Checkpoint:
+def open_checkpoint(
+    folder: Path,
+    adapters: tuple[Adapter, ...] = (),
+    *,
+    check: bool = True,
+    modalities: Collection[str] = MODALITIES,
+    own_adapter: str | None = None,
+) -> Checkpoint:
     """Map model.safetensors, the shards model.safetensors.index.json names, or else model.gguf, and check them.
+
+    Of a multimodal model it holds what `modalities` need, and `config.multimodal` is that part: other encoders and
+    adapters may be missing. Text alone is a dense Phi-3. So is, whatever the modalities, text with `own_adapter`
+    ("vision" or "speech") merged into it. A text model is the same with any modalities and has no such adapter.
 
     Reads headers only, except that an lm_head.weight beside tied embeddings is compared with them: where it differs
     the model is untied, as for transformers. Raises BadInput for a missing, damaged or cut file, and, unless `check`
     is False, for names, shapes or dtypes that are not those of the model in config.json or of `adapters`.
     check=False leaves names as found, for quantized ones.
     """
-    config = read_config(folder)
-    files, index = _find_files(folder)
-    entries: dict[str, Entry] = {}
-    for file in files:
-        for name, entry in (gguf_tensors(file) if file.suffix == ".gguf" else read_header(file)[0]).items():
-            if name in entries:
-                raise BadInput(f"{show(name)} is both in {entries[name].file} and in {file.name}")
-            entries[name] = entry
-    for name, file in index.items():
-        if name not in entries or entries[name].file != file:
-            raise BadInput(f"{folder / INDEX} says {show(name)} is in {file.name}, which does not hold it")
+    config = _wanted(read_config(folder), modalities, own_adapter)
+    files, entries = _read_headers(folder)
     if not check:
         return Checkpoint(folder, config, files, {name: (entry,) for name, entry in entries.items()})
 
     parts = model_tensors(folder, config, entries)
+    files += sorted({part.file for of_one in parts.values() for part in of_one} - set(files))  # adapters of the model
+    own: Mapping[str, tuple[LowRank, ...]] = {}
+    if own_adapter is not None and config.multimodal is not None:
+        own = own_factors(own_adapter, config.multimodal.loras[own_adapter].scale, parts)
+    if config.multimodal is not None and (own or not (config.multimodal.vision or config.multimodal.audio)):
+        config = text_alone(config)
+        parts = {name: parts[name] for name in (*tensor_shapes(config), HEAD) if name in parts}
     changes = read_changes(adapters, config)
     if config.tie_word_embeddings:
         if HEAD in parts and not _same_values(Checkpoint(folder, config, files, parts), HEAD, EMBEDDING):
@@ -182,7 +192,35 @@ def open_checkpoint(folder: Path, adapters: tuple[Adapter, ...] = (), *, check: 
         else:
             parts.pop(HEAD, None)
     parts |= {name: (entry,) for name, entry in changes.replaced.items()}
-    return Checkpoint(folder, config, files, parts, changes.added)
+    own = {name: low for name, low in own.items() if name not in changes.replaced}
+    added = {name: (*own.get(name, ()), *changes.added.get(name, ())) for name in own.keys() | changes.added.keys()}
+    return Checkpoint(folder, config, files, parts, added)
+
+
+def _wanted(config: ModelConfig, modalities: Collection[str], own_adapter: str | None) -> ModelConfig:
+    """The part of a model that is to be read; for an adapter that is to be merged, what its modality needs."""
+    if own_adapter is None:
+        return with_modalities(config, modalities)
+    if config.multimodal is None:
+        raise BadInput(f"{config.path} is of a text model, which has no adapter {own_adapter} of its own")
+    if own_adapter not in ADAPTERS.values():
+        raise BadInput(f"the adapter {own_adapter} is not one of {', '.join(ADAPTERS.values())}")
+    return with_modalities(config, [modality for modality, name in ADAPTERS.items() if name == own_adapter])
+
+
+def _read_headers(folder: Path) -> tuple[list[Path], dict[str, Entry]]:
+    """The files of weights, and where in them each tensor lies."""
+    files, index = _find_files(folder)
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in (gguf_tensors(file) if file.suffix == ".gguf" else read_header(file)[0]).items():
+            if name in entries:
+                raise BadInput(f"{show(name)} is both in {entries[name].file} and in {file.name}")
+            entries[name] = entry
+    for name, file in index.items():
+        if name not in entries or entries[name].file != file:
+            raise BadInput(f"{folder / INDEX} says {show(name)} is in {file.name}, which does not hold it")
+    return files, entries
 
 
 def _find_files(folder: Path) -> tuple[list[Path], dict[str, Path]]:

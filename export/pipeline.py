@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkpoints.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from checkpoints.config import ADAPTER, ModelConfig, read_config
 from checkpoints.errors import BadInput
 from checkpoints.files import aside, check_folder, input_sha256, reserve, sha256
+from checkpoints.lora_settings import WEIGHTS as ADAPTER_WEIGHTS
 from checkpoints.source import Source
 from export.engine.tokenizer import (
     COMPANIONS,

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from checkpoints.adapters import WEIGHTS
 from checkpoints.config import ADAPTER
 from checkpoints.errors import BadInput
 from checkpoints.files import Progress, check_folder, input_sha256, sha256
+from checkpoints.lora_settings import WEIGHTS
 from checkpoints.roles import EMBEDDING
 from checkpoints.source import Source
 from checkpoints.untied import Untied

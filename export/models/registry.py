@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from checkpoints.config import ModelConfig
+from checkpoints.errors import BadInput
 from checkpoints.families import tensor_shapes
 from checkpoints.roles import Rows
 from export.models.family import Family
@@ -17,7 +18,9 @@ FAMILIES: dict[str, Family] = {"phi3": Phi3()}
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family of a model; `checkpoints.config` reads no others."""
+    """The family of a model; BadInput for one whose files can be read and no more."""
+    if config.family not in FAMILIES:
+        raise BadInput(f"{config.path}: model_type {config.raw['model_type']} can be read, but not exported")
     return FAMILIES[config.family]
 
 

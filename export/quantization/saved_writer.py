@@ -95,7 +95,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def plan(source: QuantizedSource) -> list[Weight]:
-    """All weights with their tensors in the file, in the order of transformers' state dict."""
+    """All weights with their tensors in the file, in the order of transformers' state dict.
+
+    Raises BadInput for a model that is not of text alone.
+    """
+    if source.config.multimodal is not None:
+        raise BadInput(f"{source.config.path}: only text models can be saved quantized")
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
     weights = []

@@ -196,7 +196,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"vocab_size": 10**30}, "vocab_size must lie between"),
     ({"intermediate_size": 0}, "intermediate_size must lie between"),
     ({"sliding_window": 0}, "sliding_window must lie between"),
-    ({"model_type": "phi4mm"}, 'model_type is "phi4mm"'),
+    ({"model_type": "phimoe"}, 'model_type is "phimoe", only phi3, llama, mistral, phi4mm, phi4_multimodal'),
     ({"model_type": None}, "model_type is null"),
     ({"architectures": ["Phi3ForSequenceClassification"]}, "Phi3ForSequenceClassification"),
     ({"num_attention_heads": 40}, "hidden_size 3072 is not a multiple of num_attention_heads 40"),

@@ -15,7 +15,7 @@ import pytest
 
 import checkpoints
 from checkpoints.errors import BadInput
-from checkpoints.source import DEFAULT, PINNED, resolve
+from checkpoints.source import DEFAULT, MULTIMODAL, PINNED, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/tiny"
@@ -162,6 +162,34 @@ def test_the_default_is_asked_for_at_its_pin(hub: Hub, tmp_path: Path) -> None:
     result = ask(tmp_path, "", port=hub.server_port)
     assert result.stdout.strip().split("|")[1:] == [DEFAULT, PINNED[DEFAULT], "hub"]
     assert len(PINNED[DEFAULT]) == 40
+
+
+def test_adapters_in_folders_are_fetched_for_the_model_that_has_them_there(hub: Hub, tmp_path: Path) -> None:
+    folders = {
+        "vision-lora/adapter_config.json": b"{}",
+        "vision-lora/adapter_model.safetensors": b"A",
+        "x/y.json": b"",
+    }
+    hub.files |= folders
+    hub.repos[MULTIMODAL] = PINNED[MULTIMODAL]
+
+    def fetched(home: Path) -> set[str]:
+        result = ask(home, MULTIMODAL, port=hub.server_port)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.split("|")[2] == PINNED[MULTIMODAL]
+        again = ask(home, MULTIMODAL)
+        assert (again.returncode, again.stdout) == (0, result.stdout)
+        folder = Path(result.stdout.split("|")[0])
+        return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} & folders.keys()
+
+    assert fetched(tmp_path / "phi3") == set()
+    hub.files["config.json"] = json.dumps({"model_type": "phi4mm"}).encode()
+    assert fetched(tmp_path / "main") == set()  # they are in its shards
+    hub.files["config.json"] = json.dumps({"model_type": "phi4_multimodal"}).encode()
+    assert fetched(tmp_path / "native") == folders.keys() - {"x/y.json"}
+    refused(ask(tmp_path / "none", MULTIMODAL), f"{MULTIMODAL}@{PINNED[MULTIMODAL]} is not in the local cache")
+    next((tmp_path / "native").rglob("vision-lora/adapter_model.safetensors")).unlink()
+    refused(ask(tmp_path / "native", MULTIMODAL), f"{MULTIMODAL}@{PINNED[MULTIMODAL]} is only partly in the local")
 
 
 def test_a_broken_connection_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:

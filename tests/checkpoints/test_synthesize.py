@@ -130,7 +130,7 @@ def test_refuses(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None
 
 
 def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import checkpoints.synthesize as module
+    import checkpoints.random_weights as module
 
     def broken(*args: Any) -> Any:
         yield torch.ones(4, 64, dtype=torch.bfloat16)
