@@ -36,7 +36,7 @@ DOORS = ["pte", "untie", "quantize", "remap", "verify", "inspect", "generate", "
 PRIVATE = {
     "executorch.exir._serialize": {"export/program/assemble.py", "export/ptefile/reader.py"},
     "executorch.backends.xnnpack": {"export/xnnpack/drawing.py"},
-    "executorch.exir.memory_planning": {"export/program/deepen.py"},
+    "executorch.exir.memory_planning": {"export/program/arenas.py"},
     "torch._higher_order_ops": {"export/program/trace.py"},
     "torchao.prototype": {"export/quantization/saved_writer.py"},
 }

@@ -2,7 +2,7 @@
 
 Layout of the file, every segment aligned to 128 bytes:
 
-    program (flatbuffer with the extended header), padded to `program_room(layers)` bytes
+    program (flatbuffer with the extended header), padded to `program_room` bytes
     weights of delegates, one segment a part, called by their data names
     embedding and norms, called so as well, then the graph's own constants (rope tables): the constant segment
     XNNPACK's graphs, one segment a delegate

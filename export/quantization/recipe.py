@@ -40,6 +40,8 @@ class RecipeFlags(TypedDict, total=False):
     group_size: int
     embedding_bits: int
     head_bits: int
+    lora_bits: int
+    encoder_bits: int
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Recipe:
     group_size: int = 32  # columns that share an int4 scale
     embedding_bits: int = 8  # 8: one float32 scale a row; 4: one a group
     head_bits: int = 4  # 4: in groups like every linear; 8: one scale a row
+    lora_bits: int = 4  # of a multimodal model's adapters; what groups do not divide has 8 bits
+    encoder_bits: int = 8  # of the linears of its encoders and projectors, likewise
 
     def __str__(self) -> str:
         if not self.quantized:
@@ -63,10 +67,12 @@ class Recipe:
         bfloat16, those of the embedding float32.
         """
         embedding = role is Role.EMBEDDING
-        if not self.quantized or role is Role.NORM:
+        if not self.quantized or role in (Role.NORM, Role.TABLE, Role.FLOAT):
             return Storage(columns, 32, 0, torch.float32, embedding)
-        bits = {Role.EMBEDDING: self.embedding_bits, Role.HEAD: self.head_bits}.get(role, 4)
-        if bits == 8:
+        media = {Role.ADAPTER: self.lora_bits, Role.ENCODER: self.encoder_bits}
+        bits = ({Role.EMBEDDING: self.embedding_bits, Role.HEAD: self.head_bits} | media).get(role, 4)
+        # Widths of the encoders (588, 4304) and ranks are multiples of few numbers.
+        if bits == 8 or (role in media and columns % self.group_size):
             return Storage(columns, 8, 1, torch.float32, embedding)
         scale_dtype = torch.float32 if embedding else torch.bfloat16
         return Storage(columns, 4, columns // self.group_size, scale_dtype, embedding)

@@ -7,56 +7,92 @@ the pieces to spare activations. Weights are called by the attribute's name behi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from checkpoints.config import ModelConfig
 from checkpoints.roles import Role
 from export.models.family import Piece
-from export.quantization.recipe import Recipe, Storage
-from export.xnnpack.drawing import Blobs, Drawing
+from export.quantization.recipe import Recipe
+from export.xnnpack.drawing import Drawing
+
+
+Linear = Callable[[Drawing, int, int, str], int]  # drawing, x, rows and the weight's name, to x times the weight
 
 
 def make_pieces(config: ModelConfig, recipe: Recipe, chunk: int, logits: int | None) -> dict[str, Piece]:
     """project, finish, feed and head, for calls of up to `chunk` tokens; `logits` as of `Transformer`."""
-    hidden, size = config.hidden_size, config.head_dim
-    heads, kv = config.num_attention_heads, config.num_key_value_heads
 
-    def storage(role: Role, columns: int) -> Storage:
-        return recipe.storage(role, columns)
+    def linear(drawing: Drawing, x: int, rows: int, name: str) -> int:
+        return drawing.linear(x, rows, name, recipe.storage(Role.LINEAR, drawing.dims[x][-1]))
 
+    drawn = {
+        "project": draw_project(config, chunk, linear),
+        "finish": draw_finish(config, chunk, linear),
+        "feed": draw_feed(config, chunk, linear),
+        "head": _draw_head(config, recipe, chunk, logits),
+    }
+    made = outputs(config)
+    return {name: Piece(drawing.blobs(), made[name]) for name, drawing in drawn.items()}
+
+
+def draw_project(config: ModelConfig, chunk: int, linear: Linear) -> Drawing:
+    """`Attention.project`."""
+    hidden, size, kv = config.hidden_size, config.head_dim, config.num_key_value_heads
     project = Drawing()
     x = project.input([1, chunk, hidden])
     drawn = []
-    for name, count in (("wq", heads), ("wk", kv), ("wv", kv)):
-        y = project.linear(x, count * size, name, storage(Role.LINEAR, hidden))
+    for name, count in (("wq", config.num_attention_heads), ("wk", kv), ("wv", kv)):
+        y = linear(project, x, count * size, name)
         drawn.append(project.reshape(y, (0, kv, count // kv, size), [chunk, kv, count // kv, size]))
     qk = project.concatenate(drawn[0], drawn[1], axis=2)
     for by_token in (qk, drawn[2]):
         project.output(project.transpose(by_token, [1, 0, 2, 3]))
+    return project
 
+
+def draw_finish(config: ModelConfig, chunk: int, linear: Linear) -> Drawing:
+    """`Attention.finish`."""
+    hidden, size = config.hidden_size, config.head_dim
+    heads, kv = config.num_attention_heads, config.num_key_value_heads
     finish = Drawing()
     by_token = finish.value([chunk, kv, heads // kv, size])
     attended = finish.input([kv, chunk, heads // kv, size])
     finish.transpose(attended, [1, 0, 2, 3], to=by_token)
     flat = finish.reshape(by_token, (1, 0, heads * size), [1, chunk, heads * size])
-    y = finish.linear(flat, hidden, "wo", storage(Role.LINEAR, heads * size))
+    y = linear(finish, flat, hidden, "wo")
     finish.output(finish.add(finish.input([1, chunk, hidden]), y))
+    return finish
 
+
+def draw_feed(config: ModelConfig, chunk: int, linear: Linear) -> Drawing:
+    """`FeedForward.project`."""
+    hidden, inner = config.hidden_size, config.intermediate_size
     feed = Drawing()
     x = feed.input([1, chunk, hidden])
-    inner = config.intermediate_size
-    gate = feed.silu(feed.linear(x, inner, "w1", storage(Role.LINEAR, hidden)))
-    up = feed.linear(x, inner, "w3", storage(Role.LINEAR, hidden))
-    y = feed.linear(feed.multiply(gate, up), hidden, "w2", storage(Role.LINEAR, inner))
+    gate = feed.silu(linear(feed, x, inner, "w1"))
+    up = linear(feed, x, inner, "w3")
+    y = linear(feed, feed.multiply(gate, up), hidden, "w2")
     feed.output(feed.add(feed.input([1, chunk, hidden]), y))
+    return feed
 
-    head = Drawing()
+
+def _draw_head(config: ModelConfig, recipe: Recipe, chunk: int, logits: int | None) -> Drawing:
+    head, hidden = Drawing(), config.hidden_size
     x = head.input([1, hidden] if logits == 1 else [1, min(logits or chunk, chunk), hidden])
-    head.output(head.linear(x, config.vocab_size, "output", storage(Role.HEAD, hidden)))
+    head.output(head.linear(x, config.vocab_size, "output", recipe.storage(Role.HEAD, hidden)))
+    return head
+
+
+def outputs(config: ModelConfig) -> dict[str, Callable[..., tuple[Tensor, ...]]]:
+    """The results of each piece as empty tensors, from its arguments."""
+    kv, size = config.num_key_value_heads, config.head_dim
+    group = config.num_attention_heads // kv
 
     def projected(x: Tensor) -> tuple[Tensor, ...]:
-        return x.new_empty(kv, x.shape[1], heads // kv + 1, size), x.new_empty(kv, x.shape[1], 1, size)
+        return x.new_empty(kv, x.shape[1], group + 1, size), x.new_empty(kv, x.shape[1], 1, size)
 
     def like_residual(x: Tensor, residual: Tensor) -> tuple[Tensor, ...]:
         return (torch.empty_like(residual),)
@@ -64,9 +100,4 @@ def make_pieces(config: ModelConfig, recipe: Recipe, chunk: int, logits: int | N
     def logits_of(x: Tensor) -> tuple[Tensor, ...]:
         return (x.new_empty(*x.shape[:-1], config.vocab_size),)
 
-    return {
-        "project": Piece(Blobs(project.graph), projected),
-        "finish": Piece(Blobs(finish.graph), like_residual),
-        "feed": Piece(Blobs(feed.graph), like_residual),
-        "head": Piece(Blobs(head.graph), logits_of),
-    }
+    return {"project": projected, "finish": like_residual, "feed": like_residual, "head": logits_of}

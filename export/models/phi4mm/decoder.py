@@ -1,0 +1,107 @@
+"""The text decoder with adapters beside its linears: methods that take embeddings, and pieces with low-rank products.
+
+The base weights are those of the plain decoder, in each method by the same names. What an adapter changes of a linear
+is B (A x), in the piece of that linear; one A serves queries, keys and values, and one gate and up. Its scale is in B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from checkpoints.config import ModelConfig
+from checkpoints.phi4mm_config import Lora
+from checkpoints.roles import Role
+from export.models.family import Call, Method, Piece, Sizes
+from export.models.phi3.decoder import Transformer
+from export.models.phi3.methods import decoder_method
+from export.models.phi3.pieces import draw_feed, draw_finish, draw_project, outputs
+from export.quantization.recipe import Recipe
+from export.xnnpack.drawing import Drawing
+
+PARTS = ("project", "finish", "feed")  # pieces that adapters change
+
+
+class EmbeddingsDecoder(Transformer):
+    """embeddings [1, S, D] float32 and input_pos [1] int64 to logits, as of `Transformer`."""
+
+    def __init__(
+        self, config: ModelConfig, context: int, cache_dtype: torch.dtype = torch.float32, logits: int | None = 1
+    ) -> None:
+        super().__init__(config, context, cache_dtype, logits)
+        del self.tok_embeddings
+
+    def forward(self, embeddings: Tensor, input_pos: Tensor) -> Tensor:
+        return self.decode(embeddings, lambda h: h, input_pos)
+
+
+class TokenEmbedding(nn.Module):
+    """tokens [1, S] int64 to rows of the embedding [1, S, D]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        result: Tensor = self.tok_embeddings(tokens)
+        return result
+
+
+def methods(config: ModelConfig, sizes: Sizes, call: Call, stock: str) -> list[Method]:
+    """token_embedding, text_decoder_text and its copies: one for each adapter, and text_decoder with that of `stock`."""
+    assert config.multimodal is not None
+    tokens = torch.zeros(1, min(3, sizes.chunk), dtype=torch.long)
+    length = torch.export.Dim("length", min=1, max=sizes.chunk)
+    embedding = Method("token_embedding", lambda _: TokenEmbedding(config), 0, (tokens,), ({1: length},))
+    example = torch.zeros(1, tokens.shape[1], config.hidden_size)
+    text = decoder_method("text_decoder_text", config, sizes, call, example, EmbeddingsDecoder)
+    # The stock runners know one decoder: for what it is given, pictures where the file has any.
+    text.copies["text_decoder"] = _with_adapter(stock)
+    for adapter in config.multimodal.loras:
+        if adapter != stock:
+            text.copies[f"text_decoder_{adapter}"] = _with_adapter(adapter)
+    return [embedding, text]
+
+
+def _with_adapter(adapter: str) -> Callable[[str], str]:
+    return lambda token: f"{adapter}_{token}" if token.split()[0] in PARTS else token
+
+
+def make_pieces(config: ModelConfig, recipe: Recipe, chunk: int) -> dict[str, Piece]:
+    """Those of PARTS for each adapter, for calls of up to `chunk` tokens: "vision_project" …."""
+    assert config.multimodal is not None
+    found = {}
+    for adapter, lora in config.multimodal.loras.items():
+        for name, draw in (("project", draw_project), ("finish", draw_finish), ("feed", draw_feed)):
+            drawn = draw(config, chunk, LowRankLinears(adapter, lora, recipe))
+            found[f"{adapter}_{name}"] = Piece(drawn.blobs(), outputs(config)[name])
+    return found
+
+
+class LowRankLinears:
+    """Draws a linear, and what an adapter adds to its result where it changes that linear."""
+
+    DOWN = {
+        **dict.fromkeys(("wq", "wk", "wv"), ("self_attn.qkv_proj", "qkv_a")),
+        "wo": ("self_attn.o_proj", "o_a"),
+        **dict.fromkeys(("w1", "w3"), ("mlp.gate_up_proj", "up_a")),
+        "w2": ("mlp.down_proj", "down_a"),
+    }
+
+    def __init__(self, adapter: str, lora: Lora, recipe: Recipe) -> None:
+        self.adapter, self.lora, self.recipe = adapter, lora, recipe
+        self._low: dict[str, int] = {}  # A x, drawn once for all linears of an input
+
+    def __call__(self, drawing: Drawing, x: int, rows: int, name: str) -> int:
+        base = drawing.linear(x, rows, name, self.recipe.storage(Role.LINEAR, drawing.dims[x][-1]))
+        target, down = self.DOWN[name]
+        if target not in self.lora.targets:
+            return base
+        if down not in self._low:
+            storage = self.recipe.storage(Role.ADAPTER, drawing.dims[x][-1])
+            self._low[down] = drawing.linear(x, self.lora.rank, f"{self.adapter}.{down}", storage)
+        up = f"{self.adapter}.{name.removeprefix('w') if name[1] in 'qkvo' else name}_b"
+        storage = self.recipe.storage(Role.ADAPTER, self.lora.rank)
+        return drawing.add(base, drawing.linear(self._low[down], rows, up, storage))

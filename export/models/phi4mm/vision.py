@@ -1,0 +1,181 @@
+"""The encoder of pictures (SigLIP) and its projector: one crop at a time, as modules around XNNPACK's pieces.
+
+Shapes: N patches of a crop, P along its side; D hidden size, H heads of E; T text model's hidden size. As in
+transformers' `Phi4MultimodalImageEmbedding` (5.23) the features are those before the layers that nothing uses, and
+pairs of patches are averaged both ways. Projecting a token commutes with putting tokens in order, so crops are
+projected one by one, and separators by themselves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from checkpoints.phi4mm_config import Vision
+from checkpoints.roles import Role
+from export.models.family import Call, Method, Piece
+from export.models.modules import LayerNorm, Table, Vector
+from export.quantization.recipe import Recipe
+from export.xnnpack.drawing import Blobs, Drawing
+
+MASKED = 1e9  # taken from the scores of patches that are padding
+BELOW_ONE = 1.0 - 1e-6  # as transformers has it
+
+
+class Crop(nn.Module):
+    """pixels [1, 3, side, side] and valid, its rows and columns of patches, int64 [2], to tokens [1, (P/2)^2, T]."""
+
+    def __init__(self, vision: Vision, layers: int, call: Call) -> None:
+        super().__init__()
+        self.side = vision.patches
+        self.layers = nn.ModuleList(Layer(vision, i, call) for i in range(layers))
+        self.positions = Table(self.side**2, vision.hidden_size)
+        self.patch, self.pool = call("picture_patch", "vision."), call("picture_pool", "vision.projector.")
+
+    def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
+        steps, size = torch.arange(self.side, dtype=torch.float32), valid.to(torch.float32)
+        rows, columns = size[0:1], size[1:2]
+        inside = (steps < rows).float().unsqueeze(1) * (steps < columns).float().unsqueeze(0)
+        index = self._stretched(steps, rows).unsqueeze(1) * self.side + self._stretched(steps, columns).unsqueeze(0)
+        return self.encode(pixels, (index * inside).to(torch.int64), (inside - 1.0) * MASKED)
+
+    def encode(self, pixels: Tensor, index: Tensor, bias: Tensor) -> Tensor:
+        """`index` [P, P]: of each patch's position; `bias` [P, P] is added to the scores of a patch as key."""
+        h = self.patch(pixels, self.positions(index))
+        for layer in self.layers:
+            h = layer(h, bias)
+        result: Tensor = self.pool(h)
+        return result
+
+    def _stretched(self, steps: Tensor, count: Tensor) -> Tensor:
+        """Positions of `count` patches, stretched over all, as NaViT has it."""
+        return torch.floor(torch.clamp(steps * (1.0 / count), max=BELOW_ONE) * self.side)
+
+
+class Picture(Crop):
+    """pixels [1, 3, side, side] of a picture that is one crop to all its tokens [1, 2 P/2 (P/2 + 1) + 1, T]."""
+
+    def __init__(self, vision: Vision, layers: int, call: Call) -> None:
+        super().__init__(vision, layers, call)
+        self.divider, self.separator = Vector(vision.hidden_size), Vector(vision.hidden_size)
+        self.project = call("picture_projector", "vision.projector.")
+
+    def forward(self, pixels: Tensor) -> Tensor:  # type: ignore[override]
+        index = torch.arange(0, self.side**2, self.side).unsqueeze(1) + torch.arange(self.side).unsqueeze(0)
+        tokens = self.encode(pixels, index, torch.zeros(self.side, self.side))
+        every = torch.cat([tokens, self.project(_stacked(self))], dim=1)
+        return every.index_select(1, torch.tensor(self._order()))
+
+    def _order(self) -> list[int]:
+        """Of tokens, the divider behind them and the separator: the crop's rows, each with its end, twice."""
+        half = self.side // 2
+        divider = half * half
+        lines = [token for row in range(half) for token in (*range(row * half, (row + 1) * half), divider + 1)]
+        return [*lines, divider, *lines]
+
+
+class Separators(nn.Module):
+    """To [1, 2, T]: what stands before the global view of a picture, and what ends each row of tokens."""
+
+    def __init__(self, vision: Vision, call: Call) -> None:
+        super().__init__()
+        self.divider, self.separator = Vector(vision.hidden_size), Vector(vision.hidden_size)
+        self.project = call("picture_projector", "vision.projector.")
+
+    def forward(self) -> Tensor:
+        result: Tensor = self.project(_stacked(self))
+        return result
+
+
+def _stacked(module: Picture | Separators) -> Tensor:
+    return torch.stack([module.divider(), module.separator()]).unsqueeze(0)
+
+
+class Layer(nn.Module):
+    """h [1, N, D]: attention of all patches to those inside, and a feed-forward, each with its residual."""
+
+    def __init__(self, vision: Vision, number: int, call: Call) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = (LayerNorm(vision.hidden_size, vision.layer_norm_eps) for _ in range(2))
+        self.attend, self.feed = (call(piece, f"vision.layers.{number}.") for piece in ("picture_attend", "picture_feed"))
+
+    def forward(self, h: Tensor, bias: Tensor) -> Tensor:
+        h = self.attend(self.norm1(h), h, bias)
+        return self.feed(self.norm2(h), h)
+
+
+def methods(vision: Vision, call: Call) -> list[Method]:
+    """vision_encoder, vision_crop and vision_separators."""
+    pixels = torch.zeros(1, 3, vision.image_size, vision.image_size)
+    valid = torch.full((2,), vision.patches)
+    layers = vision.used_layers
+    return [
+        Method("vision_encoder", lambda count: Picture(vision, count, call), layers, (pixels,), prefix="vision."),
+        Method("vision_crop", lambda count: Crop(vision, count, call), layers, (pixels, valid), prefix="vision."),
+        Method("vision_separators", lambda _: Separators(vision, call), 0, (), prefix="vision."),
+    ]
+
+
+def make_pieces(vision: Vision, text: int, recipe: Recipe) -> dict[str, Piece]:
+    """picture_patch, picture_attend, picture_feed, picture_pool and picture_projector."""
+    hidden, inner, patches = vision.hidden_size, vision.intermediate_size, vision.patches**2
+    heads, size = vision.num_attention_heads, vision.hidden_size // vision.num_attention_heads
+    columns = 3 * vision.patch_size**2
+    narrow, wide = recipe.storage(Role.ENCODER, hidden), recipe.storage(Role.ENCODER, inner)
+
+    side, pixels, half = vision.patches, vision.patch_size, vision.patches // 2
+    patch = Drawing()
+    x = patch.input([1, 3, vision.image_size, vision.image_size])
+    x = patch.reshape(x, (3, side, pixels, side, pixels), [3, side, pixels, side, pixels])
+    x = patch.transpose(x, [1, 3, 0, 2, 4])
+    x = patch.reshape(x, (1, patches, columns), [1, patches, columns])
+    x = patch.linear(x, hidden, "patch", recipe.storage(Role.ENCODER, columns), bias=True)
+    placed = patch.reshape(patch.input([side, side, hidden]), (1, patches, hidden), [1, patches, hidden])
+    patch.output(patch.add(placed, x))
+
+    attend = Drawing()
+    x, h, bias = (attend.input(dims) for dims in ([1, patches, hidden], [1, patches, hidden], [side, side]))
+    bias = attend.reshape(bias, (1, 1, patches), [1, 1, patches])
+    q, k, v = (
+        attend.reshape(attend.linear(x, hidden, name, narrow, bias=True), (patches, heads, size), [patches, heads, size])
+        for name in ("wq", "wk", "wv")
+    )
+    q = attend.multiply(attend.transpose(q, [1, 0, 2]), attend.scalar(size**-0.5))
+    scores = attend.add(bias, attend.matmul(q, attend.transpose(k, [1, 2, 0])))
+    attended = attend.matmul(attend.softmax(scores), attend.transpose(v, [1, 0, 2]))
+    flat = attend.reshape(attend.transpose(attended, [1, 0, 2]), (1, patches, hidden), [1, patches, hidden])
+    attend.output(attend.add(h, attend.linear(flat, hidden, "wo", narrow, bias=True)))
+
+    feed = Drawing()
+    x, h = feed.input([1, patches, hidden]), feed.input([1, patches, hidden])
+    inside = feed.gelu_tanh(feed.linear(x, inner, "fc1", narrow, bias=True))
+    feed.output(feed.add(h, feed.linear(inside, hidden, "fc2", wide, bias=True)))
+
+    pool = Drawing()
+    x = pool.reshape(pool.input([1, patches, hidden]), (1, side, side, hidden), [1, side, side, hidden])
+    x = pool.reshape(pool.average(x), (1, half * half, hidden), [1, half * half, hidden])
+    _project(pool, x, text, recipe)
+
+    def like_second(x: Tensor, h: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+        return (torch.empty_like(h),)
+
+    return {
+        "picture_patch": Piece(patch.blobs(), lambda x, placed: (placed.new_empty(1, patches, hidden),)),
+        "picture_attend": Piece(attend.blobs(), like_second),
+        "picture_feed": Piece(feed.blobs(), like_second),
+        "picture_pool": Piece(pool.blobs(), lambda x: (x.new_empty(1, half * half, text),)),
+        "picture_projector": projector(2, hidden, text, recipe),
+    }
+
+
+def projector(tokens: int, columns: int, text: int, recipe: Recipe) -> Piece:
+    """x [1, S, columns] to [1, S, T] by two linears, `up` and `down`, for up to so many tokens."""
+    drawing = Drawing()
+    _project(drawing, drawing.input([1, tokens, columns]), text, recipe)
+    return Piece(drawing.blobs(), lambda x: (x.new_empty(1, x.shape[1], text),))
+
+
+def _project(drawing: Drawing, x: int, text: int, recipe: Recipe) -> None:
+    columns = drawing.dims[x][-1]
+    x = drawing.gelu(drawing.linear(x, text, "up", recipe.storage(Role.ENCODER, columns), bias=True))
+    drawing.output(drawing.linear(x, text, "down", recipe.storage(Role.ENCODER, text), bias=True))
