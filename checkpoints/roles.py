@@ -15,7 +15,7 @@ MEDIA_LINEAR = re.compile(
     r"(?:_proj|\.fc[12]|img_projection_\w+|_proj_for_\w+|\.pw_conv|\.ext_pw_conv_1d|patch_embedding|embed\.out"
     r"|embed\.conv\.(?:3|6|9|12|15|18))\.weight"
 )
-TABLES = ("position_embedding.weight", "bias_values.weight", "_img_feature_extensor")
+TABLES = ("position_embedding.weight", "bias_values.weight", "_img_feature_extensor", "global_mean", "global_invstd")
 
 
 @dataclass(frozen=True)

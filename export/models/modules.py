@@ -56,6 +56,18 @@ class Vector(nn.Module):
         return self.weight
 
 
+class Numbers(nn.Module):
+    """A few float32 numbers that pieces take as inputs [1]: XNNPACK's graphs have no constants of their own."""
+
+    def __init__(self, *numbers: float) -> None:
+        super().__init__()
+        for index, number in enumerate(numbers):
+            self.register_buffer(f"number{index}", torch.tensor([number], device="cpu"), persistent=False)
+
+    def forward(self) -> tuple[Tensor, ...]:
+        return tuple(self.buffers())
+
+
 class QuantizedEmbedding(nn.Module):
     """Rows of an int8 [V, D] or packed int4 uint8 [V, D/2] table, by the runtime's own kernel."""
 

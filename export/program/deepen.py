@@ -52,8 +52,9 @@ def deepen(program: Program, constants: dict[str, int], layers: int) -> dict[str
     before = next(index for index, token in enumerate(shallow) if b"layers.0." in token)
     if planned_anew(plan) != plan:
         raise Unknown("memory is planned in another way")
-    _, middle, last = _layers(plan, shallow, before, per_layer)
+    first, middle, last = _layers(plan, shallow, before, per_layer)
     carried = _check_image(plan, middle, last, per_layer)
+    of_first = _own_buffers(plan, first)
     values, buffers = _Rows(middle.owned, layers), _Rows(_own_buffers(plan, middle), layers)
     after, copies = set(last.owned), range(layers - SHALLOW + 1)
 
@@ -101,7 +102,7 @@ def deepen(program: Program, constants: dict[str, int], layers: int) -> dict[str
     ]
     program.constant_buffer = [program.constant_buffer[n] for n, _ in buffers.places(len(program.constant_buffer))]
     replan(plan)
-    return dict(_named(constants, buffers, layers))
+    return dict(_named(constants, buffers, of_first))
 
 
 @dataclass
@@ -221,12 +222,18 @@ class _Rows:
                     yield from ((inside, c + 1) for c in range(self.extra) for inside in row)
 
 
-def _named(constants: dict[str, int], buffers: _Rows, layers: int) -> Iterator[tuple[str, int]]:
+def _named(constants: dict[str, int], buffers: _Rows, first: list[int]) -> Iterator[tuple[str, int]]:
+    """Constants by the names they have in the deep model; `first` are those of the first layer.
+
+    A part may have what the layer before it ends with, a norm behind the last delegate: then its own constants are not
+    all of one number.
+    """
     for name, number in constants.items():
         match = LAYER.search(name)
         layer = int(match[1]) if match else 0
-        for c in range(layers - SHALLOW + 1 if match and layer == 1 else 1):
-            there = layer + c if layer < SHALLOW - 1 else layers - 1
+        repeated = any(number in row for row in buffers.rows)
+        for c in range(buffers.extra + 1 if repeated else 1):
+            there = layer + c if repeated or number in first else layer + buffers.extra
             yield LAYER.sub(f"layers.{there}.", name), buffers.moved(number, c)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import struct
 from collections.abc import Sequence
 
 from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
@@ -46,14 +45,16 @@ from export.quantization.recipe import Storage
 
 NONE = 2**32 - 1  # XNN_INVALID_VALUE_ID
 NAMED = 2**64 - 1  # offset of a constant that is found by its name
-GELU, GELU_CUBIC = (2 / math.pi) ** 0.5, 0.044715
+GELU_TANH = tuple(2 * (2 / math.pi) ** 0.5 * factor for factor in (1, 0.044715))
 INPUT, OUTPUT = 1, 2  # XNN_VALUE_FLAG_EXTERNAL_INPUT, _OUTPUT
 RELU = OutputMinMax(output_min=0, output_max="+inf")
-INLINE_ALIGNMENT = 16  # bytes; and so many behind a constant, as XNNPACK may read beyond its end
 
 
 class Drawing:
     """A graph under way. Values are numbers; `dims` are upper bounds of dynamic dimensions, None a plain value.
+
+    Constants are what XNNPACK packs: weights and biases. All others must be inputs, however small: with a weight cache
+    the backend (1.5.1) frees what a graph's own constants point to.
 
     Debug handles count the nodes of upstream's graph, which has more of them than XNNPACK's: `steps` at each.
     """
@@ -61,12 +62,11 @@ class Drawing:
     def __init__(self) -> None:
         self.graph = XNNGraph("0", [], [], 0, [], [], [ConstantDataOffset(0, 0)])
         self.dims: list[list[int]] = []
-        self.inline = bytearray()  # constants that lie in the blob itself
         self._handle = 0
 
     def blobs(self) -> Blobs:
         """What the graph becomes in a file."""
-        return Blobs(self.graph, bytes(self.inline))
+        return Blobs(self.graph)
 
     def input(self, dims: Sequence[int]) -> int:
         """A tensor from outside, float32."""
@@ -144,20 +144,6 @@ class Drawing:
         self._node(XNNSubtract(x, y, out, 0))
         return out
 
-    def scalar(self, value: float) -> int:
-        """A constant of one element, to be broadcast."""
-        self.graph.constant_data.append(ConstantDataOffset(len(self.inline), 4))
-        self.inline += struct.pack("<f", value).ljust(2 * INLINE_ALIGNMENT, b"\0")
-        constant = self._tensor([1], XNNDatatype.xnn_datatype_fp32, len(self.graph.constant_data) - 1)
-        self.graph.xvalues.append(XValue(constant))
-        return constant.id_out
-
-    def vector(self, name: str, size: int) -> int:
-        """A constant float32 [size] called `name` + ".weight", to be broadcast."""
-        constant = self._tensor([size], XNNDatatype.xnn_datatype_fp32, self._named(f"{name}.weight", 4 * size))
-        self.graph.xvalues.append(XValue(constant))
-        return constant.id_out
-
     def matmul(self, x: int, y: int) -> int:
         """x [B, M, K] times y [B, K, N], both computed."""
         out = self._float([*self.dims[x][:-1], self.dims[y][-1]])
@@ -176,10 +162,13 @@ class Drawing:
         self._node(XNNGelu(x, out, 0))
         return out
 
-    def gelu_tanh(self, x: int) -> int:
-        """torch's gelu with approximate="tanh", x / 2 * (1 + tanh(u)), which is x * sigmoid(2 u)."""
-        inner = self.multiply(self.multiply(x, x), self.scalar(2 * GELU * GELU_CUBIC))
-        inner = self.multiply(self.add(self.scalar(2 * GELU), inner), x)
+    def gelu_tanh(self, x: int, linear: int, cubic: int) -> int:
+        """torch's gelu with approximate="tanh", x / 2 * (1 + tanh(u)), as x * sigmoid(2 u).
+
+        `linear` and `cubic` are inputs [1]: what x and its cube are times in 2 u, see GELU_TANH.
+        """
+        inner = self.multiply(self.multiply(x, x), cubic)
+        inner = self.multiply(self.add(linear, inner), x)
         sigmoid = self._float(self.dims[x])
         self._node(XNNSigmoid(inner, sigmoid, 0))
         return self.multiply(x, sigmoid)
@@ -208,7 +197,7 @@ class Drawing:
         size = 4 * shape[0] * tall * wide * shape[3]
         weight = self._tensor(shape, XNNDatatype.xnn_datatype_fp32, self._named(f"{name}.weight", size))
         self.graph.xvalues.append(XValue(weight))
-        bias = self.vector(f"{name}.bias", channels)
+        bias = self._bias(name, channels)
         rows, columns = (height + top + bottom - tall) // stride + 1, (width + left + right - wide) // stride + 1
         out = self._float([1, rows, columns, channels])
         kind, groups = (XNNDepthwiseConv2d, inputs) if depthwise else (XNNConv2d, 1)
@@ -233,10 +222,15 @@ class Drawing:
         return self.multiply(x, sigmoid, steps=0)
 
     def _product(self, x: int, weight: int, rows: int, steps: int, bias: str | None, relu: bool) -> int:
-        added = NONE if bias is None else self.vector(f"{bias}.bias", rows)
+        added = NONE if bias is None else self._bias(bias, rows)
         out = self._float([*self.dims[x][:-1], rows])
         self._node(XNNFullyConnected(x, weight, added, out, 0), steps, RELU if relu else None)
         return out
+
+    def _bias(self, name: str, size: int) -> int:
+        bias = self._tensor([size], XNNDatatype.xnn_datatype_fp32, self._named(f"{name}.bias.weight", 4 * size))
+        self.graph.xvalues.append(XValue(bias))
+        return bias.id_out
 
     def _float(self, dims: Sequence[int], flags: int = 0) -> int:
         tensor = self._tensor(dims, XNNDatatype.xnn_datatype_fp32)
@@ -276,8 +270,8 @@ class Blobs:
     another of the same length (a flatbuffer has offsets, not separators).
     """
 
-    def __init__(self, graph: XNNGraph, inline: bytes = b"") -> None:
-        self.graph, self.inline = graph, inline
+    def __init__(self, graph: XNNGraph) -> None:
+        self.graph = graph
         self.names = [data.named_key for data in graph.constant_data if data.named_key]
         self._made: dict[tuple[int, ...], tuple[bytes, list[bytes]]] = {}
 
@@ -289,7 +283,7 @@ class Blobs:
             graph, renamed = copy.deepcopy(self.graph), iter(stand_ins)
             for data in graph.constant_data:
                 data.named_key = next(renamed) if data.named_key else data.named_key
-            self._made[lengths] = serialize_xnnpack_binary(graph, bytearray(self.inline)), [text.encode() for text in stand_ins]
+            self._made[lengths] = serialize_xnnpack_binary(graph, bytearray()), [text.encode() for text in stand_ins]
         blob, found = self._made[lengths]
         for name, stand_in in zip(self.names, found, strict=True):
             assert blob.count(stand_in) == 1, name

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from checkpoints.phi4mm_config import Audio
 from checkpoints.roles import Role
 from export.models.family import Call, Method, Piece
-from export.models.modules import LayerNorm, Table
+from export.models.modules import LayerNorm, Numbers, Table, Vector
 from export.models.phi4mm.layout import halvings
 from export.models.phi4mm.vision import projector
 from export.quantization.recipe import Recipe
 from export.xnnpack.drawing import Drawing
 
 WINDOW = 500  # tokens that attend to each other: fixed in the original's code
-PIECE = 344  # frames that audio_subsample takes at most; `export.media.sounds.pieces` cuts no longer ones
+PIECE = 42  # tokens that audio_subsample makes at most: no piece of `settings` is longer
 
 
 class Subsample(nn.Module):
@@ -30,10 +30,11 @@ class Subsample(nn.Module):
 
     def __init__(self, audio: Audio, call: Call) -> None:
         super().__init__()
+        self.mean, self.invstd = Vector(audio.num_mel_bins), Vector(audio.num_mel_bins)
         self.subsample = call("sound_subsample", "audio.")
 
     def forward(self, frames: Tensor) -> Tensor:
-        result: Tensor = self.subsample(frames)
+        result: Tensor = self.subsample(frames, self.mean(), self.invstd())
         return result
 
 
@@ -45,6 +46,7 @@ class Conformer(nn.Module):
         self.reach = audio.bias_max_distance
         self.layers = nn.ModuleList(Block(audio, i, call) for i in range(layers))
         self.distances = Table(2 * audio.bias_max_distance, audio.num_attention_heads)
+        self.numbers = Numbers((audio.hidden_size // audio.num_attention_heads) ** -0.5, 0.5)
         self.project = call("sound_projector", f"audio.{mode}.")
 
     def forward(self, h: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ class Conformer(nn.Module):
         distance = (place.unsqueeze(0) - place.unsqueeze(1)).clamp(-self.reach, self.reach - 1)
         bias = self.distances(distance + self.reach).permute(2, 0, 1).contiguous()
         for layer in self.layers:
-            h = layer(h, bias)
+            h = layer(h, bias, *self.numbers())
         result: Tensor = self.project(h)
         return result
 
@@ -62,10 +64,11 @@ class Clip(Conformer):
 
     def __init__(self, audio: Audio, layers: int, mode: str, call: Call) -> None:
         super().__init__(audio, layers, mode, call)
+        self.mean, self.invstd = Vector(audio.num_mel_bins), Vector(audio.num_mel_bins)
         self.subsample = call("sound_subsample", "audio.")
 
     def forward(self, frames: Tensor) -> Tensor:
-        return super().forward(self.subsample(frames))
+        return super().forward(self.subsample(frames, self.mean(), self.invstd()))
 
 
 class Block(nn.Module):
@@ -81,9 +84,9 @@ class Block(nn.Module):
         self.conv = Normed(dim, eps, call("sound_convolve", f"{place}conv."))
         self.norm = LayerNorm(dim, eps)
 
-    def forward(self, h: Tensor, bias: Tensor) -> Tensor:
-        h = self.attention(self.feed_in(h), bias)
-        result: Tensor = self.norm(self.feed_out(self.conv(h)))
+    def forward(self, h: Tensor, bias: Tensor, scale: Tensor, half: Tensor) -> Tensor:
+        h = self.attention(self.feed_in(h, half), bias, scale)
+        result: Tensor = self.norm(self.feed_out(self.conv(h), half))
         return result
 
 
@@ -107,7 +110,7 @@ def methods(audio: Audio, call: Call, beside_pictures: bool) -> list[Method]:
     per, layers, prefix = audio.time_reduction, audio.num_hidden_layers, "audio."
     tokens = torch.export.Dim("tokens", min=1, max=WINDOW)
     # torch.export tells 1 token from more, so it is told of two at least; the runtime takes one as well.
-    frames = torch.export.Dim("frames", min=per + 1, max=PIECE)
+    frames = torch.export.Dim("frames", min=per + 1, max=PIECE * per)
     # Examples are large: of 99 frames upstream derived a bound of 256 for a whole window's 4000 (1.5.1).
     clip, piece = (torch.zeros(1, count, audio.num_mel_bins) for count in (88 * per, 335))
     window = torch.zeros(1, 88, audio.hidden_size)
@@ -137,18 +140,18 @@ def make_pieces(audio: Audio, text: int, recipe: Recipe) -> dict[str, Piece]:
     rows = [1, WINDOW, hidden]
 
     feed = Drawing()
-    x, h = feed.input(rows), feed.input(rows)
+    x, h, half = feed.input(rows), feed.input(rows), feed.input([1])
     gate = feed.silu(feed.linear(x, inner, "gate", narrow, bias=True))
     y = feed.linear(feed.multiply(feed.linear(x, inner, "up", narrow, bias=True), gate), hidden, "down", wide, bias=True)
-    feed.output(feed.add(h, feed.multiply(y, feed.scalar(0.5))))
+    feed.output(feed.add(h, feed.multiply(y, half)))
 
     attend = Drawing()
-    x, h, bias = attend.input(rows), attend.input(rows), attend.input([heads, WINDOW, WINDOW])
+    x, h, bias, scale = (attend.input(dims) for dims in (rows, rows, [heads, WINDOW, WINDOW], [1]))
     q, k, v = (
         attend.reshape(attend.linear(x, hidden, name, narrow, bias=True), (0, heads, size), [WINDOW, heads, size])
         for name in ("wq", "wk", "wv")
     )
-    q = attend.multiply(attend.transpose(q, [1, 0, 2]), attend.scalar(size**-0.5))
+    q = attend.multiply(attend.transpose(q, [1, 0, 2]), scale)
     scores = attend.add(bias, attend.matmul(q, attend.transpose(k, [1, 2, 0])))
     attended = attend.matmul(attend.softmax(scores), attend.transpose(v, [1, 0, 2]))
     flat = attend.reshape(attend.transpose(attended, [1, 0, 2]), (1, 0, hidden), rows)
@@ -171,7 +174,7 @@ def make_pieces(audio: Audio, text: int, recipe: Recipe) -> dict[str, Piece]:
     per = audio.time_reduction
     return {
         "sound_subsample": Piece(
-            _subsample(audio, recipe).blobs(), lambda x: (x.new_empty(1, (x.shape[1] + per - 1) // per, hidden),)
+            _subsample(audio, recipe).blobs(), lambda x, *_: (x.new_empty(1, (x.shape[1] + per - 1) // per, hidden),)
         ),
         "sound_feed": Piece(feed.blobs(), like_second),
         "sound_attend": Piece(attend.blobs(), like_second),
@@ -185,8 +188,8 @@ def _subsample(audio: Audio, recipe: Recipe) -> Drawing:
     bins, channels, frames = audio.num_mel_bins, audio.conv_channels, WINDOW * audio.time_reduction
     storage = recipe.storage(Role.ENCODER, channels)
     drawing = Drawing()
-    x = drawing.subtract(drawing.input([1, frames, bins]), drawing.vector("mean", bins))
-    x = drawing.multiply(x, drawing.vector("invstd", bins))
+    x, mean, invstd = (drawing.input(dims) for dims in ([1, frames, bins], [bins], [bins]))
+    x = drawing.multiply(drawing.subtract(x, mean), invstd)
     x = drawing.reshape(x, (1, 0, bins, 1), [1, frames, bins, 1])
     around = (1, 1, 1, 1)
     x = drawing.convolve(x, channels, "conv", (3, 3), stride=2, padding=around, relu=True)

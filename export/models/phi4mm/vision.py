@@ -8,15 +8,17 @@ projected one by one, and separators by themselves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from checkpoints.phi4mm_config import Vision
 from checkpoints.roles import Role
 from export.models.family import Call, Method, Piece
-from export.models.modules import LayerNorm, Table, Vector
+from export.models.modules import LayerNorm, Numbers, Table, Vector
 from export.quantization.recipe import Recipe
-from export.xnnpack.drawing import Blobs, Drawing
+from export.xnnpack.drawing import GELU_TANH, Drawing
 
 MASKED = 1e9  # taken from the scores of patches that are padding
 BELOW_ONE = 1.0 - 1e-6  # as transformers has it
@@ -30,6 +32,7 @@ class Crop(nn.Module):
         self.side = vision.patches
         self.layers = nn.ModuleList(Layer(vision, i, call) for i in range(layers))
         self.positions = Table(self.side**2, vision.hidden_size)
+        self.numbers = Numbers((vision.hidden_size // vision.num_attention_heads) ** -0.5, *GELU_TANH)
         self.patch, self.pool = call("picture_patch", "vision."), call("picture_pool", "vision.projector.")
 
     def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
@@ -41,9 +44,10 @@ class Crop(nn.Module):
 
     def encode(self, pixels: Tensor, index: Tensor, bias: Tensor) -> Tensor:
         """`index` [P, P]: of each patch's position; `bias` [P, P] is added to the scores of a patch as key."""
+        scale, *gelu = self.numbers()
         h = self.patch(pixels, self.positions(index))
         for layer in self.layers:
-            h = layer(h, bias)
+            h = layer(h, bias, scale, gelu)
         result: Tensor = self.pool(h)
         return result
 
@@ -99,9 +103,10 @@ class Layer(nn.Module):
         self.norm1, self.norm2 = (LayerNorm(vision.hidden_size, vision.layer_norm_eps) for _ in range(2))
         self.attend, self.feed = (call(piece, f"vision.layers.{number}.") for piece in ("picture_attend", "picture_feed"))
 
-    def forward(self, h: Tensor, bias: Tensor) -> Tensor:
-        h = self.attend(self.norm1(h), h, bias)
-        return self.feed(self.norm2(h), h)
+    def forward(self, h: Tensor, bias: Tensor, scale: Tensor, gelu: Sequence[Tensor]) -> Tensor:
+        h = self.attend(self.norm1(h), h, bias, scale)
+        result: Tensor = self.feed(self.norm2(h), h, *gelu)
+        return result
 
 
 def methods(vision: Vision, call: Call) -> list[Method]:
@@ -135,20 +140,20 @@ def make_pieces(vision: Vision, text: int, recipe: Recipe) -> dict[str, Piece]:
 
     attend = Drawing()
     x, h, bias = (attend.input(dims) for dims in ([1, patches, hidden], [1, patches, hidden], [side, side]))
-    bias = attend.reshape(bias, (1, 1, patches), [1, 1, patches])
+    bias, scale = attend.reshape(bias, (1, 1, patches), [1, 1, patches]), attend.input([1])
     q, k, v = (
         attend.reshape(attend.linear(x, hidden, name, narrow, bias=True), (patches, heads, size), [patches, heads, size])
         for name in ("wq", "wk", "wv")
     )
-    q = attend.multiply(attend.transpose(q, [1, 0, 2]), attend.scalar(size**-0.5))
+    q = attend.multiply(attend.transpose(q, [1, 0, 2]), scale)
     scores = attend.add(bias, attend.matmul(q, attend.transpose(k, [1, 2, 0])))
     attended = attend.matmul(attend.softmax(scores), attend.transpose(v, [1, 0, 2]))
     flat = attend.reshape(attend.transpose(attended, [1, 0, 2]), (1, patches, hidden), [1, patches, hidden])
     attend.output(attend.add(h, attend.linear(flat, hidden, "wo", narrow, bias=True)))
 
     feed = Drawing()
-    x, h = feed.input([1, patches, hidden]), feed.input([1, patches, hidden])
-    inside = feed.gelu_tanh(feed.linear(x, inner, "fc1", narrow, bias=True))
+    x, h, linear, cubic = (feed.input(dims) for dims in ([1, patches, hidden], [1, patches, hidden], [1], [1]))
+    inside = feed.gelu_tanh(feed.linear(x, inner, "fc1", narrow, bias=True), linear, cubic)
     feed.output(feed.add(h, feed.linear(inside, hidden, "fc2", wide, bias=True)))
 
     pool = Drawing()
