@@ -1,7 +1,8 @@
 """Phi-4-multimodal's weights as they are multiplied: matrices, and vectors beside them.
 
-Names are those of `checkpoints.phi4mm`, shapes those of `checkpoints.families.matrix_shapes`. Two things are computed:
-a gated convolution's bias holds `b1` and `b2`, which are added after it, and lora_B is times its adapter's scale.
+Names are those of `checkpoints.phi4mm`, shapes those of `checkpoints.families.matrix_shapes`. Two things are
+computed: a gated convolution's bias holds `b1` and `b2`, which are added after it, and lora_B is times its adapter's
+scale.
 """
 
 import torch

@@ -34,7 +34,7 @@ def add_media(parser: ArgumentParser) -> None:
         metavar="LIST",
         help="of a multimodal model, comma-separated: text,vision,audio (default: all)",
     )
-    parser.add_argument("--merge", metavar="NAME", help="text alone, with the vision or speech adapter merged into it")
+    parser.add_argument("--merge", metavar="NAME", help="text alone, with the adapter vision or speech merged in")
 
 
 def stage_parser(name: str, doc: str | None) -> ArgumentParser:
@@ -50,5 +50,5 @@ def add_recipe(parser: ArgumentParser) -> None:
     parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=32, help="columns to an int4 scale")
     parser.add_argument("--embedding-bits", type=int, choices=(8, 4), default=8)
     parser.add_argument("--head-bits", type=int, choices=(4, 8), default=4, help="bits of lm_head")
-    parser.add_argument("--lora-bits", type=int, choices=(4, 8), default=4, help="of adapters kept apart (multimodal)")
-    parser.add_argument("--encoder-bits", type=int, choices=(8, 4), default=8, help="of picture and sound encoders")
+    parser.add_argument("--lora-bits", type=int, choices=(4, 8), default=4, help="of multimodal adapters")
+    parser.add_argument("--encoder-bits", type=int, choices=(8, 4), default=8, help="of multimodal encoders")

@@ -35,7 +35,7 @@ class ExportOptions:
         return None if self.full_logits else min(self.speculate + 1, self.prefill_chunk)
 
     def suited(self, config: ModelConfig) -> ExportOptions:
-        """The same for a model that may be multimodal: its decoder takes a picture, a window of sound or a text whole.
+        """The same for a model that may be multimodal: its decoder takes a picture or a window whole.
 
         So stock runners call it, and a picture of one crop is 545 tokens. Raises BadInput for a short context.
         """

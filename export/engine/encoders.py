@@ -65,7 +65,7 @@ class MediaSession:
         return torch.from_numpy(merge(stacked, picture.tiling, settings, separator=separator, divider=divider))
 
     def sound(self, frames: np.ndarray, settings: AudioSettings, mode: Mode) -> Tensor:
-        """A clip's tokens, float32 [tokens, D], from its log-mel spectrogram [frames, bins]; `mode` is the prompt's."""
+        """A clip's tokens, float32 [tokens, D], of its log-mel spectrogram [frames, bins], in a prompt of `mode`."""
         tokens = [
             self.run("audio_subsample", torch.from_numpy(frames[None, piece.start : piece.stop].copy()))[
                 0, piece.skip : piece.skip + piece.tokens

@@ -46,9 +46,9 @@ def as_it_is(token: str) -> str:
 class Method:
     """One method of a file: what is traced for it, and other methods of the same code.
 
-    `module` makes it of so many layers, with pieces as stand-ins; `example` inputs are those of `dynamic`, torch.export's
-    dynamic shapes. A method of `copies` has the same program, but "piece prefix" of each delegate is what the function
-    makes of it.
+    `module` makes it of so many layers, with pieces as stand-ins; `example` inputs are those of `dynamic`,
+    torch.export's dynamic shapes. A method of `copies` has the same program, but the "piece prefix" of each delegate
+    is what the function makes of it.
     """
 
     name: str

@@ -34,7 +34,7 @@ class LayerNorm(nn.Module):
 
 
 class Table(nn.Module):
-    """Rows of float32 [N, D] to be looked up. Traced with few of them: the graph never looks at how many there are."""
+    """Rows of float32 [N, D] to be looked up; the graph never looks at how many there are."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()

@@ -27,12 +27,8 @@ from executorch.exir.schema import (
     EValue,
     ExecutionPlan,
     Instruction,
-    IntList,
-    KernelCall,
-    OptionalTensorList,
     Program,
     Tensor,
-    TensorList,
 )
 
 from export.program.arenas import LISTS, Unknown, arguments, planned_anew, replan, used
@@ -122,9 +118,7 @@ def _layers(plan: ExecutionPlan, tokens: list[bytes], before: int, per_layer: in
     (chain,) = plan.chains
     calls = [(index, one.instr_args) for index, one in enumerate(chain.instructions)]
     last_of_layers = {before + per_layer * (layer + 1) - 1 for layer in range(SHALLOW)}
-    ends = [
-        i + 1 for i, call in calls if isinstance(call, DelegateCall) and call.delegate_index in last_of_layers
-    ]
+    ends = [i + 1 for i, call in calls if isinstance(call, DelegateCall) and call.delegate_index in last_of_layers]
     of_layers = [bool(LAYER.search(token.decode())) for token in tokens]
     if not all(of_layers[before : before + per_layer * SHALLOW]) or len(ends) != SHALLOW:
         raise Unknown(f"{len(plan.delegates)} delegates")
@@ -225,8 +219,8 @@ class _Rows:
 def _named(constants: dict[str, int], buffers: _Rows, first: list[int]) -> Iterator[tuple[str, int]]:
     """Constants by the names they have in the deep model; `first` are those of the first layer.
 
-    A part may have what the layer before it ends with, a norm behind the last delegate: then its own constants are not
-    all of one number.
+    A part may begin with what the layer before ends with, a norm behind the last delegate: then its constants are not
+    all of one layer by name.
     """
     for name, number in constants.items():
         match = LAYER.search(name)

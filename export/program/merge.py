@@ -10,7 +10,13 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from executorch.exir.schema import BackendDelegateDataReference, BackendDelegateInlineData, DataLocation, Program, Tensor
+from executorch.exir.schema import (
+    BackendDelegateDataReference,
+    BackendDelegateInlineData,
+    DataLocation,
+    Program,
+    Tensor,
+)
 
 from export.models.family import Method
 from export.program.arenas import set_caches_apart
@@ -62,7 +68,5 @@ def _append(program: Program, other: Program, moved: dict[int, int]) -> None:
             if isinstance(value.val, Tensor) and value.val.data_buffer_idx:
                 value.val.data_buffer_idx = moved[value.val.data_buffer_idx]
         for delegate in plan.delegates:
-            delegate.processed = BackendDelegateDataReference(
-                DataLocation.INLINE, first + delegate.processed.index
-            )
+            delegate.processed = BackendDelegateDataReference(DataLocation.INLINE, first + delegate.processed.index)
         program.execution_plan.append(plan)

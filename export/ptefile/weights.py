@@ -20,6 +20,7 @@ from torch import Tensor
 
 from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
+from checkpoints.roles import Role, role
 from export.models.registry import family_of, rows_shape
 from export.ptefile.reader import PteFile
 from export.quantization.packing import unpack
@@ -65,7 +66,20 @@ class FileWeights:
         if linear.bits == 32:
             return Recipe(quantized=False)
         embedding, head = (self.storage[f"{name}.weight"].bits for name in ("tok_embeddings", "output"))
-        return Recipe(True, linear.columns // linear.groups, embedding, head)
+        lora, encoder = (
+            self._least_bits(Role.ADAPTER, Recipe.lora_bits),
+            self._least_bits(Role.ENCODER, Recipe.encoder_bits),
+        )
+        return Recipe(True, linear.columns // linear.groups, embedding, head, lora, encoder)
+
+    def _least_bits(self, wanted: Role, default: int) -> int:
+        """Of weights of a role: where groups do not divide their columns they have more."""
+        bits = [self.storage[ours].bits for ours, rows in self._layout.items() if role(rows.name) is wanted]
+        return min(bits, default=default)
+
+    def names(self) -> list[str]:
+        """Of all weights, in the checkpoint's words."""
+        return list(dict.fromkeys(rows.name for rows in self._layout.values()))
 
     def pieces(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[DecodedRows]:
         """The rows start … stop (default: all) of the weight with this Hugging Face name, in order.

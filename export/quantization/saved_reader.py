@@ -77,7 +77,7 @@ def open_quantized(source: Source, recipe: Recipe) -> QuantizedSource:
     config = read_config(folder)
     pickles = _pickles(folder)
     if not (declared := config.raw.get("quantization_config")) and not pickles:
-        modalities = source.modalities or MODALITIES
+        modalities = MODALITIES if source.modalities is None else source.modalities
         own = source.own_adapter
         return Quantizing(
             seen(open_checkpoint(folder, source.adapters, modalities=modalities, own_adapter=own)), recipe

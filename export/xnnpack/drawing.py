@@ -53,8 +53,8 @@ RELU = OutputMinMax(output_min=0, output_max="+inf")
 class Drawing:
     """A graph under way. Values are numbers; `dims` are upper bounds of dynamic dimensions, None a plain value.
 
-    Constants are what XNNPACK packs: weights and biases. All others must be inputs, however small: with a weight cache
-    the backend (1.5.1) frees what a graph's own constants point to.
+    Constants are what XNNPACK packs: weights and biases. All others must be inputs, however small: with a weight
+    cache the backend (1.5.1) frees what a graph's other constants point to.
 
     Debug handles count the nodes of upstream's graph, which has more of them than XNNPACK's: `steps` at each.
     """

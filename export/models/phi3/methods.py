@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +37,8 @@ def decoder_method(
 
 def call_pieces(decoder: Transformer, call: Call) -> None:
     """Replace methods of the decoder by `call(piece, prefix of its weights)` and drop their linears, in place."""
-    for i, block in enumerate(decoder.layers):
+    for i, layer in enumerate(decoder.layers):
+        block: Any = layer
         attention, feed_forward = block.attention, block.feed_forward
         attention.project = call("project", f"layers.{i}.attention.")
         attention.finish = call("finish", f"layers.{i}.attention.")

@@ -18,7 +18,6 @@ from export.models.family import Piece
 from export.quantization.recipe import Recipe
 from export.xnnpack.drawing import Drawing
 
-
 Linear = Callable[[Drawing, int, int, str], int]  # drawing, x, rows and the weight's name, to x times the weight
 
 

@@ -1,7 +1,7 @@
 """The encoder of sound (a conformer) and its projectors, as modules around XNNPACK's pieces.
 
 Shapes: F frames of a log-mel spectrogram, S tokens of `time_reduction` frames; D hidden size, H heads of E; T text
-model's hidden size. As transformers' `Phi4MultimodalAudioEmbedding` (5.23): every token attends to the whole clip, with
+model's hidden size. As in transformers' `Phi4MultimodalAudioEmbedding` (5.23) every token attends to the window, with
 a bias for each head and distance, and convolutions look back only.
 """
 
@@ -142,7 +142,9 @@ def make_pieces(audio: Audio, text: int, recipe: Recipe) -> dict[str, Piece]:
     feed = Drawing()
     x, h, half = feed.input(rows), feed.input(rows), feed.input([1])
     gate = feed.silu(feed.linear(x, inner, "gate", narrow, bias=True))
-    y = feed.linear(feed.multiply(feed.linear(x, inner, "up", narrow, bias=True), gate), hidden, "down", wide, bias=True)
+    y = feed.linear(
+        feed.multiply(feed.linear(x, inner, "up", narrow, bias=True), gate), hidden, "down", wide, bias=True
+    )
     feed.output(feed.add(h, feed.multiply(y, half)))
 
     attend = Drawing()

@@ -1,11 +1,12 @@
 """The text decoder with adapters beside its linears: methods that take embeddings, and pieces with low-rank products.
 
-The base weights are those of the plain decoder, in each method by the same names. What an adapter changes of a linear
-is B (A x), in the piece of that linear; one A serves queries, keys and values, and one gate and up. Its scale is in B.
+The base weights are those of the plain decoder, in each method by the same names. What an adapter adds to a linear is
+B (A x), in the piece of that linear; one A serves queries, keys and values, and one gate and up. Its scale is in B.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -22,6 +23,12 @@ from export.quantization.recipe import Recipe
 from export.xnnpack.drawing import Drawing
 
 PARTS = ("project", "finish", "feed")  # pieces that adapters change
+DOWN = {  # linear -> the target of adapters that it is of, and their A for its input
+    **dict.fromkeys(("wq", "wk", "wv"), ("self_attn.qkv_proj", "qkv_a")),
+    "wo": ("self_attn.o_proj", "o_a"),
+    **dict.fromkeys(("w1", "w3"), ("mlp.gate_up_proj", "up_a")),
+    "w2": ("mlp.down_proj", "down_a"),
+}
 
 
 class EmbeddingsDecoder(Transformer):
@@ -50,19 +57,19 @@ class TokenEmbedding(nn.Module):
 
 
 def methods(config: ModelConfig, sizes: Sizes, call: Call, stock: str) -> list[Method]:
-    """token_embedding, text_decoder_text and its copies: one for each adapter, and text_decoder with that of `stock`."""
+    """token_embedding, text_decoder_text and its copies, one for each adapter: with that of `stock` text_decoder."""
     assert config.multimodal is not None
     tokens = torch.zeros(1, min(3, sizes.chunk), dtype=torch.long)
     length = torch.export.Dim("length", min=1, max=sizes.chunk)
     embedding = Method("token_embedding", lambda _: TokenEmbedding(config), 0, (tokens,), ({1: length},))
     example = torch.zeros(1, tokens.shape[1], config.hidden_size)
     text = decoder_method("text_decoder_text", config, sizes, call, example, EmbeddingsDecoder)
-    # The stock runners know one decoder: for what it is given, pictures where the file has any.
-    text.copies["text_decoder"] = _with_adapter(stock)
-    for adapter in config.multimodal.loras:
-        if adapter != stock:
-            text.copies[f"text_decoder_{adapter}"] = _with_adapter(adapter)
-    return [embedding, text]
+    # The stock runners know one decoder, which is that of pictures where the file has any.
+    copies = {
+        "text_decoder" if adapter == stock else f"text_decoder_{adapter}": _with_adapter(adapter)
+        for adapter in config.multimodal.loras
+    }
+    return [embedding, dataclasses.replace(text, copies=copies)]
 
 
 def _with_adapter(adapter: str) -> Callable[[str], str]:
@@ -83,20 +90,13 @@ def make_pieces(config: ModelConfig, recipe: Recipe, chunk: int) -> dict[str, Pi
 class LowRankLinears:
     """Draws a linear, and what an adapter adds to its result where it changes that linear."""
 
-    DOWN = {
-        **dict.fromkeys(("wq", "wk", "wv"), ("self_attn.qkv_proj", "qkv_a")),
-        "wo": ("self_attn.o_proj", "o_a"),
-        **dict.fromkeys(("w1", "w3"), ("mlp.gate_up_proj", "up_a")),
-        "w2": ("mlp.down_proj", "down_a"),
-    }
-
     def __init__(self, adapter: str, lora: Lora, recipe: Recipe) -> None:
         self.adapter, self.lora, self.recipe = adapter, lora, recipe
         self._low: dict[str, int] = {}  # A x, drawn once for all linears of an input
 
     def __call__(self, drawing: Drawing, x: int, rows: int, name: str) -> int:
         base = drawing.linear(x, rows, name, self.recipe.storage(Role.LINEAR, drawing.dims[x][-1]))
-        target, down = self.DOWN[name]
+        target, down = DOWN[name]
         if target not in self.lora.targets:
             return base
         if down not in self._low:

@@ -1,6 +1,6 @@
 """From transformers' tensor names of Phi-4-multimodal to names in a file: the text decoder's, and what is beside it.
 
-Adapters lie beside the linears they change ("layers.0.attention.vision.qkv_a"), encoders under "vision." and "audio.".
+Adapters lie beside the linears they change ("layers.0.attention.vision.qkv_a"), encoders under "vision." and "audio."
 A vector's name ends in "bias.weight" where a linear's or norm's bias is meant. Rows are those of matrices, as
 `checkpoints.matrices` has them.
 """
@@ -38,7 +38,7 @@ def layout(config: ModelConfig) -> dict[str, Rows]:
     for name, lora in loras.items():
         for i in range(config.num_hidden_layers):
             table |= _lora(config, name, lora, i)
-    whole = {}
+    whole: dict[str, str] = {}
     if vision is not None:
         whole |= _vision(vision)
     parts: dict[str, Rows] = {}
@@ -55,7 +55,7 @@ def layout(config: ModelConfig) -> dict[str, Rows]:
 def _lora(config: ModelConfig, adapter: str, lora: Lora, layer: int) -> dict[str, Rows]:
     ours, theirs = f"layers.{layer}.", f"model.layers.{layer}."
     split = split_names(config)
-    parts = {
+    parts: dict[str, tuple[str, str, dict[str, str | None]]] = {
         "self_attn.qkv_proj": ("attention", "qkv_a", {"q_b": "q_proj", "k_b": "k_proj", "v_b": "v_proj"}),
         "self_attn.o_proj": ("attention", "o_a", {"o_b": None}),
         "mlp.gate_up_proj": ("feed_forward", "up_a", {"w1_b": "gate_proj", "w3_b": "up_proj"}),

@@ -1,4 +1,4 @@
-"""How Phi-4-multimodal wants pictures cut and sound transformed: what its configuration says, and what its code fixes."""
+"""How Phi-4-multimodal wants pictures cut and sound transformed: by its configuration, and by what its code fixes."""
 
 from __future__ import annotations
 

@@ -101,7 +101,9 @@ class Layer(nn.Module):
     def __init__(self, vision: Vision, number: int, call: Call) -> None:
         super().__init__()
         self.norm1, self.norm2 = (LayerNorm(vision.hidden_size, vision.layer_norm_eps) for _ in range(2))
-        self.attend, self.feed = (call(piece, f"vision.layers.{number}.") for piece in ("picture_attend", "picture_feed"))
+        self.attend, self.feed = (
+            call(piece, f"vision.layers.{number}.") for piece in ("picture_attend", "picture_feed")
+        )
 
     def forward(self, h: Tensor, bias: Tensor, scale: Tensor, gelu: Sequence[Tensor]) -> Tensor:
         h = self.attend(self.norm1(h), h, bias, scale)
@@ -142,7 +144,9 @@ def make_pieces(vision: Vision, text: int, recipe: Recipe) -> dict[str, Piece]:
     x, h, bias = (attend.input(dims) for dims in ([1, patches, hidden], [1, patches, hidden], [side, side]))
     bias, scale = attend.reshape(bias, (1, 1, patches), [1, 1, patches]), attend.input([1])
     q, k, v = (
-        attend.reshape(attend.linear(x, hidden, name, narrow, bias=True), (patches, heads, size), [patches, heads, size])
+        attend.reshape(
+            attend.linear(x, hidden, name, narrow, bias=True), (patches, heads, size), [patches, heads, size]
+        )
         for name in ("wq", "wk", "wv")
     )
     q = attend.multiply(attend.transpose(q, [1, 0, 2]), scale)
