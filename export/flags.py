@@ -34,6 +34,11 @@ def add_media(parser: ArgumentParser) -> None:
         metavar="LIST",
         help="of a multimodal model, comma-separated: text,vision,audio (default: all)",
     )
+    add_merge(parser)
+
+
+def add_merge(parser: ArgumentParser) -> None:
+    """--merge alone."""
     parser.add_argument("--merge", metavar="NAME", help="text alone, with the adapter vision or speech merged in")
 
 

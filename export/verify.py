@@ -33,7 +33,7 @@ from rich.table import Table
 
 from checkpoints.errors import run
 from checkpoints.source import Given, Source, find_source
-from export.flags import add_adapters, add_checkpoint, command_parser
+from export.flags import add_adapters, add_checkpoint, add_merge, command_parser
 from export.progress import quiet
 from export.verification import verify as verification
 from export.verification.extent import SHORT, Extent
@@ -155,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", metavar="FILE", help="the .pte")
     add_checkpoint(parser)
     add_adapters(parser)
+    add_merge(parser)
     parser.add_argument(
         "--original",
         metavar="C",

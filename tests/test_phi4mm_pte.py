@@ -192,8 +192,8 @@ def test_pictures_and_sound_in_a_prompt(session: MediaSession, reference: Any, f
     rows[[i for i, token in enumerate(ids) if token == sound]] = session.sound(
         clip, audio_settings(media.audio), "vision"
     )
-    session.decode(rows[:700], 0, "vision")
-    assert relative(session.decode(rows[700:], 700, "vision")[-2:], wanted) < SAME
+    assert len(rows) > session.chunk
+    assert relative(session.decode(rows, 0, "vision")[-2:], wanted) < SAME
 
 
 def test_planned_for_whole_pictures_and_windows(file: Path) -> None:

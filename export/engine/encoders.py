@@ -41,6 +41,10 @@ class MediaSession:
             self._program = Runtime.get().load_program(path)
         self.methods = set(self._program.method_names)
         self._loaded: dict[str, Method] = {}
+        with native_errors(f"{path}: ExecuTorch's runtime fails in get_max_seq_len"):
+            length = self._program.load_method("get_max_seq_len")
+            assert length is not None
+            self.chunk = int(length.execute([])[0])  # tokens at once
 
     def run(self, name: str, *inputs: Tensor) -> Tensor:
         """The one result of a method; BadInput where the file has none of that name or the runtime fails."""
@@ -82,10 +86,17 @@ class MediaSession:
 
     def embed(self, tokens: list[int]) -> Tensor:
         """Rows of the embedding, float32 [tokens, D]."""
-        return self.run("token_embedding", torch.tensor([tokens]))[0]
+        return torch.cat(
+            [self.run("token_embedding", part[None])[0] for part in torch.tensor(tokens).split(self.chunk)]
+        )
 
     def decode(self, rows: Tensor, start: int, mode: Mode) -> Tensor:
-        """Logits [rows, V] after rows of the embedding [S, D], the first at position `start`."""
+        """Logits [rows, V] of the last of these rows of the embedding [S, D], the first at position `start`.
+
+        Fed in pieces that the file takes at once.
+        """
         name = next((name for name in DECODERS[mode] if name in self.methods), DECODERS[mode][0])
-        logits = self.run(name, rows[None], torch.tensor([start]))
+        for part in rows.split(self.chunk):
+            logits = self.run(name, part[None], torch.tensor([start]))
+            start += len(part)
         return logits.reshape(-1, logits.shape[-1])

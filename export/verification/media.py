@@ -48,7 +48,8 @@ def make_probe(config: ModelConfig, tokens: Sequence[int]) -> Probe:
     assert config.multimodal is not None
     vision, audio = config.multimodal.vision, config.multimodal.audio
     rng = np.random.default_rng(SEED)
-    pixels, valid, frames, settings = None, ((0, 0),), None, None
+    pixels, frames, settings = None, None, None
+    valid: tuple[tuple[int, int], ...] = ()
     modes: list[Mode] = ["text"]
     if vision is not None:
         side = vision.image_size
