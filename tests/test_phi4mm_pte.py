@@ -27,6 +27,8 @@ from export.ptefile.reader import PteFile, open_pte
 from export.quantization.recipe import Recipe
 from export.quantization.rounding import Rounded
 from export.quantization.saved_reader import open_quantized
+from export.verification.extent import SHORT
+from export.verification.verify import verify
 from tests.tools import need
 
 need("dev", ["peft"] if find_spec("peft") is None else [], "uv sync --group")
@@ -271,3 +273,23 @@ def test_a_picture_must_fit(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--context 500 does not hold a picture, which is 545 tokens or more"):
         export_pte(str(folders["main"]), out=tmp_path / "f.pte", context=500, verify=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_verification_tells_what_is_wrong(file: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    """A damaged adapter and a damaged encoder, and nothing else: the rest is verified in the same run."""
+    damaged = tmp_path / "damaged.pte"
+    data, parts = bytearray(file.read_bytes()), open_pte(file).parts
+    for name in ("layers.2.attention.speech.q_b.weight", "vision.layers.1.fc1.weight"):
+        offset, size = parts[name]
+        values = np.frombuffer(data, np.float32, size // 4, offset)
+        data[offset : offset + size] = (1.5 * values).tobytes()
+    damaged.write_bytes(data)
+    report = verify(damaged, resolve(str(folders["native"])), SHORT)
+    failed = {check.name for check in report.checks if not check.passed}
+    assert failed == {
+        "media weights, float32", "crop of 32 x 32", "crop of 24 x 16", "vision_encoder", "logits, speech decoder",
+        "logits, speech decoder, worst",
+    }  # fmt: skip
+    assert {"sound, speech", "sound, vision", "vision_separators", "logits, vision decoder"} <= {
+        check.name for check in report.checks
+    }

@@ -38,10 +38,6 @@ class Sizes:
 Call = Callable[[str, str], Callable[..., Any]]  # a piece and the prefix of its weights' names, to a stand-in for it
 
 
-def as_it_is(token: str) -> str:
-    return token
-
-
 @dataclass(frozen=True, eq=False)
 class Method:
     """One method of a file: what is traced for it, and other methods of the same code.

@@ -7,7 +7,7 @@ as those of text are, see `checks`: by transformers itself with the file's round
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,7 @@ def check_media(
                 stop = piece.start + len(piece.values)
                 weighed(name, piece, checkpoint.rows(name, piece.start, stop))
             checkpoint.release(name)
-    found = [_renamed(check, "media ") for check in weighed.checks()]
+    found = [replace(check, name=f"media {check.name}") for check in weighed.checks()]
     with torch.no_grad():
         wanted = _encoded(config, probe, weights)
         streams = {mode: _logits(mode, probe, checkpoint, weights, kv_dtype, context) for mode in probe.modes}
@@ -127,10 +127,8 @@ def _encoded(config: ModelConfig, probe: Probe, weights: FileWeights) -> dict[st
     found = {}
     if probe.pixels is not None:
         module = load_encoder(config, weights, IMAGE)
-        both, pixels = (
-            (module, with_roundings(module) if weights.rounds_activations else module),
-            torch.from_numpy(probe.pixels),
-        )
+        both = (module, with_roundings(module) if weights.rounds_activations else module)
+        pixels = torch.from_numpy(probe.pixels)
         for valid in probe.valid:
             found[_crop(valid)] = _pair([crop_features(one, pixels, valid) for one in both])
         ends = [module.global_img_feature_extensor.flatten(), module.sub_img_feature_extensor.flatten()]
@@ -185,10 +183,6 @@ def _pair(both: list[Tensor]) -> tuple[Tensor, Tensor]:
 def _close(name: str, found: Tensor, plain: Tensor, rounded: Tensor) -> Check:
     bound = allowance(plain.shape[-2]) * pooled_error(rounded, plain) + checks.SUMMATION_ERROR
     return at_most(name, pooled_error(found, plain), bound, "relative", f"{plain.shape[-2]} tokens")
-
-
-def _renamed(check: Check, prefix: str) -> Check:
-    return Check(prefix + check.name, check.measured, check.bound, check.unit, check.passed, check.detail)
 
 
 def _crop(valid: tuple[int, int]) -> str:
