@@ -276,7 +276,7 @@ def test_a_picture_must_fit(folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_verification_tells_what_is_wrong(file: Path, folders: dict[str, Path], tmp_path: Path) -> None:
-    """A damaged adapter and a damaged encoder, and nothing else: the rest is verified in the same run."""
+    """Weights are not the checkpoint's; what methods compute of the file's own weights is right."""
     damaged = tmp_path / "damaged.pte"
     data, parts = bytearray(file.read_bytes()), open_pte(file).parts
     for name in ("layers.2.attention.speech.q_b.weight", "vision.layers.1.fc1.weight"):
@@ -286,10 +286,7 @@ def test_verification_tells_what_is_wrong(file: Path, folders: dict[str, Path], 
     damaged.write_bytes(data)
     report = verify(damaged, resolve(str(folders["native"])), SHORT)
     failed = {check.name for check in report.checks if not check.passed}
-    assert failed == {
-        "media weights, float32", "crop of 32 x 32", "crop of 24 x 16", "vision_encoder", "logits, speech decoder",
-        "logits, speech decoder, worst",
-    }  # fmt: skip
+    assert failed == {"media weights, float32"}
     assert {"sound, speech", "sound, vision", "vision_separators", "logits, vision decoder"} <= {
         check.name for check in report.checks
     }
