@@ -14,7 +14,7 @@ from checkpoints.errors import run
 from checkpoints.source import find_source
 from export.calibration.options import CALIBRATION, add_calibration, make_calibration
 from export.engine.native_output import hushed
-from export.flags import add_adapters, add_checkpoint, add_file, add_recipe, command_parser
+from export.flags import add_adapters, add_checkpoint, add_file, add_media, add_recipe, command_parser
 from export.progress import quiet
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def export_pte(
     revision: str | None = None,
     adapter: Sequence[str | os.PathLike[str]] | None = None,
     adapter_scale: Sequence[float] | None = None,
+    modalities: Sequence[str] | None = None,
+    merge: str | None = None,
     save_quantized: str | os.PathLike[str] | None = None,
     verify: bool = True,
     verbose: bool = False,
@@ -56,7 +58,14 @@ def export_pte(
 
         check_place(path)
         quantized_out = None if save_quantized is None else Path(save_quantized)
-        source = find_source(checkpoint, revision=revision, adapter=adapter, adapter_scale=adapter_scale)
+        source = find_source(
+            checkpoint,
+            revision=revision,
+            adapter=adapter,
+            adapter_scale=adapter_scale,
+            modalities=modalities,
+            merge=merge,
+        )
         if calibration is None:
             return export_checkpoint(source, path, from_flags(**given), quantized_out, verify)
         return export_calibrated(source, path, from_flags(**given), calibration, quantized_out, verify)
@@ -100,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_adapters(parser)
     add_file(parser)
     add_recipe(parser)
+    add_media(parser)
+    parser.add_argument("--max-crops", type=int, default=4, metavar="N", help="of a picture (default: %(default)s)")
     add_calibration(parser)
     parser.add_argument("--bos-id", type=int, help="default: the checkpoint's")
     parser.add_argument("--eos-ids", type=_ids, help="comma-separated; default: the checkpoint's")
