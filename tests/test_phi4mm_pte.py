@@ -21,7 +21,7 @@ from checkpoints.synthesize import synthesize
 from export.engine.encoders import MediaSession
 from export.media.prompt import Mode
 from export.models.phi4mm.settings import audio_settings, image_settings
-from export.program.weight_writer import place
+from export.planning.places import place
 from export.pte import export_pte
 from export.ptefile.reader import PteFile, open_pte
 from export.quantization.recipe import Recipe
