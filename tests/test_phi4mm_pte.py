@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from checkpoints.roles import Role, role
 from checkpoints.source import find_source, resolve
 from checkpoints.synthesize import synthesize
 from export.engine.encoders import MediaSession
+from export.engine.runner import read_media
+from export.manifest import read_manifest
 from export.media.prompt import Mode
 from export.models.phi4mm.settings import audio_settings, image_settings
 from export.planning.places import place
@@ -290,3 +293,14 @@ def test_verification_tells_what_is_wrong(file: Path, folders: dict[str, Path], 
     assert {"sound, speech", "sound, vision", "vision_separators", "logits, vision decoder"} <= {
         check.name for check in report.checks
     }
+
+
+def test_says_what_it_takes(folders: dict[str, Path], file: Path) -> None:
+    """As constant methods, which our engine reads, and in the manifest."""
+    media = read_config(folders["main"]).multimodal
+    assert media and media.vision and media.audio
+    facts = read_media(file)
+    assert facts.image == image_settings(media.vision, 4) and facts.audio == audio_settings(media.audio)
+    assert (facts.image_id, facts.audio_id) == (media.vision.token_id, media.audio.token_id)
+    manifest = read_manifest(file)
+    assert manifest and manifest["media"] == asdict(facts)

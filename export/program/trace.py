@@ -29,6 +29,7 @@ from checkpoints.roles import EMBEDDING
 from export.models import kv_cache
 from export.models.family import Method, Piece, Sizes
 from export.models.modules import LayerNorm, QuantizedEmbedding, RMSNorm, Table, Vector
+from export.models.phi4mm.settings import media_facts
 from export.models.registry import family_of
 from export.options import ExportOptions
 from export.program.deepen import SHALLOW, Unknown, deepen
@@ -131,10 +132,10 @@ def emit(
     return result, constants
 
 
-def metadata(config: ModelConfig, options: ExportOptions) -> dict[str, int | bool | list[int]]:
-    """Constant methods that ExecuTorch's runners read (`extension/llm/runner` in 1.5.1)."""
+def metadata(config: ModelConfig, options: ExportOptions) -> dict[str, Any]:
+    """Constant methods that ExecuTorch's runners read (`extension/llm/runner` in 1.5.1), and ours for media."""
     assert options.bos_id is not None
-    return {
+    return media_facts(config.multimodal, options.max_crops).constants() | {
         "get_bos_id": options.bos_id,
         "get_eos_ids": list(options.eos_ids),
         "get_max_seq_len": options.prefill_chunk,

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from checkpoints.phi4mm_config import Audio, Vision
-from export.media.settings import AudioSettings, ImageSettings
+from checkpoints.phi4mm_config import Audio, Multimodal, Vision
+from export.media.settings import AudioSettings, ImageSettings, MediaFacts
 from export.models.phi4mm.audio import WINDOW
+
+
+def media_facts(media: Multimodal | None, max_crops: int) -> MediaFacts:
+    """What a file of the model takes beside text."""
+    vision, audio = (media.vision, media.audio) if media is not None else (None, None)
+    return MediaFacts(
+        image_settings(vision, max_crops) if vision is not None else None,
+        vision.token_id if vision is not None else None,
+        audio_settings(audio) if audio is not None else None,
+        audio.token_id if audio is not None else None,
+    )
 
 
 def image_settings(vision: Vision, max_crops: int) -> ImageSettings:
