@@ -56,6 +56,7 @@ def make_manifest(
     files of the checkpoint that were used, and the adapters.
     """
     from export.models import kv_cache
+    from export.models.phi4mm.settings import media_facts
 
     kv_bytes = kv_cache.cache_bytes(config, options.context, kv_cache.CACHE_DTYPES[options.kv_cache])
     return {
@@ -64,9 +65,13 @@ def make_manifest(
             "name": source.name,
             "kind": source.kind,
             "revision": source.revision,
+            "modalities": None if source.modalities is None else list(source.modalities),
+            "merge": source.own_adapter,
+            "text_weights": None if source.text_weights is None else source.text_weights.resolve().name,
             **inputs,
         },
         "config": {key: getattr(config, key) for key in CONFIG_KEYS},
+        "media": asdict(media_facts(config.multimodal, options.max_crops)),
         "recipe": str(options.recipe),
         "options": asdict(options) | {"recipe": options.recipe.as_json(), "eos_ids": list(options.eos_ids)},
         "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
