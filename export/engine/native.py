@@ -21,10 +21,27 @@ import numpy as np
 from checkpoints.cache import cached_folder
 from checkpoints.errors import BadInput
 from export.engine.compiler import run_compiler
+from export.engine.media_ids import Encoded
+from export.engine.native_structs import (
+    MEMORY,
+    Decode,
+    EncodedMedia,
+    Error,
+    Generation,
+    LoadOptions,
+    LoadReport,
+    MemoryUse,
+    OnText,
+    OnToken,
+    Progress,
+    Result,
+)
 from export.engine.runner import import_runner
+from export.media.prompt import Mode
 
 CPP = Path(__file__).parent / "cpp"
 OK, BAD_INPUT, STOPPED, BUSY, FAILED = range(5)  # pocketphi_status
+MODES: dict[Mode, int] = {"text": 0, "vision": 1, "speech": 2}  # pocketphi_mode
 FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror", "-ffp-contract=off", "-fPIC")
 DEFINES = ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
 
@@ -44,7 +61,7 @@ class End(IntEnum):
 
 
 class Stopped(Exception):
-    """`NativeEngine.stop` or `close` ended a load."""
+    """`NativeEngine.stop` or `close` ended a load, or an encoding."""
 
 
 class EngineFailed(RuntimeError):
@@ -66,6 +83,9 @@ class Loaded:
     packed_bytes: int
     planned_bytes: int
     private_bytes: int
+    takes_pictures: bool
+    takes_sound: bool
+    sound_rate: int  # samples a second; 0 for none
     packed_note: str
 
 
@@ -103,8 +123,12 @@ class Sampling:
     stop_texts: tuple[str, ...] = ()
 
 
+# What the engine gets as it is.
+_PLAIN = [field.name for field in fields(Sampling) if not field.name.startswith("stop_")]
+
+
 class NativeEngine:
-    """One engine: load, answer, session. Calls release the GIL; `stop` may come from another thread.
+    """One engine: load, media, answer, session. Calls release the GIL; `stop` may come from another thread.
 
     BadInput for what the engine says is wrong with what was given, EngineFailed for the rest.
     """
@@ -136,6 +160,30 @@ class NativeEngine:
         values = {field.name: getattr(report, field.name) for field in fields(Loaded)}
         values |= {"packing": Packing(report.packing), "packed_note": report.packed_note.decode(errors="replace")}
         return Loaded(**values)
+
+    def picture(self, pixels: np.ndarray) -> Encoded:
+        """Encode a picture, RGB as uint8 [height, width, 3]; its ids then stand for it in prompts."""
+        pixels = np.ascontiguousarray(pixels, np.uint8)
+        height, width, _ = pixels.shape
+        return self._encoded("picture", c_void_p(pixels.ctypes.data), c_size_t(width), c_size_t(height))
+
+    def sound(self, samples: np.ndarray, rate: int, mode: Mode) -> Encoded:
+        """Encode a sound, float32 [n] at the file's rate or half of it, for prompts of `mode`."""
+        samples = np.ascontiguousarray(samples, np.float32)
+        data = (c_void_p(samples.ctypes.data), c_size_t(len(samples)))
+        return self._encoded("sound", *data, c_int32(rate), c_int32(MODES[mode]))
+
+    def picture_tokens(self, width: int, height: int) -> int:
+        """How many tokens a picture of so many pixels will be."""
+        return self._count("picture_tokens", c_size_t(width), c_size_t(height))
+
+    def sound_tokens(self, samples: int, rate: int) -> int:
+        """How many tokens so many samples will be."""
+        return self._count("sound_tokens", c_size_t(samples), c_int32(rate))
+
+    def forget_media(self) -> None:
+        """Free the rows of what was encoded; what the session has been fed of them stays."""
+        self._call("forget_media")
 
     def generate(
         self,
@@ -241,6 +289,16 @@ class NativeEngine:
         """Stop, and free everything."""
         self._call("close")
         self._handle = c_void_p()
+
+    def _encoded(self, name: str, *arguments: Any) -> Encoded:
+        found = EncodedMedia()
+        self._call(name, *arguments, byref(found))
+        return Encoded(**{field.name: getattr(found, field.name) for field in fields(Encoded)})
+
+    def _count(self, name: str, *arguments: Any) -> int:
+        count = c_int64()
+        self._call(name, *arguments, byref(count))
+        return count.value
 
     def _call(self, name: str, *arguments: Any) -> None:
         error = Error()

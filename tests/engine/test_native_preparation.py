@@ -1,4 +1,4 @@
-"""Pictures and sound as our C++ engine prepares them, against the Python that says how: sizes, pixels, spectrograms."""
+"""Pictures and sound as our C++ engine prepares them, against the Python that says how: sizes, pixels, log-mels."""
 
 from __future__ import annotations
 
@@ -90,7 +90,15 @@ def test_tilings(calls: Calls) -> None:
                 assert str(found.value) == str(problem)
                 continue
             crops = calls("tiling", *given)
-            wanted = (plan.columns, plan.rows, plan.width, plan.height, plan.token_rows, plan.token_columns, plan.tokens)
+            wanted = (
+                plan.columns,
+                plan.rows,
+                plan.width,
+                plan.height,
+                plan.token_rows,
+                plan.token_columns,
+                plan.tokens,
+            )
             assert tuple(out[:7]) == wanted, (width, height)
             assert [tuple(pair) for pair in out[7 : 7 + 2 * crops].reshape(-1, 2)] == list(plan.valid)
     assert refused > 50
@@ -103,7 +111,13 @@ def test_tilings(calls: Calls) -> None:
 def test_resizing_is_pillows(calls: Calls, library: ctypes.CDLL) -> None:
     """To the byte, larger and smaller, along one side and both."""
     rng = np.random.default_rng(1)
-    cases = [((1, 1), (448, 448)), ((3, 2000), (3, 10)), ((2000, 3), (11, 3)), ((97, 31), (97, 31)), ((37, 91), (448, 1101))]
+    cases = [
+        ((1, 1), (448, 448)),
+        ((3, 2000), (3, 10)),
+        ((2000, 3), (11, 3)),
+        ((97, 31), (97, 31)),
+        ((37, 91), (448, 1101)),
+    ]
     cases += [((int(a), int(b)), (int(c), int(d))) for a, b, c, d in rng.integers(1, 300, (60, 4))]
     for (width, height), (to_width, to_height) in cases:
         pixels = noise(width, height)
@@ -209,7 +223,9 @@ def test_cuts(calls: Calls) -> None:
         (ImageSettings, None, None, "has 5 numbers, 6 are known"),
     ],
 )
-def test_settings_that_are_none(library: ctypes.CDLL, kind: type, at: int | None, value: float, sentence: str) -> None:
+def test_settings_that_are_none(
+    library: ctypes.CDLL, kind: type, at: int | None, value: float, sentence: str
+) -> None:
     """Of a damaged or newer file."""
     given = np.array(numbers(IMAGES if kind is ImageSettings else AUDIO))
     if at is None:
