@@ -23,18 +23,17 @@ class WheelMedia:
     def __init__(self, path: Path, context: int) -> None:
         self._session = MediaSession(path)
         self.chunk, self._context = self._session.chunk, context
+        self.load_ms = 0.0  # spent on methods
         self.forget()
 
     def forget(self) -> None:
         """Drop the rows of all pictures and sounds."""
         self._rows = KeptRows(self._context)
 
-    def ready(self, mode: Mode) -> float:
-        """Load what prompts of `mode` are fed by and free the encoders; how long loading took, in ms."""
+    def ready(self, mode: Mode) -> None:
+        """Load what prompts of `mode` are fed by, and free the encoders."""
         self._session.forget_encoders()
-        begin = time.perf_counter()
-        names = ("forward",) if mode == "text" else ("token_embedding", self._session.decoder(mode))
-        return 1000 * (time.perf_counter() - begin) if self._session.load(*names) else 0.0
+        self._load(*(("forward",) if mode == "text" else ("token_embedding", self._session.decoder(mode))))
 
     def step(self, ids: Sequence[int], at: int, mode: Mode) -> Tensor:
         """Logits [rows, V] of the last of these ids, the first of which stands at position `at`."""
@@ -52,6 +51,7 @@ class WheelMedia:
 
         if found := self._rows.find(first := picture_id(pixels)):
             return found
+        self._load("vision_crop", "vision_separators")
         begin = time.perf_counter()
         picture = prepare(pixels, settings)
         prepared = time.perf_counter()
@@ -62,11 +62,17 @@ class WheelMedia:
         """See `Feeder.sound`."""
         if found := self._rows.find(first := sound_id(samples, rate, mode)):
             return found
+        self._load("audio_subsample", f"audio_conformer_{mode}")
         begin = time.perf_counter()
         frames = log_mel(samples, rate, settings)
         prepared = time.perf_counter()
         rows = self._session.sound(frames, settings, mode, on_part)
         return self._keep(first, rows, len(list(pieces(len(frames), settings))), begin, prepared)
+
+    def _load(self, *names: str) -> None:
+        begin = time.perf_counter()
+        if self._session.load(*names):
+            self.load_ms += 1000 * (time.perf_counter() - begin)
 
     def _keep(self, first_id: int, rows: Tensor, parts: int, begin: float, prepared: float) -> Encoded:
         done = time.perf_counter()
