@@ -122,13 +122,14 @@ class NativeFeeder:
         pass  # all is loaded at once
 
     def picture(self, pixels: np.ndarray, on_part: OnPart = lambda: None) -> Encoded:
-        raise BadInput("our engine does not take pictures yet: use --engine wheel")
+        return self._engine.picture(pixels, on_part)
 
     def sound(self, samples: np.ndarray, rate: int, mode: Mode, on_part: OnPart = lambda: None) -> Encoded:
-        raise BadInput("our engine does not take sound yet: use --engine wheel")
+        return self._engine.sound(samples, rate, mode, on_part)
 
     def reset(self) -> None:
         self._engine.release()
+        self._engine.forget_media()
         self.held = []
 
     def close(self) -> None:
