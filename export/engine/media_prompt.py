@@ -95,7 +95,8 @@ def check_takes(kinds: Iterable[Kind], media: MediaFacts, name: str) -> None:
 def take_media(messages: Sequence[Mapping[str, Any]], media: MediaFacts, name: str) -> Placed:
     """Messages with placeholders in their texts; BadInput where the file `name` does not take what is given."""
     placed = place(messages)
-    check_takes(["image"] * bool(placed.images) + ["audio"] * bool(placed.audios), media, name)
+    found: dict[Kind, list[Any]] = {"image": placed.images, "audio": placed.audios}
+    check_takes([kind for kind in found if found[kind]], media, name)
     return placed
 
 
