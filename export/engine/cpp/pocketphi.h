@@ -43,8 +43,8 @@ pocketphi_engine* pocketphi_create(void);
  * POCKETPHI_BUSY, and nothing happens, from within a callback of the engine. NULL is fine. */
 pocketphi_status pocketphi_close(pocketphi_engine* engine, pocketphi_error* error);
 
-/* Ends the running load (at the next weight) or answer (at the next token or chunk of the prompt). Without a running
- * call it does nothing. */
+/* Ends the running load (at the next weight), encoding (at the next part) or answer (at the next token or chunk of the
+ * prompt). Without a running call it does nothing. */
 void pocketphi_stop(pocketphi_engine* engine);
 
 /* ---- load */
@@ -78,12 +78,66 @@ typedef struct {
   uint64_t packed_bytes; /* length of the file of packed weights */
   uint64_t planned_bytes; /* address space of KV cache and activations, of which only what is used takes memory */
   uint64_t private_bytes; /* growth of anonymous memory by the load */
+  bool takes_pictures;
+  bool takes_sound;
+  int32_t sound_rate;     /* samples a second, 0 where the file takes no sound */
   char packed_note[512];
 } pocketphi_load_report;
 
 /* Loads a model, in place of the one loaded before. `report` may be NULL. After a failure nothing is loaded. */
 pocketphi_status pocketphi_load(
     pocketphi_engine* engine, const pocketphi_load_options* options, pocketphi_load_report* report, pocketphi_error* error);
+
+/* ---- pictures and sound, with a multimodal file
+ *
+ * What is encoded stands in a prompt as media ids: `count` of them, from first_id down, all below zero. The same pixels
+ * or samples have the same ids in every engine that has loaded the same file, so that a session that holds them is taken
+ * up as one of text is. A prompt with a picture is answered with the adapter for pictures, one with sound alone with that
+ * for sound, any other with none; where that changes from one prompt to the next, the session is fed anew. The ids of
+ * one prompt that are not in the session must have been encoded since the load. */
+
+typedef enum {
+  POCKETPHI_TEXT = 0,
+  POCKETPHI_VISION = 1, /* pictures, with or without sound */
+  POCKETPHI_SPEECH = 2, /* sound alone */
+} pocketphi_mode;
+
+typedef struct {
+  int64_t first_id;
+  int64_t count;     /* tokens */
+  int64_t parts;     /* encoded: crops of a picture, pieces of a sound */
+  bool reused;       /* it was encoded before, and its rows are still here */
+  double prepare_ms; /* scaling and cutting, or the spectrogram */
+  double encode_ms;
+} pocketphi_encoded;
+
+/* Has `on_part` called before each part that is encoded: `done` of all `of` of them, crops of a picture, or pieces and
+ * windows of a sound. It may call pocketphi_stop. Stays so until called again; NULL: nobody is told. */
+pocketphi_status pocketphi_watch_encoding(
+    pocketphi_engine* engine, void (*on_part)(void* context, int64_t done, int64_t of), void* context,
+    pocketphi_error* error);
+
+/* Encodes a picture of `height` rows of `width` pixels, three bytes (RGB) each, upright. POCKETPHI_BAD_INPUT where the
+ * file takes no pictures, or the picture is too narrow. */
+pocketphi_status pocketphi_picture(
+    pocketphi_engine* engine, const uint8_t* rgb, size_t width, size_t height, pocketphi_encoded* encoded,
+    pocketphi_error* error);
+
+/* Encodes a sound of one channel, samples -1 to 1, at the file's rate (sound_rate) or half of it, for prompts of `mode`:
+ * beside pictures it is projected otherwise. */
+pocketphi_status pocketphi_sound(
+    pocketphi_engine* engine, const float* samples, size_t count, int32_t rate, pocketphi_mode mode,
+    pocketphi_encoded* encoded, pocketphi_error* error);
+
+/* How many tokens a picture of this size, or so many samples, will be; nothing is encoded. */
+pocketphi_status pocketphi_picture_tokens(
+    pocketphi_engine* engine, size_t width, size_t height, int64_t* count, pocketphi_error* error);
+pocketphi_status pocketphi_sound_tokens(
+    pocketphi_engine* engine, size_t samples, int32_t rate, int64_t* count, pocketphi_error* error);
+
+/* Frees the rows of what was encoded. What a session has been fed of them stays good. Without it rows of as many tokens
+ * as the context has are kept, and those longest unused make room. */
+pocketphi_status pocketphi_forget_media(pocketphi_engine* engine, pocketphi_error* error);
 
 /* ---- answer */
 
