@@ -1,4 +1,4 @@
-"""Trains the tiny Phi-4-multimodal shaped checkpoint that is shipped as `checkpoints/phi4mm-tiny`.
+"""Trains phi4mm-tiny, a checkpoint in the shape of Phi-4-multimodal that answers about pictures and spoken words.
 
     python -m checkpoints.train_tiny_phi4mm --out DIR [--stages LIST] [--effort X]
     python -m checkpoints.train_tiny_phi4mm --eval-only DIR
@@ -7,7 +7,8 @@ In: pictures of `checkpoints.tiny_pictures`, words spoken by espeak-ng (`checkpo
 and some of `checkpoints.tiny_questions`. Out: a folder in transformers' own layout. Stages: "text", the text model;
 "see" and "hear", the encoders by themselves, which learn to tell figures and words by heads that are thrown away;
 then, with the text model frozen, "vision", that adapter on pictures and on pictures with a spoken question, and
-"speech", the other on sound. On one machine the same options give the same weights.
+"speech", the other on sound. On one machine the same options give the same weights. Needs espeak-ng and
+`uv sync --extra media --group dev`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from rich.table import Table
 from tokenizers import Tokenizer
 from torch import nn
 
+from checkpoints.errors import BadInput, run
 from checkpoints.phi4mm import IMAGE, SOUND
+from checkpoints.tiny_examples import write_examples
 from checkpoints.tiny_exercises import IGNORE, Collator, Exercise, batches, heldout_exercises
 from checkpoints.tiny_phi4mm import make, open_model, save, use_adapter
 from checkpoints.tiny_pictures import COLOURS, DIGITS, SHAPES
@@ -219,23 +222,32 @@ def evaluate(folder: Path, pictures: int = 200) -> None:
     console.print(table)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, trains unless --eval-only, and prints the evaluation."""
     parser = argparse.ArgumentParser(description="Train the tiny Phi-4-multimodal shaped checkpoint.")
     parser.add_argument("--out", type=Path, help="folder to write")
-    parser.add_argument("--stages", default=",".join(STAGES), help="stages to train, by commas (default: all)")
+    parser.add_argument(
+        "--stages",
+        default=",".join(STAGES),
+        help=f"what to train, without text further (default: {','.join(STAGES)})",
+    )
     parser.add_argument("--effort", type=float, default=1.0, help="multiplies the number of steps (default 1)")
     parser.add_argument("--eval-only", type=Path, metavar="DIR", help="only evaluate this checkpoint")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.out is None and args.eval_only is None:
+        raise BadInput("give --out DIR to train or --eval-only DIR to evaluate")
+    stages, folder = args.stages.split(","), args.eval_only or args.out
+    if unknown := [name for name in stages if name not in STAGES]:
+        raise BadInput(f"--stages has {unknown[0]!r}, stages are {', '.join(STAGES)}")
+    if not 0 < args.effort < math.inf:
+        raise BadInput(f"--effort is {args.effort:g}, it must be above 0")
+    if (args.eval_only or "text" not in stages) and not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} has no config.json: it is not a checkpoint of this command")
     if args.eval_only is None:
-        if args.out is None:
-            parser.error("give --out DIR to train or --eval-only DIR to evaluate")
-        stages = args.stages.split(",")
-        if unknown := [name for name in stages if name not in STAGES]:
-            parser.error(f"--stages has {unknown[0]!r}, stages are {', '.join(STAGES)}")
         train(args.out, stages, args.effort)
-    evaluate(args.eval_only or args.out)
+        write_examples(args.out / "examples")
+    evaluate(folder)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
