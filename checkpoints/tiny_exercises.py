@@ -175,7 +175,13 @@ class Collator:
     def __call__(
         self, exercises: Sequence[Exercise], rng: random.Random | None = None
     ) -> tuple[dict[str, Any], torch.Tensor]:
-        """Inputs and labels; labels are IGNORE but for the answers and the <|end|> after them."""
+        """Inputs and labels; labels are IGNORE but for the answers and the <|end|> after them.
+
+        With `rng` some have a system prompt. ValueError for pictures or sounds of several shapes.
+        """
+        shapes = {tuple(None if x is None else x.shape for x in (each.picture, each.sound)) for each in exercises}
+        if len(shapes) > 1:
+            raise ValueError(f"a batch of pictures and sounds of several shapes would be padded: {shapes}")
         media: dict[str, Any] = {}
         tokens = {IMAGE: "", AUDIO: ""}
         if exercises[0].picture is not None:

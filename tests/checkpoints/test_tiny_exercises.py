@@ -164,6 +164,12 @@ def test_a_batch_is_what_its_exercises_are_alone(made: Path, collate: Collator) 
                 torch.testing.assert_close(together[row, : found.shape[0]], found, atol=2e-4, rtol=2e-3)
 
 
+def test_a_batch_of_several_shapes_is_refused(collate: Collator) -> None:
+    drawn = [tiny_pictures.draw(random.Random(1), size=size).pixels for size in SIZES[:2]]
+    with pytest.raises(ValueError, match="several shapes would be padded"):
+        collate([Exercise("all", (("<|image_1|>", "x"),), pixels) for pixels in drawn])
+
+
 def test_pictures_have_as_many_tokens_as_export_media_says(collate: Collator) -> None:
     for size in (*SIZES, (SIDE, SIDE), (500, 333)):
         drawn = tiny_pictures.draw(random.Random(1), size=size)
