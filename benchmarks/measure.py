@@ -24,6 +24,8 @@ from pathlib import Path
 
 import psutil
 
+from checkpoints.errors import BadInput
+
 GIB = 1 << 30
 ROOT = Path(__file__).resolve().parents[1]  # where `python -m` finds the packages
 PACKAGES = ("torch", "executorch", "torchao", "transformers")
@@ -123,6 +125,14 @@ def run(
         oom_killed=oom_kills > 0,
         tail=tail,
     )
+
+
+def taken(done: Measured, name: str) -> dict[str, float]:
+    """Seconds and bytes of a command; BadInput with the last line it printed where it did not finish."""
+    if done.failure:
+        last = "".join(done.tail.strip().splitlines()[-1:]).removeprefix("error: ")
+        raise BadInput(f"{name} did not finish ({done.failure}): {last}")
+    return {key: getattr(done, key) for key in ("wall_s", "cpu_s", "private_peak_bytes")}
 
 
 def private_bytes(processes: Sequence[psutil.Process]) -> int:

@@ -159,33 +159,20 @@ IMAGE_TOKEN, AUDIO_TOKEN = "<|endoftext10|>", "<|endoftext11|>"
 # Tokens before the bytes, and tokens after the merges by their published ids; a smaller vocabulary ends with
 # the latter in the same order.
 FIRST: dict[str, list[str]] = {"phi4-mini": [], MULTIMODAL: [], "phi3-mini-4k": ["<unk>", "<s>", "</s>"]}
+_TURNS = {
+    "<|assistant|>": 200019,
+    "<|end|>": 200020,
+    "<|user|>": 200021,
+    "<|system|>": 200022,
+    "<|tool|>": 200023,
+    "<|/tool|>": 200024,
+    "<|tool_call|>": 200025,
+    "<|/tool_call|>": 200026,
+    "<|tool_response|>": 200027,
+}
 LAST = {
-    "phi4-mini": {
-        "<|endoftext|>": 199999,
-        "<|assistant|>": 200019,
-        "<|end|>": 200020,
-        "<|user|>": 200021,
-        "<|system|>": 200022,
-        "<|tool|>": 200023,
-        "<|/tool|>": 200024,
-        "<|tool_call|>": 200025,
-        "<|/tool_call|>": 200026,
-        "<|tool_response|>": 200027,
-    },
-    MULTIMODAL: {
-        "<|endoftext|>": 199999,
-        IMAGE_TOKEN: 200010,
-        AUDIO_TOKEN: 200011,
-        "<|assistant|>": 200019,
-        "<|end|>": 200020,
-        "<|user|>": 200021,
-        "<|system|>": 200022,
-        "<|tool|>": 200023,
-        "<|/tool|>": 200024,
-        "<|tool_call|>": 200025,
-        "<|/tool_call|>": 200026,
-        "<|tool_response|>": 200027,
-    },
+    "phi4-mini": {"<|endoftext|>": 199999, **_TURNS},
+    MULTIMODAL: {"<|endoftext|>": 199999, IMAGE_TOKEN: 200010, AUDIO_TOKEN: 200011, **_TURNS},
     "phi3-mini-4k": {
         "<|endoftext|>": 32000,
         "<|assistant|>": 32001,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
 
 from checkpoints.source import DEFAULT, EMBEDDED, SMOLLM2
 
@@ -84,3 +85,15 @@ def add_choosing(parser: ArgumentParser) -> None:
     parser.add_argument("--frequency-penalty", type=float, metavar="X", default=0.0, help="OpenAI's, -2 to 2")
     parser.add_argument("--seed", type=int, metavar="N", help="equal seeds give equal answers")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="ends an answer; may be repeated")
+
+
+def whole_numbers(what: str) -> Callable[[str], tuple[int, ...]]:
+    """A flag's type: numbers with commas between them; `what` is told where they are none, "ids like 7,9"."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        try:
+            return tuple(int(item) for item in text.split(","))
+        except ValueError:
+            raise ArgumentTypeError(f"{text!r} is not a list of {what}") from None
+
+    return parse

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from checkpoints.errors import run
 from checkpoints.source import find_source
 from export.calibration.options import CALIBRATION, add_calibration, make_calibration
 from export.engine.native_output import hushed
-from export.flags import add_adapters, add_checkpoint, add_file, add_recipe, command_parser
+from export.flags import add_adapters, add_checkpoint, add_file, add_recipe, command_parser, whole_numbers
 from export.progress import quiet
 
 if TYPE_CHECKING:
@@ -102,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_recipe(parser)
     add_calibration(parser)
     parser.add_argument("--bos-id", type=int, help="default: the checkpoint's")
-    parser.add_argument("--eos-ids", type=_ids, help="comma-separated; default: the checkpoint's")
+    parser.add_argument(
+        "--eos-ids", type=whole_numbers("ids like 200020,199999"), help="comma-separated; default: the checkpoint's"
+    )
     parser.add_argument("--save-quantized", metavar="DIR", help="also keep the quantized checkpoint")
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="skip the verification at the end")
     parser.add_argument("--json", action="store_true", help="print the manifest")
@@ -115,13 +116,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print_exported(exported)
     return 0
-
-
-def _ids(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(item) for item in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of ids like 200020,199999") from None
 
 
 command = partial(run, main)  # the script of pyproject.toml

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +44,7 @@ def serve(
     packed: str | os.PathLike[str] | None = None,
     threads: int = 0,
     tokenizer: str | os.PathLike[str] | None = None,
+    ui: bool = False,
     verbose: bool = False,
 ) -> int:
     """Serve until SIGTERM or Ctrl-C; returns the exit code. BadInput for what cannot be served, before it listens.
@@ -57,6 +59,8 @@ def serve(
         except ImportError as problem:
             raise BadInput(f"serving needs more packages ({problem}): `uv sync --extra serve`") from None
 
+        if ui and find_spec("gradio") is None:
+            raise BadInput("--ui needs more packages (No module named 'gradio'): `uv sync --extra ui`")
         settings = Settings(host, port, tuple(api_key or ()), max_queue)
         settings.check()
         if parallel < 1:
@@ -73,11 +77,18 @@ def serve(
             open_one = opener(engine, folder, threads, max_model_len, words)
             models = open_models(paths, parallel, max_queue, open_one, lambda step: status.update(escape(step)))
             app = make_app(models, settings)
+            if ui:
+                status.update("making the page")
+                from export.server.page import add_page  # imports Gradio
+
+                add_page(app, models, settings)
 
             def ready() -> None:
                 status.stop()
                 for model in models.values():
                     console.print(f"{model.name}: context {model.context}, {parallel} at once", highlight=False)
+                if ui:
+                    console.print(f"{url(taken)}/ is the page", highlight=False)
                 console.print(f"{url(taken)}/v1 answers; Ctrl-C ends it", highlight=False)
 
             return listen(app, taken, ready, verbose)
@@ -114,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--threads", type=int, default=0, metavar="N", help="of our engine (default: one for each core)"
     )
     parser.add_argument("--tokenizer", metavar="PATH", help="default: the one beside each file")
+    parser.add_argument("--ui", action="store_true", help="a page to chat on, at /; it asks for the API's key")
     parser.add_argument("--verbose", action="store_true", help="log every request, and what the runtime says")
     flags = vars(parser.parse_args(argv))
     if flags["api_key"] is None and (key := os.environ.get(API_KEY)):

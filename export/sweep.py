@@ -8,7 +8,6 @@ the best recipe that fits it. --plan only says what the recipes take: it exports
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from checkpoints.errors import BadInput, run
 from checkpoints.source import find_source
-from export.flags import add_checkpoint, command_parser
+from export.flags import add_checkpoint, command_parser, whole_numbers
 from export.planning.phones import chosen_phone, classes
 from export.progress import quiet
 from export.sweeps.recipes import DEFAULT as RECIPES
@@ -94,7 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="recipes parted by ;, or a YAML file (default: %(default)s)",
     )
     parser.add_argument(
-        "--context", type=_lengths, default=CONTEXT, metavar="N,N", help="tokens of the KV cache (default: 4096)"
+        "--context",
+        type=whole_numbers("lengths like 2048,4096"),
+        default=CONTEXT,
+        metavar="N,N",
+        help="tokens of the KV cache (default: 4096)",
     )
     parser.add_argument("--phone", metavar="NAME", help="find the best that fits, such as 'iPhone 15 Pro'")
     parser.add_argument("--memory", metavar="SIZE", help="instead: private memory an app may take, such as 3GB")
@@ -122,13 +125,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = sweep(**flags, progress=told)
     print(json.dumps(report.plain(), indent=2)) if as_json else print_report(report)
     return 0 if any(row.found for row in report.sweep.rows) else 1
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(item) for item in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of lengths like 2048,4096") from None
 
 
 command = partial(run, main)  # the script of pyproject.toml

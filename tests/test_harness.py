@@ -265,7 +265,7 @@ def test_facts_have_one_right_answer() -> None:
 def test_the_example_of_the_readme(
     tiny_pte: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[1] / "docs/quality.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mytasks").mkdir()
     for name in ("mytasks/capitals.yaml", "mytasks/capitals.jsonl"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from export import pte, quantize
-from export.calibration.options import make_calibration
+from export.calibration.options import CALIBRATION, make_calibration
 from export.hub.recreate import commands, spelled
 from export.options import ExportOptions, from_flags
 
@@ -17,6 +17,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"context": 512, "prefill_chunk": 64, "kv_cache": "fp32", "speculate": 0, "full_logits": True},
     {"quantize": False, "bos_id": 3},
     {"group_size": 128, "embedding_bits": 4, "head_bits": 8, "eos_ids": (7, 9)},
+    {"int8": ("0", "1.mlp.down_proj")},
 ]
 
 
@@ -57,8 +58,7 @@ def run(words: list[str]) -> None:
 
 def options_of(flags: dict[str, Any]) -> ExportOptions:
     own = {"checkpoint", "revision", "adapter", "adapter_scale", "out", "save_quantized", "verify", "verbose"}
-    calibration = ("calibrate", "calibration_text", "calibration_sequences", "device")
-    return from_flags(**{key: value for key, value in flags.items() if key not in {*own, *calibration}})
+    return from_flags(**{key: value for key, value in flags.items() if key not in {*own, *CALIBRATION}})
 
 
 @pytest.mark.parametrize("given", OPTIONS)

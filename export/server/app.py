@@ -48,7 +48,14 @@ def make_app(models: Models, settings: Settings) -> FastAPI:
         for model in models.values():
             await asyncio.to_thread(model.close)
 
-    app = FastAPI(title="Pocketphi", version=version("pocketphi"), lifespan=lifespan, default_response_class=JSON)
+    app = FastAPI(
+        title="Pocketphi",
+        version=version("pocketphi"),
+        lifespan=lifespan,
+        default_response_class=JSON,
+        docs_url=None,
+        redoc_url=None,
+    )
     desk = app.state.desk = Desk(Metrics(models), asyncio.Event())
     add_handlers(app)
     app.add_middleware(Guard, settings=settings)

@@ -39,7 +39,7 @@ class Guard:
             await answer(scope, receive, send)
             return
         if body is not None:
-            await self.app(scope, _replaying(body, receive), send)
+            await self.app(scope, replaying(body, receive), send)
 
     def _check_host(self, host: str) -> None:
         # A page of another site can make its own name lead to 127.0.0.1; its browser still says that name.
@@ -95,7 +95,7 @@ class Guard:
             raise Refused(408, f"the body did not come within {seconds:g} s", code="body_timeout") from None
 
 
-def _replaying(body: bytes, receive: Receive) -> Receive:
+def replaying(body: bytes, receive: Receive) -> Receive:
     """Gives the body at once, then what the server tells: that the client has left."""
     given = False
 

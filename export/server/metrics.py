@@ -57,13 +57,18 @@ class Metrics:
         self.prompt_tokens.labels(model).inc(reply.prompt_tokens)
         self.cached_tokens.labels(model).inc(reply.prompt_tokens - reply.fed_tokens)
         self.new_tokens.labels(model).inc(reply.new_tokens)
-        if reply.new_tokens > 1 and reply.decode_ms > 0:
-            self.rate.labels(model).observe(1000 * (reply.new_tokens - 1) / reply.decode_ms)
+        if (rate := decode_rate(reply)) is not None:
+            self.rate.labels(model).observe(rate)
         if reply.end == "cancelled":
             self.cancelled.labels(model).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+def decode_rate(reply: Reply) -> float | None:
+    """Tokens a second after the first; None where there are no more."""
+    return 1000 * (reply.new_tokens - 1) / reply.decode_ms if reply.new_tokens > 1 and reply.decode_ms > 0 else None
 
 
 def memory_bytes() -> tuple[int, int]:

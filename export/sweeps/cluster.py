@@ -22,12 +22,10 @@ from typing import Any
 from checkpoints.errors import BadInput
 from export.engine.memory import memory_left
 
-# Read when Ray is imported. The last one: where a program is started by `uv run`, Ray would pack the folder it was
-# started in and send it to its workers.
+# Read when Ray is imported.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 PREFIX = "pocketphi-ray-"  # and the process's number: the folder of a killed sweep is known by it
 STORE = 80_000_000  # bytes for objects: results are small
@@ -97,8 +95,12 @@ def running(address: str | None, cores: int | None = None) -> Iterator[Cluster]:
     os.environ.update(SETTINGS)
     try:
         import ray
+        from ray._private import ray_constants
     except ImportError:
         raise BadInput("a sweep needs the package ray: `uv sync --extra sweep`") from None
+    # Ray 2.60 reads this setting when it is imported, which others may have done before. Below `uv run` it would
+    # start its workers by the same words in a copy of the current folder, where .uv/bin/uv is not, and wait forever.
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     _remove_left()
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp"))  # sockets' paths must be short

@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from tests.network import changing
+
 HERE = Path(__file__).parent
 FOLDER = Path(os.environ.get("POCKETPHI_TRIXIE", "/var/cache/pocketphi/trixie"))
 ADBD = "/usr/lib/android-sdk/platform-tools/adbd"
@@ -98,9 +100,15 @@ class Phone:
                 break
         else:
             raise RuntimeError(f"no network namespace could be made: {made.stderr}")
+        with changing():
+            self._join(index)
+        return index
+
+    def _join(self, index: int) -> None:
         here, there = f"pphi{index}", f"pphi{index}p"
         for line in (
             f"ip link add {here} type veth peer name {there} netns {self.network}",
+            f"ip link set {here} addrgenmode none",  # else an address of IPv6 comes by itself, seconds later
             f"ip addr add 10.213.{index}.1/30 dev {here}",
             f"ip link set {here} up",
             f"ip -n {self.network} addr add 10.213.{index}.2/30 dev {there}",
@@ -110,7 +118,6 @@ class Phone:
             f"ip -n {self.network} link set lo up",
         ):
             subprocess.run(line.split(), check=True, capture_output=True)
-        return index
 
     def connect(self) -> None:
         """Plug it in."""
@@ -185,7 +192,10 @@ class Phone:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._outer.pid, signal.SIGKILL)
         self._outer.wait()
-        subprocess.run(["ip", "link", "delete", f"pphi{self.index}"], capture_output=True)  # its end inside goes too
+        with changing():
+            subprocess.run(
+                ["ip", "link", "delete", f"pphi{self.index}"], capture_output=True
+            )  # its end inside goes too
         subprocess.run(["ip", "netns", "delete", self.network], capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 

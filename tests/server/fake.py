@@ -36,12 +36,14 @@ class FakeConversation:
         self.gate.set()
         self.raises: Exception | None = None
         self.asked: list[Any] = []
+        self.chosen: list[Choosing] = []
         self.ended: list[str] = []
         self._cancelled = threading.Event()
 
     def reply(self, messages: Any, choosing: Choosing, tools: Any, on_piece: Callable[[Piece], object]) -> Reply:
         self._cancelled.clear()
         self.asked.append(messages)
+        self.chosen.append(choosing)
         if self.raises is not None:
             raise self.raises
         told = 0
@@ -67,11 +69,16 @@ def fake_model(conversations: list[FakeConversation], most_waiting: int = 64, na
 
 
 @contextmanager
-def running(model: Model, **settings: Any) -> Iterator[str]:
-    """The url of a server in a thread of this process."""
+def running(*models: Model, page: bool = False, **settings: Any) -> Iterator[str]:
+    """The url of a server in a thread of this process, with a page or without."""
     chosen = Settings(port=0, **settings)
     taken = bind(chosen)
-    app = make_app({model.name: model}, chosen)
+    served = {model.name: model for model in models}
+    app = make_app(served, chosen)
+    if page:
+        from export.server.page import add_page
+
+        add_page(app, served, chosen)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=2))
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -89,8 +96,6 @@ def running(model: Model, **settings: Any) -> Iterator[str]:
         loops[0].call_soon_threadsafe(app.state.desk.closing.set)
         server.should_exit = True
         thread.join(10)
-        for (
-            conversation
-        ) in model.slots.conversations:  # where an answer cannot be ended, a test fails and does not hang
-            conversation.words = 0  # type: ignore[attr-defined]
+        for one in (one for model in models for one in model.slots.conversations):
+            one.words = 0  # type: ignore[attr-defined]  # where an answer cannot be ended, a test fails and does not hang
         thread.join()
