@@ -66,9 +66,11 @@ def make(out: Path) -> None:
     model = Phi4MultimodalForCausalLM._from_config(
         Phi4MultimodalConfig.from_pretrained(out), dtype=torch.float32, attn_implementation="eager"
     )
-    # transformers starts SigLIP's linears with a deviation of 1, from which nothing is learned.
-    for module in model.model.embed_tokens_extend.image_embed.img_processor.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+    # transformers starts SigLIP's linears with a deviation of 1 and the convolutions that come before the conformer with
+    # 0.02: what they are given drowns in noise there and fades to 1e-6 here, and nothing is learned.
+    media = model.model.embed_tokens_extend
+    for module in [*media.image_embed.img_processor.modules(), *media.audio_embed.encoder.modules()]:
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
     for name, rank in RANKS.items():
         lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS)

@@ -60,17 +60,17 @@ class Stage(NamedTuple):
 
 STAGES = {
     "text": Stage(None, TEXT, 24, 300),
-    "see": Stage(None, SEEING, 64, 260),
-    "hear": Stage(None, HEARING, 48, 220),
-    "vision": Stage("vision", f"{SEEING}|{VISION}", 24, 260, 1e-3),
-    "speech": Stage("speech", SPEECH, 32, 120),
+    "see": Stage(None, SEEING, 64, 1000, 5e-3),
+    "hear": Stage(None, HEARING, 48, 400),
+    "vision": Stage("vision", f"{SEEING}|{VISION}", 24, 400, 1e-3),
+    "speech": Stage("speech", SPEECH, 32, 200),
 }
 TOGETHER = (("text", "see", "hear"), ("vision", "speech"))  # train different weights; two at a time
 LABELS = {"see": (len(SHAPES) + len(DIGITS), len(COLOURS)), "hear": (len(WORDS),)}  # how many of each there are
 MATRIX = re.compile(r".*(layers|encoders)\.\d+\.(?!.*lora_).*\.weight")  # what Muon is for, if it has two dimensions
 ROUNDING_FROM = 2 / 3  # of each stage: from here on the text model and the adapters compute with int4 weights
 WARM_UP = 30  # steps
-CLIPS_EACH = 1  # of a word in a voice to train on
+CLIPS_EACH = 2  # of a word in a voice to train on
 console = Console()
 
 
