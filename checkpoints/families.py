@@ -1,7 +1,8 @@
 """The families whose tensors can be read, by `ModelConfig.family`: what each calls its weights."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from checkpoints import phi3, phi4mm
@@ -30,6 +31,13 @@ FAMILIES = {
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every weight, in model order; lm_head.weight only when untied."""
     return FAMILIES[config.family].shapes(config)
+
+
+@lru_cache(maxsize=8)
+def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The same as matrices and vectors, for an untied model; see `checkpoints.matrices`."""
+    shapes = tensor_shapes(replace(config, tie_word_embeddings=False))
+    return {name: phi4mm.matrix_shape(name, shape) for name, shape in shapes.items()}
 
 
 def split_names(config: ModelConfig) -> dict[str, Rows]:

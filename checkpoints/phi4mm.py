@@ -7,6 +7,7 @@ them in folders. No tensor differs between them by more than its name: also the 
 the half that is not gated first in both, the other way round than in the text model.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -54,6 +55,8 @@ def _patterns(spellings: Iterable[tuple[str, str]]) -> list[tuple[re.Pattern[str
 
 TO_NATIVE, TO_MAIN = _patterns(SPELLINGS), _patterns((native, main) for main, native in SPELLINGS)
 FACTOR = re.compile(r"(model\.layers\.\d+\..+)\.lora_([AB])(?:\.(\w+?))??(?:\.weight)?")
+FIRST_CONV = f"{SOUND}encoder.embed.conv.0."  # over the spectrogram, which has one channel
+VECTORS = ("_img_feature_extensor", ".glu.b1", ".glu.b2")  # with dimensions of one element around them
 # In the files, but no feature that the model takes passes through it: layers of vision that are not used are too.
 UNUSED = re.compile(
     rf"{re.escape(IMAGE)}img_processor\.(?:(?:post_layernorm|head)\..+|encoder\.layers\.(\d{{1,5}})\..+)"
@@ -74,6 +77,25 @@ def tensor_shapes(config: ModelConfig) -> Shapes:
         modes = PROJECTIONS if vision is not None else PROJECTIONS[:1]
         shapes |= _audio_shapes(audio, config.hidden_size, modes)
     return shapes
+
+
+def is_depthwise(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight of this shape is that of a convolution of each channel by itself."""
+    return len(shape) > 2 and shape[1] == 1 and not name.startswith(FIRST_CONV) and not name.endswith(VECTORS)
+
+
+def matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What a tensor of more than two dimensions is as a matrix or a vector.
+
+    A convolution is [rows, the elements of one], as a linear over patches has it; a depthwise one [positions,
+    channels], since what computes it has the channels last.
+    """
+    if len(shape) <= 2:
+        return shape
+    if name.endswith(VECTORS):
+        return (math.prod(shape),)
+    rest = math.prod(shape[1:])
+    return (rest, shape[0]) if is_depthwise(name, shape) else (shape[0], rest)
 
 
 def unused_shapes(config: ModelConfig) -> Shapes:

@@ -10,6 +10,12 @@ EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.no
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 BARE = re.compile(r"(?:embed_tokens|layers|norm)\.")
+MEDIA = "model.embed_tokens_extend."  # of encoders of pictures and sound
+MEDIA_LINEAR = re.compile(
+    r"(?:_proj|\.fc[12]|img_projection_\w+|_proj_for_\w+|\.pw_conv|\.ext_pw_conv_1d|patch_embedding|embed\.out"
+    r"|embed\.conv\.(?:3|6|9|12|15|18))\.weight"
+)
+TABLES = ("position_embedding.weight", "bias_values.weight", "_img_feature_extensor", "global_mean", "global_invstd")
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,10 @@ class Role(Enum):
     NORM = "norm"
     LINEAR = "linear"  # of a layer
     HEAD = "head"
+    ADAPTER = "adapter"  # either factor of an adapter that is not merged
+    ENCODER = "encoder"  # linears of encoders and projectors
+    TABLE = "table"  # float32 rows that the graph itself looks up or hands out
+    FLOAT = "float"  # float32 beside the linears of encoders: biases, depthwise convolutions
 
 
 def role(name: str) -> Role:
@@ -36,7 +46,19 @@ def role(name: str) -> Role:
         return Role.EMBEDDING
     if name == HEAD:
         return Role.HEAD
+    if ".lora_" in name:
+        return Role.ADAPTER
+    if name.startswith(MEDIA):
+        return _media_role(name)
     return Role.NORM if "norm" in name else Role.LINEAR
+
+
+def _media_role(name: str) -> Role:
+    if "norm" in name:
+        return Role.NORM
+    if name.endswith(TABLES):
+        return Role.TABLE
+    return Role.ENCODER if MEDIA_LINEAR.search(name) else Role.FLOAT
 
 
 def usual_name(name: str) -> str:

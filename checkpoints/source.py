@@ -49,6 +49,8 @@ class Source:
     revision: str | None  # the commit, for "hub" alone
     kind: Kind
     adapters: tuple[Adapter, ...] = ()
+    modalities: tuple[str, ...] | None = None  # what of a multimodal model is read, None: all of it
+    own_adapter: str | None = None  # of a multimodal model, merged into its text: "vision" or "speech"
 
     def __str__(self) -> str:
         added = "".join(f" + {adapter.scale:g} * {adapter.folder.resolve().name}" for adapter in self.adapters)
@@ -61,10 +63,15 @@ class Given(TypedDict, total=False):
     revision: str | None
     adapter: Sequence[str | os.PathLike[str]] | None
     adapter_scale: Sequence[float] | None
+    modalities: Sequence[str] | None
+    merge: str | None
 
 
 def find_source(checkpoint: str | None, **given: Unpack[Given]) -> Source:
-    """`resolve`, with adapters to be merged in order, each times its scale: as many scales as adapters, or none."""
+    """`resolve`, with adapters to be merged in order, each times its scale: as many scales as adapters, or none.
+
+    `modalities` and `merge` say what of a multimodal model is read, see `checkpoints.weights.open_checkpoint`.
+    """
     folders = [Path(folder) for folder in given.get("adapter") or ()]
     scales = list(given.get("adapter_scale") or [1.0] * len(folders))
     if len(scales) != len(folders):
@@ -72,7 +79,13 @@ def find_source(checkpoint: str | None, **given: Unpack[Given]) -> Source:
     if wrong := [scale for scale in scales if not math.isfinite(scale)]:
         raise BadInput(f"--adapter-scale {wrong[0]} is not a finite number")
     adapters = tuple(map(Adapter, folders, scales))
-    return replace(resolve(checkpoint, given.get("revision")), adapters=adapters)
+    modalities = given.get("modalities")
+    return replace(
+        resolve(checkpoint, given.get("revision")),
+        adapters=adapters,
+        modalities=None if modalities is None else tuple(modalities),
+        own_adapter=given.get("merge"),
+    )
 
 
 def resolve(checkpoint: str | None, revision: str | None = None) -> Source:

@@ -28,7 +28,7 @@ from checkpoints.gguf_model import WEIGHTS, gguf_tensors
 from checkpoints.phi4mm_config import ADAPTERS, MODALITIES
 from checkpoints.roles import EMBEDDING, HEAD
 from checkpoints.safetensors_io import Entry, read_header
-from checkpoints.source import Adapter
+from checkpoints.source import Adapter, Source
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -195,6 +195,17 @@ def open_checkpoint(
     own = {name: low for name, low in own.items() if name not in changes.replaced}
     added = {name: (*own.get(name, ()), *changes.added.get(name, ())) for name in own.keys() | changes.added.keys()}
     return Checkpoint(folder, config, files, parts, added)
+
+
+def wanted_config(source: Source) -> ModelConfig:
+    """The configuration of what `open_checkpoint` would read of a source, without a look at its weights."""
+    config = _wanted(
+        read_config(source.folder), MODALITIES if source.modalities is None else source.modalities, source.own_adapter
+    )
+    media = config.multimodal
+    if media is not None and (source.own_adapter or not (media.vision or media.audio)):
+        return text_alone(config)
+    return config
 
 
 def _wanted(config: ModelConfig, modalities: Collection[str], own_adapter: str | None) -> ModelConfig:

@@ -29,6 +29,22 @@ def add_adapters(parser: ArgumentParser) -> None:
     )
 
 
+def add_media(parser: ArgumentParser) -> None:
+    """--modalities and --merge, as `checkpoints.source.find_source` takes them."""
+    parser.add_argument(
+        "--modalities",
+        type=lambda text: text.split(","),
+        metavar="LIST",
+        help="of a multimodal model, comma-separated: text,vision,audio (default: all)",
+    )
+    add_merge(parser)
+
+
+def add_merge(parser: ArgumentParser) -> None:
+    """--merge alone."""
+    parser.add_argument("--merge", metavar="NAME", help="text alone, with the adapter vision or speech merged in")
+
+
 def stage_parser(name: str, doc: str | None) -> ArgumentParser:
     """For a command that makes a folder of a checkpoint."""
     parser = command_parser(name, doc)
@@ -60,6 +76,8 @@ def add_recipe(parser: ArgumentParser) -> None:
     parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=32, help="columns to an int4 scale")
     parser.add_argument("--embedding-bits", type=int, choices=(8, 4), default=8)
     parser.add_argument("--head-bits", type=int, choices=(4, 8), help="bits of lm_head (default: 4)")
+    parser.add_argument("--lora-bits", type=int, choices=(4, 8), default=4, help="of multimodal adapters")
+    parser.add_argument("--encoder-bits", type=int, choices=(8, 4), default=8, help="of multimodal encoders")
     add_int8(parser, "linears with 8 bits, a scale a row, among those with 4")
 
 

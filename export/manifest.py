@@ -56,6 +56,7 @@ def make_manifest(
     files of the checkpoint that were used, and the adapters.
     """
     from export.models import kv_cache
+    from export.models.phi4mm.settings import media_facts
 
     kv_bytes = kv_cache.cache_bytes(config, options.context, kv_cache.CACHE_DTYPES[options.kv_cache])
     return {
@@ -67,6 +68,7 @@ def make_manifest(
             **inputs,
         },
         "config": {key: getattr(config, key) for key in CONFIG_KEYS},
+        "media": asdict(media_facts(config.multimodal, options.max_crops)),
         "recipe": str(options.recipe),
         "options": asdict(options) | {"recipe": options.recipe.as_json(), "eos_ids": list(options.eos_ids)},
         "packages": {package: importlib.metadata.version(package) for package in PACKAGES},

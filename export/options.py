@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
 from checkpoints.config import ModelConfig
@@ -10,6 +10,8 @@ from checkpoints.errors import BadInput
 from export.models.kv_cache import CACHE_DTYPES
 from export.quantization.recipe import Recipe, RecipeFlags, make_recipe
 
+WHOLE = 1024  # tokens that a multimodal model's decoder takes at once, at least
+MOST_CROPS = 36  # what the original was trained with
 MIN_CHUNK = 2  # torch.export makes a dynamic length of at least two values
 
 
@@ -22,6 +24,7 @@ class ExportOptions:
     kv_cache: str = "bf16"  # a key of `export.models.kv_cache.CACHE_DTYPES`
     speculate: int = 7  # tokens guessed ahead that one call can check: it gives the logits of one more
     full_logits: bool = False  # of all positions of a call
+    max_crops: int = 4  # that a picture is cut into at most, beside the whole of it (multimodal)
     recipe: Recipe = field(default_factory=Recipe)
     bos_id: int | None = None  # None and (): the checkpoint's
     eos_ids: tuple[int, ...] = ()
@@ -30,6 +33,19 @@ class ExportOptions:
     def logits(self) -> int | None:
         """How many last tokens of a call have their logits given; None: all."""
         return None if self.full_logits else min(self.speculate + 1, self.prefill_chunk)
+
+    def suited(self, config: ModelConfig) -> ExportOptions:
+        """The same for a model that may be multimodal: its decoder takes a picture or a window whole.
+
+        So stock runners call it, and a picture of one crop is 545 tokens. Raises BadInput for a short context.
+        """
+        if config.multimodal is None:
+            return self
+        if config.multimodal.vision is not None:
+            side = config.multimodal.vision.patches // 2
+            if self.context < (least := 2 * side * (side + 1) + 1):
+                raise BadInput(f"--context {self.context} does not hold a picture, which is {least} tokens or more")
+        return replace(self, prefill_chunk=max(self.prefill_chunk, min(WHOLE, self.context)))
 
     def check(self, config: ModelConfig) -> None:
         """Raise BadInput where a length or the recipe does not suit the model; ids are checked with its tokenizer."""
@@ -48,6 +64,8 @@ class ExportOptions:
             )
         if self.speculate < 0:
             raise BadInput(f"--speculate {self.speculate} is below 0")
+        if not 1 <= self.max_crops <= MOST_CROPS:
+            raise BadInput(f"--max-crops {self.max_crops} is not within 1 to {MOST_CROPS}")
         self.recipe.check(config)
 
 
@@ -59,6 +77,7 @@ class Flags(RecipeFlags, total=False):
     kv_cache: str
     speculate: int
     full_logits: bool
+    max_crops: int
     quantize: bool
     bos_id: int | None
     eos_ids: tuple[int, ...] | None

@@ -91,8 +91,8 @@ def export_checkpoint(
         config = read_config(source.folder)
         options.check(config)
         opened = open_quantized(source, options.recipe)
-        config, options = opened.config, replace(options, recipe=opened.recipe)
-        placed, room = place(config, options.recipe), program_room(config.num_hidden_layers)
+        config, options = opened.config, replace(options, recipe=opened.recipe).suited(opened.config)
+        placed, room = place(config, options.recipe), program_room(config)
         tokenizer_path = find_tokenizer(source.folder)
         inputs = _inputs(source, [*opened.files, tokenizer_path])
         if proof:
@@ -191,6 +191,11 @@ def _inputs(source: Source, used: list[Path]) -> list[Path]:
     return sorted({*used, *adapters, *(path for path in texts if path.is_file())})
 
 
+def _named(source: Source, path: Path) -> str:
+    """A file's name in the checkpoint: adapters of a multimodal model lie in folders of their own."""
+    return path.relative_to(source.folder).as_posix() if path.is_relative_to(source.folder) else path.name
+
+
 def _hashed(source: Source, inputs: list[Path], results: Mapping[str, str]) -> Inputs:
     """sha256 of those files, by name, each adapter's apart."""
     own = {
@@ -201,5 +206,5 @@ def _hashed(source: Source, inputs: list[Path], results: Mapping[str, str]) -> I
         }
         for adapter in source.adapters
     }
-    files = {path.name: results[str(path)] for path in inputs if path.parent not in own}
+    files = {_named(source, path): results[str(path)] for path in inputs if path.parent not in own}
     return {"sha256": files, "adapters": list(own.values())}

@@ -13,7 +13,15 @@ from checkpoints.errors import run
 from checkpoints.source import find_source
 from export.calibration.options import CALIBRATION, add_calibration, make_calibration
 from export.engine.native_output import hushed
-from export.flags import add_adapters, add_checkpoint, add_file, add_recipe, command_parser, whole_numbers
+from export.flags import (
+    add_adapters,
+    add_checkpoint,
+    add_file,
+    add_media,
+    add_recipe,
+    command_parser,
+    whole_numbers,
+)
 from export.progress import quiet
 
 if TYPE_CHECKING:
@@ -32,6 +40,8 @@ def export_pte(
     revision: str | None = None,
     adapter: Sequence[str | os.PathLike[str]] | None = None,
     adapter_scale: Sequence[float] | None = None,
+    modalities: Sequence[str] | None = None,
+    merge: str | None = None,
     save_quantized: str | os.PathLike[str] | None = None,
     verify: bool = True,
     verbose: bool = False,
@@ -55,7 +65,14 @@ def export_pte(
 
         check_place(path)
         quantized_out = None if save_quantized is None else Path(save_quantized)
-        source = find_source(checkpoint, revision=revision, adapter=adapter, adapter_scale=adapter_scale)
+        source = find_source(
+            checkpoint,
+            revision=revision,
+            adapter=adapter,
+            adapter_scale=adapter_scale,
+            modalities=modalities,
+            merge=merge,
+        )
         if calibration is None:
             return export_checkpoint(source, path, from_flags(**given), quantized_out, verify)
         return export_calibrated(source, path, from_flags(**given), calibration, quantized_out, verify)
@@ -99,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_adapters(parser)
     add_file(parser)
     add_recipe(parser)
+    add_media(parser)
+    parser.add_argument("--max-crops", type=int, default=4, metavar="N", help="of a picture (default: %(default)s)")
     add_calibration(parser)
     parser.add_argument("--bos-id", type=int, help="default: the checkpoint's")
     parser.add_argument(

@@ -33,7 +33,7 @@ from rich.table import Table
 
 from checkpoints.errors import run
 from checkpoints.source import Given, Source, find_source
-from export.flags import FILE_HELP, add_adapters, add_checkpoint, command_parser
+from export.flags import FILE_HELP, add_adapters, add_checkpoint, add_merge, command_parser
 from export.progress import quiet
 from export.ptefile.find import resolve_file
 from export.verification import verify as verification
@@ -156,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", metavar="FILE", help=FILE_HELP)
     add_checkpoint(parser)
     add_adapters(parser)
+    add_merge(parser)
     parser.add_argument(
         "--original",
         metavar="C",

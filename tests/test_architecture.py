@@ -39,7 +39,7 @@ DOORS = [
 PRIVATE = {
     "executorch.exir._serialize": {"export/program/assemble.py", "export/ptefile/reader.py"},
     "executorch.backends.xnnpack": {"export/xnnpack/drawing.py"},
-    "executorch.exir.memory_planning": {"export/program/deepen.py"},
+    "executorch.exir.memory_planning": {"export/program/arenas.py"},
     "torch._higher_order_ops": {"export/program/trace.py"},
     "ray": {"export/sweeps/cluster.py"},
     "torchao.prototype": {"export/quantization/saved_writer.py"},

@@ -12,6 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.errors import BadInput
+from export.media.settings import (
+    AUDIO_ID,
+    AUDIO_SETTINGS,
+    IMAGE_ID,
+    IMAGE_SETTINGS,
+    TEXT_ONLY,
+    AudioSettings,
+    ImageSettings,
+    MediaFacts,
+    Settings,
+    from_numbers,
+)
 
 if TYPE_CHECKING:
     from export.engine.tokenizer import Tokenizer
@@ -26,6 +38,7 @@ class Facts:
     context: int  # tokens
     vocab_size: int | None
     eos_ids: frozenset[int]
+    media: MediaFacts = TEXT_ONLY
 
 
 def read_facts(path: Path) -> Facts:
@@ -46,7 +59,25 @@ def read_facts(path: Path) -> Facts:
 
     length = "get_max_context_len" if "get_max_context_len" in names else "get_max_seq_len"
     vocab = call("get_vocab_size")[0] if "get_vocab_size" in names else None
-    return Facts(call(length)[0], vocab, frozenset(call("get_eos_ids")))
+    return Facts(call(length)[0], vocab, frozenset(call("get_eos_ids")), read_media(path))
+
+
+def read_media(path: Path) -> MediaFacts:
+    """What a file takes beside text; BadInput where it says so in numbers that are not known."""
+    import torch  # noqa: F401  _C is linked against it
+    from executorch.extension.pybindings import _C
+
+    module = _C._load_for_executorch(str(path))
+    names = set(module.method_names())
+
+    def read(kind: type[Settings], settings: str, token: str) -> tuple[Settings | None, int | None]:
+        if not {settings, token} <= names:
+            return None, None
+        found = from_numbers(kind, module.run_method(settings, ()), f"{settings} of {path}")
+        return found, int(module.run_method(token, ())[0])
+
+    image, audio = read(ImageSettings, IMAGE_SETTINGS, IMAGE_ID), read(AudioSettings, AUDIO_SETTINGS, AUDIO_ID)
+    return MediaFacts(*image, *audio)
 
 
 def check_fits(path: Path, facts: Facts, tokenizer: Tokenizer) -> None:

@@ -1,10 +1,17 @@
-"""The sizes that a model's pictures and sound are cut by. There are no defaults: a model's configuration has them."""
+"""The sizes that a model's pictures and sound are cut by. There are no defaults: a model's configuration has them.
+
+A file that takes them carries them as constant methods, a list of numbers each, in the order of the fields here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import TypeVar
 
 from checkpoints.errors import BadInput
+
+Settings = TypeVar("Settings", "ImageSettings", "AudioSettings")
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,44 @@ class AudioSettings:
             raise BadInput(
                 f"{self.before} frames before a piece are no multiple of {self.frames_per_token}, a token's"
             )
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """What a file takes beside text, and the token that stands for each row of it in a prompt; None for nothing."""
+
+    image: ImageSettings | None = None
+    image_id: int | None = None
+    audio: AudioSettings | None = None
+    audio_id: int | None = None
+
+    def constants(self) -> dict[str, int | list[float]]:
+        """The constant methods of a file."""
+        found: dict[str, int | list[float]] = {}
+        if self.image is not None and self.image_id is not None:
+            found |= {IMAGE_SETTINGS: numbers(self.image), IMAGE_ID: self.image_id}
+        if self.audio is not None and self.audio_id is not None:
+            found |= {AUDIO_SETTINGS: numbers(self.audio), AUDIO_ID: self.audio_id}
+        return found
+
+
+TEXT_ONLY = MediaFacts()
+IMAGE_SETTINGS, IMAGE_ID = "get_image_settings", "get_image_token_id"
+AUDIO_SETTINGS, AUDIO_ID = "get_audio_settings", "get_audio_token_id"
+
+
+def numbers(settings: ImageSettings | AudioSettings) -> list[float]:
+    """As a constant method gives them."""
+    return [float(value) for value in astuple(settings)]
+
+
+def from_numbers(kind: type[Settings], found: Sequence[float], where: str) -> Settings:
+    """Settings of a constant method's numbers; `where` stands in the sentence of BadInput for what are none."""
+    named = fields(kind)
+    if len(found) != len(named):
+        raise BadInput(f"{where} has {len(found)} numbers, {len(named)} are known")
+    values = [value if field.type == "float" else int(value) for field, value in zip(named, found, strict=True)]
+    return kind(*values)  # type: ignore[arg-type]
 
 
 def _check_positive(settings: ImageSettings | AudioSettings, *names: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from checkpoints.roles import Rows
@@ -23,6 +23,37 @@ class Piece:
 
     blobs: Callable[[str], Blobs]  # from the prefix of its weights' names, "layers.3.attention."
     outputs: Callable[..., tuple[Tensor, ...]]  # the results as empty tensors, from the arguments
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What calls of a file may have, in tokens, and the type of its KV cache."""
+
+    context: int  # positions of the cache
+    chunk: int  # tokens at once
+    logits: int | None  # how many last tokens of a call have their logits given; None: all
+    cache_dtype: torch.dtype
+
+
+Call = Callable[[str, str], Callable[..., Any]]  # a piece and the prefix of its weights' names, to a stand-in for it
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """One method of a file: what is traced for it, and other methods of the same code.
+
+    `module` makes it of so many layers, with pieces as stand-ins; `example` inputs are those of `dynamic`,
+    torch.export's dynamic shapes. A method of `copies` has the same program, but the "piece prefix" of each delegate
+    is what the function makes of it.
+    """
+
+    name: str
+    module: Callable[[int], nn.Module]
+    layers: int
+    example: tuple[Tensor, ...]
+    dynamic: tuple[Any, ...] | None = None
+    prefix: str = ""  # before the names of the module's parameters, in the layout
+    copies: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,21 +103,15 @@ class Family(Protocol):
         """The Hugging Face weight of which a layer's module in `layout` is, whatever its sizes; None for others."""
         ...
 
-    def decoder(self, config: ModelConfig, context: int, cache_dtype: torch.dtype, logits: int | None) -> nn.Module:
-        """tokens [1, S] int64 and input_pos [1] int64 to the logits of the last `logits` tokens, of all where None.
-
-        Parameters have the names of `layout`.
-
-        Norms are `RMSNorm`s and the table is `tok_embeddings`, of `export.models.modules`.
-        """
-        ...
-
     def pieces(self, config: ModelConfig, recipe: Recipe, chunk: int, logits: int | None) -> dict[str, Piece]:
         """What XNNPACK computes, for calls of up to `chunk` tokens."""
         ...
 
-    def call_pieces(self, decoder: nn.Module, call: Callable[[str, str], Callable[..., Any]]) -> None:
-        """Replace methods of the decoder by `call(piece, prefix of its weights)` and drop their linears, in place."""
+    def methods(self, config: ModelConfig, sizes: Sizes, call: Call) -> list[Method]:
+        """What a file can be asked to do; `forward` comes first. Weights are stand-ins, on the meta device.
+
+        Norms, tables and the embedding are modules of `export.models.modules`, under their names in `layout`.
+        """
         ...
 
     def reference(self) -> ReferenceModules:

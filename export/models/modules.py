@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401  registers embedding_byte, embedding_4bit
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -17,6 +18,54 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class LayerNorm(nn.Module):
+    """Over the last dimension, in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(dim), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+class Table(nn.Module):
+    """Rows of float32 [N, D] to be looked up; the graph never looks at how many there are."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.weight = nn.Parameter(torch.empty(rows, columns), requires_grad=False)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return F.embedding(index, self.weight)
+
+
+class Vector(nn.Module):
+    """A float32 [D] that the graph hands on."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+class Numbers(nn.Module):
+    """A few float32 numbers that pieces take as inputs [1]: XNNPACK's graphs have no constants of their own."""
+
+    def __init__(self, *numbers: float) -> None:
+        super().__init__()
+        for index, number in enumerate(numbers):
+            self.register_buffer(f"number{index}", torch.tensor([number], device="cpu"), persistent=False)
+
+    def forward(self) -> tuple[Tensor, ...]:
+        return tuple(self.buffers())
 
 
 class QuantizedEmbedding(nn.Module):

@@ -5,22 +5,18 @@ What a family is on disk stands in `checkpoints.config` (architectures) and `che
 
 from __future__ import annotations
 
-import dataclasses
-
 from checkpoints.config import ModelConfig
-from checkpoints.errors import BadInput
-from checkpoints.families import tensor_shapes
+from checkpoints.families import matrix_shapes
 from checkpoints.roles import Rows
 from export.models.family import Family
 from export.models.phi3.family import Phi3
+from export.models.phi4mm.family import Phi4Multimodal
 
-FAMILIES: dict[str, Family] = {"phi3": Phi3()}
+FAMILIES: dict[str, Family] = {"phi3": Phi3(), "phi4mm": Phi4Multimodal()}
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family of a model; BadInput for one whose files can be read and no more."""
-    if config.family not in FAMILIES:
-        raise BadInput(f"{config.path}: model_type {config.raw['model_type']} can be read, but not exported")
+    """The family of a model; `checkpoints.config` reads no others."""
     return FAMILIES[config.family]
 
 
@@ -30,6 +26,5 @@ def source_name(module: str) -> str | None:
 
 
 def rows_shape(config: ModelConfig, rows: Rows) -> tuple[int, ...]:
-    """Shape of some rows of a tensor."""
-    untied = dataclasses.replace(config, tie_word_embeddings=False)
-    return (rows.stop - rows.start, *tensor_shapes(untied)[rows.name][1:])
+    """Shape of some rows of a tensor, as a matrix or vector."""
+    return (rows.stop - rows.start, *matrix_shapes(config)[rows.name][1:])

@@ -57,6 +57,8 @@ def write_remapped(opened: Untied, out: Path, progress: Callable[[int], Abstract
     params.json; a tied embedding is stored once and found under both names, as upstream's converter leaves it.
     `progress` is told all bytes, then each piece's. Raises BadInput for a taken name and too small a disk.
     """
+    if opened.config.multimodal is not None:
+        raise BadInput(f"{opened.config.path}: upstream's loader reads text models only")
     if mark := next((mark for mark in ("int8", "8da4w") if mark in str(out)), None):
         raise BadInput(f"--out {out} contains {mark!r}, which upstream's loader takes for quantized weights")
     tensors: dict[str, torch.Tensor] = {}

@@ -47,7 +47,7 @@ class Needs:
         rope = 4 * self.options.context * self.config.rotary_dim  # cos and sin, float32
         constants = ceil((rope + 1) / ALIGNMENT) * ALIGNMENT  # with scalars, padded
         graphs = layers * LAYER_GRAPHS[self.options.recipe.quantized] + HEAD_GRAPH[self._bits(head)]
-        return program_room(layers) + end(placed) + constants + graphs
+        return program_room(self.config) + end(placed) + constants + graphs
 
     @cached_property
     def packed_bytes(self) -> int:

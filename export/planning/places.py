@@ -13,6 +13,7 @@ from checkpoints.roles import Role, Rows, role
 from export.models.registry import family_of, rows_shape
 from export.quantization.recipe import Recipe
 
+CONSTANTS = (Role.EMBEDDING, Role.NORM, Role.TABLE)  # what the graph itself holds
 ALIGNMENT = 128  # bytes; ExecuTorch's segment alignment, twice what XNNPACK asks of its constants
 
 
@@ -31,18 +32,23 @@ class Placed:
         return {f"{self.name}.{part}": (self.offsets[part], size) for part, size in self.sizes.items()}
 
 
-def program_room(layers: int) -> int:
+def program_room(config: ModelConfig) -> int:
     """Bytes kept for the program in front of the weights: 2.5 times what a program of 32 layers takes, and more of
     a smaller one."""
+    layers = config.num_hidden_layers
+    if (media := config.multimodal) is not None:  # so many methods have them
+        layers *= 3 + len(media.loras)
+        layers += 2 * media.vision.used_layers if media.vision else 0
+        layers += 3 * media.audio.num_hidden_layers if media.audio else 0
     return 128 * 1024 + layers * 16 * 1024
 
 
 def place(config: ModelConfig, recipe: Recipe) -> list[Placed]:
-    """Lay out all weights one after another: those of delegates first, then embedding and norms (the constants)."""
+    """Lay out all weights one after another: those of delegates first, then CONSTANTS."""
     placed, at = [], 0
     tensors = family_of(config).layout(config).items()
     # stable: the order of the graph within each
-    for name, rows in sorted(tensors, key=lambda item: role(item[1].name) not in (Role.LINEAR, Role.HEAD)):
+    for name, rows in sorted(tensors, key=lambda item: role(item[1].name) in CONSTANTS):
         dims = rows_shape(config, rows)
         count, columns = dims if len(dims) == 2 else (1, dims[0])
         sizes = recipe.storage(rows.name, columns).nbytes(count)

@@ -2,7 +2,7 @@
 
 Layout of the file, every segment aligned to 128 bytes:
 
-    program (flatbuffer with the extended header), padded to `program_room(layers)` bytes
+    program (flatbuffer with the extended header), padded to `program_room` bytes
     weights of delegates, one segment a part, called by their data names
     embedding and norms, called so as well, then the graph's own constants (rope tables): the constant segment
     XNNPACK's graphs, one segment a delegate
@@ -58,6 +58,8 @@ def write_program(path: Path, base: int, graph: Graph, placed: Sequence[Placed],
 
     held = {index: name for name, index in graph.constants.items()}
     start = min(where[name][0] for name in graph.constants)
+    if {name for name, (offset, _) in where.items() if offset >= start} != set(graph.constants):
+        raise RuntimeError("the graph does not hold the constants that were placed for it")
     offsets = []
     for index, buffer in enumerate(program.constant_buffer):
         offset = where[held[index]][0] if index in held else append(buffer.storage, TENSOR_ALIGNMENT)

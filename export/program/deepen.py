@@ -16,11 +16,8 @@ import copy
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import prod
-from types import SimpleNamespace
 from typing import Any
 
-from executorch.exir.memory_planning import greedy
 from executorch.exir.schema import (
     BackendDelegate,
     BackendDelegateDataReference,
@@ -30,23 +27,14 @@ from executorch.exir.schema import (
     EValue,
     ExecutionPlan,
     Instruction,
-    IntList,
-    KernelCall,
-    OptionalTensorList,
     Program,
     Tensor,
-    TensorList,
 )
-from executorch.exir.tensor import ALIGNMENT, enum_to_scalar_map
+
+from export.program.arenas import LISTS, Unknown, arguments, planned_anew, replan, used
 
 SHALLOW = 3  # layers: the first, the one that is repeated, the last
-XNNPACK_PADDING = 64  # bytes behind the arena, as `apply_algo` of 1.5.1 has it
-LISTS = (IntList, TensorList, OptionalTensorList)  # their items are numbers of values
 LAYER = re.compile(r"\blayers\.(\d+)\.")
-
-
-class Unknown(Exception):
-    """The program is not as this version of ExecuTorch makes it."""
 
 
 def deepen(program: Program, constants: dict[str, int], layers: int) -> dict[str, int]:
@@ -54,13 +42,15 @@ def deepen(program: Program, constants: dict[str, int], layers: int) -> dict[str
 
     Raises Unknown, before any change.
     """
-    plan = next(plan for plan in program.execution_plan if plan.name == "forward")
+    plan = next(plan for plan in program.execution_plan if plan.delegates)
     shallow = [delegate.data for delegate in program.backend_delegate_data]
     per_layer = sum(b"layers.0." in token for token in shallow)
-    if _planned_anew(plan) != plan:
+    before = next(index for index, token in enumerate(shallow) if b"layers.0." in token)
+    if planned_anew(plan) != plan:
         raise Unknown("memory is planned in another way")
-    _, middle, last = _layers(plan, per_layer)
+    first, middle, last = _layers(plan, shallow, before, per_layer)
     carried = _check_image(plan, middle, last, per_layer)
+    of_first = _own_buffers(plan, first)
     values, buffers = _Rows(middle.owned, layers), _Rows(_own_buffers(plan, middle), layers)
     after, copies = set(last.owned), range(layers - SHALLOW + 1)
 
@@ -98,64 +88,17 @@ def deepen(program: Program, constants: dict[str, int], layers: int) -> dict[str
         [behind(number) for number in plan.outputs],
     )
 
-    one_layer, head = shallow[:per_layer], shallow[per_layer * SHALLOW :]
-    tokens = [LAYER.sub(f"layers.{i}.", token.decode()).encode() for i in range(layers) for token in one_layer] + head
+    one_layer, head = shallow[before : before + per_layer], shallow[before + per_layer * SHALLOW :]
+    repeated = [LAYER.sub(f"layers.{i}.", token.decode()).encode() for i in range(layers) for token in one_layer]
+    tokens = shallow[:before] + repeated + head
     program.backend_delegate_data = [BackendDelegateInlineData(token) for token in tokens]
     plan.delegates = [
         BackendDelegate(plan.delegates[0].id, BackendDelegateDataReference(DataLocation.INLINE, index), [])
         for index in range(len(tokens))
     ]
     program.constant_buffer = [program.constant_buffer[n] for n, _ in buffers.places(len(program.constant_buffer))]
-    _replan(plan)
-    return dict(_named(constants, buffers, layers))
-
-
-def _replan(plan: ExecutionPlan) -> None:
-    """Give every planned tensor its place; lifetimes are read off the instructions."""
-    specs = {
-        number: _Spec(value.val)
-        for number, value in enumerate(plan.values)
-        if isinstance(value.val, Tensor) and value.val.allocation_info is not None
-    }
-    (chain,) = plan.chains
-    for index, instruction in enumerate(chain.instructions):
-        for number in _used(plan, _arguments(instruction)):
-            if number in specs:
-                specs[number].use(index)
-    for number, spec in specs.items():
-        if number < min(plan.inputs):  # caches come before the inputs, and outlive a call
-            spec.lifetime = [-1, len(chain.instructions)]
-        elif number in plan.outputs:
-            spec.lifetime[1] = len(chain.instructions)
-    found = greedy(ALIGNMENT, specs.values(), SimpleNamespace(), None, XNNPACK_PADDING)  # type: ignore[arg-type]
-    for number, spec in specs.items():
-        info: Any = plan.values[number].val.allocation_info  # type: ignore[union-attr]
-        place = found.spec_dict[spec]  # type: ignore[index]
-        info.memory_id = place.mem_id
-        info.memory_offset_low, info.memory_offset_high = place.mem_offset & 0xFFFFFFFF, place.mem_offset >> 32
-    plan.non_const_buffer_sizes = list(found.bufsizes)
-
-
-class _Spec:
-    """What `greedy` asks of a TensorSpec."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        size = prod(tensor.sizes) * enum_to_scalar_map[tensor.scalar_type].itemsize
-        self.allocated_memory = -(-size // ALIGNMENT) * ALIGNMENT
-        self.mem_id = self.storage_base = None
-        self.lifetime: list[int | None] = [None, None]
-
-    def realign(self, alignment: int) -> None:
-        assert alignment == ALIGNMENT
-
-    def use(self, index: int) -> None:
-        self.lifetime = [index if self.lifetime[0] is None else self.lifetime[0], index]
-
-
-def _planned_anew(plan: ExecutionPlan) -> ExecutionPlan:
-    result = copy.deepcopy(plan)
-    _replan(result)
-    return result
+    replan(plan)
+    return dict(_named(constants, buffers, of_first))
 
 
 @dataclass
@@ -167,20 +110,23 @@ class _Layer:
     owned: list[int]
 
 
-def _layers(plan: ExecutionPlan, per_layer: int) -> list[_Layer]:
-    """A layer ends with its last delegate; what comes before the first layer counts as its own."""
+def _layers(plan: ExecutionPlan, tokens: list[bytes], before: int, per_layer: int) -> list[_Layer]:
+    """A layer ends with its last delegate; what comes before the first layer counts as its own.
+
+    `before` delegates come before those of the layers, `per_layer` of each.
+    """
     (chain,) = plan.chains
     calls = [(index, one.instr_args) for index, one in enumerate(chain.instructions)]
-    ends = [
-        i + 1 for i, call in calls if isinstance(call, DelegateCall) and (call.delegate_index + 1) % per_layer == 0
-    ]
-    if len(plan.delegates) != per_layer * SHALLOW + 1 or len(ends) != SHALLOW:
+    last_of_layers = {before + per_layer * (layer + 1) - 1 for layer in range(SHALLOW)}
+    ends = [i + 1 for i, call in calls if isinstance(call, DelegateCall) and call.delegate_index in last_of_layers]
+    of_layers = [bool(LAYER.search(token.decode())) for token in tokens]
+    if not all(of_layers[before : before + per_layer * SHALLOW]) or len(ends) != SHALLOW:
         raise Unknown(f"{len(plan.delegates)} delegates")
     taken = set(plan.inputs)
     found = []
     for start, stop in zip([0, *ends], ends, strict=False):
-        arguments = [number for one in chain.instructions[start:stop] for number in _arguments(one)]
-        owned = set(_used(plan, arguments)) - taken
+        used_here = [number for one in chain.instructions[start:stop] for number in arguments(one)]
+        owned = set(used(plan, used_here)) - taken
         taken |= owned
         found.append(_Layer(start, stop, sorted(owned)))
     return found
@@ -210,12 +156,12 @@ def _check_image(plan: ExecutionPlan, one: _Layer, two: _Layer, per_layer: int) 
         raise Unknown("layers of other lengths")
     for a, b in zip(instructions[one.start : one.stop], instructions[two.start : two.stop], strict=True):
         x, y = a.instr_args, b.instr_args
-        if len(_arguments(a)) != len(_arguments(b)):
+        if len(arguments(a)) != len(arguments(b)):
             raise Unknown("other instructions")
-        for numbers in zip(_arguments(a), _arguments(b), strict=True):
+        for numbers in zip(arguments(a), arguments(b), strict=True):
             pair(*numbers)
         same = copy.deepcopy(x)
-        same.args = _arguments(b)  # type: ignore[union-attr]
+        same.args = arguments(b)  # type: ignore[union-attr]
         if isinstance(same, DelegateCall):
             same.delegate_index += per_layer
         if same != y:
@@ -270,30 +216,19 @@ class _Rows:
                     yield from ((inside, c + 1) for c in range(self.extra) for inside in row)
 
 
-def _named(constants: dict[str, int], buffers: _Rows, layers: int) -> Iterator[tuple[str, int]]:
+def _named(constants: dict[str, int], buffers: _Rows, first: list[int]) -> Iterator[tuple[str, int]]:
+    """Constants by the names they have in the deep model; `first` are those of the first layer.
+
+    A part may begin with what the layer before ends with, a norm behind the last delegate: then its constants are not
+    all of one layer by name.
+    """
     for name, number in constants.items():
-        match = LAYER.match(name)
+        match = LAYER.search(name)
         layer = int(match[1]) if match else 0
-        for c in range(layers - SHALLOW + 1 if match and layer == 1 else 1):
-            there = layer + c if layer < SHALLOW - 1 else layers - 1
+        repeated = any(number in row for row in buffers.rows)
+        for c in range(buffers.extra + 1 if repeated else 1):
+            there = layer + c if repeated or number in first else layer + buffers.extra
             yield LAYER.sub(f"layers.{there}.", name), buffers.moved(number, c)
-
-
-def _arguments(instruction: Instruction) -> list[int]:
-    call = instruction.instr_args
-    if not isinstance(call, (KernelCall, DelegateCall)):
-        raise Unknown(f"a {type(call).__name__}")
-    return call.args
-
-
-def _used(plan: ExecutionPlan, numbers: list[int]) -> Iterator[int]:
-    """Values and what lists among them list."""
-    for number in numbers:
-        if number >= 0:
-            yield number
-            inner = plan.values[number].val
-            if isinstance(inner, LISTS):
-                yield from _used(plan, inner.items)
 
 
 def _renamed(instruction: Instruction, value: Callable[[int], int], delegates: int) -> Instruction:

@@ -8,7 +8,6 @@ graph, whatever the model's size.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,11 +27,13 @@ from torch._higher_order_ops.executorch_call_delegate import executorch_call_del
 from checkpoints.config import ModelConfig
 from checkpoints.roles import EMBEDDING
 from export.models import kv_cache
-from export.models.family import Piece
-from export.models.modules import QuantizedEmbedding, RMSNorm
+from export.models.family import Method, Piece, Sizes
+from export.models.modules import LayerNorm, QuantizedEmbedding, RMSNorm, Table, Vector
+from export.models.phi4mm.settings import media_facts
 from export.models.registry import family_of
 from export.options import ExportOptions
 from export.program.deepen import SHALLOW, Unknown, deepen
+from export.program.merge import copied, merge
 from export.quantization.packing import pack
 from export.quantization.rounding import round_rows
 
@@ -65,36 +66,56 @@ class Graph:
 def build_graph(
     config: ModelConfig, options: ExportOptions, progress: Callable[[str], object] = lambda step: None
 ) -> Graph:
-    """Trace, plan memory and emit; a deep model is emitted shallow and made deep where its layers repeat."""
+    """Trace each method, plan memory and emit; deep ones are emitted shallow and made deep where layers repeat."""
     pieces = family_of(config).pieces(config, options.recipe, options.prefill_chunk, options.logits)
-    layers = config.num_hidden_layers
-    if layers > SHALLOW:
-        program, constants = emit(dataclasses.replace(config, num_hidden_layers=SHALLOW), options, pieces, progress)
+    traced = methods(config, options, pieces)
+    programs = []
+    for method in traced:
+
+        def tell(step: str, name: str = method.name) -> None:
+            progress(step if len(traced) == 1 else f"{name}: {step}")
+
+        program, constants = _deep(method, config, options, tell)
+        programs += [(program, constants)]
+        if method.copies:
+            programs += copied(program, constants, method)
+    program, constants = merge(programs)
+    return Graph(program, constants, pieces)
+
+
+def methods(config: ModelConfig, options: ExportOptions, pieces: dict[str, Piece]) -> list[Method]:
+    """What is traced of a model."""
+    cache_dtype = kv_cache.CACHE_DTYPES[options.kv_cache]
+    sizes = Sizes(options.context, options.prefill_chunk, options.logits, cache_dtype)
+    return family_of(config).methods(config, sizes, _calls(pieces))
+
+
+def _deep(
+    method: Method, config: ModelConfig, options: ExportOptions, progress: Callable[[str], object]
+) -> tuple[Program, dict[str, int]]:
+    if method.layers > SHALLOW:
+        program, constants = emit(method, SHALLOW, config, options, progress)
         try:
-            return Graph(program, deepen(program, constants, layers), pieces)
+            return program, deepen(program, constants, method.layers)
         except Unknown:
             pass  # another version of ExecuTorch, or a model whose layers differ: the long way
-    return Graph(*emit(config, options, pieces, progress), pieces)
+    return emit(method, method.layers, config, options, progress)
 
 
 def emit(
-    config: ModelConfig, options: ExportOptions, pieces: dict[str, Piece], progress: Callable[[str], object]
+    method: Method, layers: int, config: ModelConfig, options: ExportOptions, progress: Callable[[str], object]
 ) -> tuple[Program, dict[str, int]]:
-    """The whole model by upstream's own way; its program, and the named constant buffers."""
-    chunk, cache_dtype = options.prefill_chunk, kv_cache.CACHE_DTYPES[options.kv_cache]
+    """A method of so many layers by upstream's own way; its program, and the named constant buffers."""
     with torch.device("meta"):
-        model = family_of(config).decoder(config, options.context, cache_dtype, options.logits)
-    placeholders = _placeholders(model, config, options)
-    family_of(config).call_pieces(model, _calls(pieces))
+        model = method.module(layers)
+    placeholders, tables = _placeholders(model, method.prefix, config, options)
     progress("trace")
-    example = (torch.zeros(1, min(3, chunk), dtype=torch.long), torch.zeros(1, dtype=torch.long))
-    length = torch.export.Dim("length", min=1, max=chunk)
     with torch.no_grad():
-        program = torch.export.export(model, example, dynamic_shapes=({1: length}, None), strict=False)
+        program = torch.export.export(model, method.example, dynamic_shapes=method.dynamic, strict=False)
         progress("edge passes")
         edge = to_edge(
-            program,
-            constant_methods=metadata(config, options),
+            {method.name: program},
+            constant_methods=metadata(config, options) if method.name == "forward" else None,
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
         )
         progress("plan and emit")
@@ -107,14 +128,14 @@ def emit(
         )
     result = emitted.executorch_program
     constants = _find(result, placeholders)
-    _set_embedding_rows(result, constants, config.vocab_size)
+    _set_rows(result, {constants[name]: rows for name, rows in tables.items()})
     return result, constants
 
 
-def metadata(config: ModelConfig, options: ExportOptions) -> dict[str, int | bool | list[int]]:
-    """Constant methods that ExecuTorch's runners read (`extension/llm/runner` in 1.5.1)."""
+def metadata(config: ModelConfig, options: ExportOptions) -> dict[str, Any]:
+    """Constant methods that ExecuTorch's runners read (`extension/llm/runner` in 1.5.1), and ours for media."""
     assert options.bos_id is not None
-    return {
+    return media_facts(config.multimodal, options.max_crops).constants() | {
         "get_bos_id": options.bos_id,
         "get_eos_ids": list(options.eos_ids),
         "get_max_seq_len": options.prefill_chunk,
@@ -126,24 +147,46 @@ def metadata(config: ModelConfig, options: ExportOptions) -> dict[str, int | boo
     }
 
 
-def _placeholders(model: Any, config: ModelConfig, options: ExportOptions) -> dict[str, Tensor]:
-    """Give the embedding and the norms small or constant stand-ins, each unlike the others; part's name -> it."""
-    hidden = config.hidden_size
+def _placeholders(
+    model: Any, prefix: str, config: ModelConfig, options: ExportOptions
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Give norms, tables and the embedding stand-ins, each unlike the others.
+
+    Returns each part's name -> its stand-in, and the names of those with fewer rows than they have -> how many.
+    """
+    found: dict[str, Tensor] = {}
+    tables: dict[str, int] = {}
+    if hasattr(model, "tok_embeddings"):
+        parts = _embedding(model, config.hidden_size, options)
+        found |= {f"tok_embeddings.{part}": data.contiguous() for part, data in parts.items()}
+        tables = dict.fromkeys(found, config.vocab_size)
+    for number, (name, module) in enumerate(model.named_modules()):
+        if not isinstance(module, (RMSNorm, LayerNorm, Table, Vector)):
+            continue
+        called = f"{prefix}{name}.weight"
+        shape = list(module.weight.shape)
+        if isinstance(module, Table):
+            shape[0], tables[called] = PLACEHOLDER_ROWS, module.rows
+        module.weight = nn.Parameter(torch.full(shape, float(number)), requires_grad=False)
+        found[called] = module.weight.detach()
+        if isinstance(module, LayerNorm):
+            module.bias = nn.Parameter(torch.full(shape, number + 0.5), requires_grad=False)
+            found[f"{prefix}{name}.bias.weight"] = module.bias.detach()
+    return found, tables
+
+
+def _embedding(model: Any, hidden: int, options: ExportOptions) -> dict[str, Tensor]:
+    """Make the table of tokens one of few rows, stored as the recipe says; its parts."""
     rows = torch.full((PLACEHOLDER_ROWS, hidden), -1.0)
     storage = options.recipe.storage(EMBEDDING, hidden)
     parts = pack(rows if storage.bits == 32 else round_rows(rows, storage))
-    found = {f"tok_embeddings.{part}": data.contiguous() for part, data in parts.items()}
     if storage.bits == 32:
         model.tok_embeddings = nn.Embedding(PLACEHOLDER_ROWS, hidden, _weight=rows)
         model.tok_embeddings.weight.requires_grad_(False)
     else:
         scale = parts["scale"].flatten() if storage.bits == 8 else parts["scale"]
         model.tok_embeddings = QuantizedEmbedding(parts["weight"], scale)
-    for number, (name, module) in enumerate(model.named_modules()):
-        if isinstance(module, RMSNorm):
-            module.weight = nn.Parameter(torch.full((hidden,), float(number)), requires_grad=False)
-            found[f"{name}.weight"] = module.weight.detach()
-    return found
+    return parts
 
 
 class LoweredBackendModule(UpstreamLoweredModule):
@@ -185,11 +228,10 @@ def _find(program: Program, placeholders: dict[str, Tensor]) -> dict[str, int]:
     return {name: held[data.contiguous().view(torch.uint8).numpy().tobytes()] for name, data in placeholders.items()}
 
 
-def _set_embedding_rows(program: Program, constants: dict[str, int], rows: int) -> None:
-    """Give the embedding's tensors their true number of rows."""
-    wanted = {index for name, index in constants.items() if name.startswith("tok_embeddings.")}
+def _set_rows(program: Program, wanted: Mapping[int, int]) -> None:
+    """Give tables their true number of rows, by the constant buffers that hold them."""
     for plan in program.execution_plan:
         for value in plan.values:
             if isinstance(value.val, TensorValue) and value.val.data_buffer_idx in wanted:
                 assert value.val.sizes[0] == PLACEHOLDER_ROWS
-                value.val.sizes = [rows, *value.val.sizes[1:]]
+                value.val.sizes = [wanted[value.val.data_buffer_idx], *value.val.sizes[1:]]

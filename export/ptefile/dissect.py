@@ -35,6 +35,7 @@ XNNPACK = "XnnpackBackend"
 HASH = re.compile(r"[0-9a-f]{64}")  # what upstream calls its weights
 KINDS = ("embedding", "scales", "norms", "rope tables", "XNNPACK graphs", "program", "padding")
 LAYER = re.compile(r"\blayers\.(\d+)\.")
+ADAPTED = re.compile(r"layers\.\d+\.\w+\.(vision|speech)\.")
 
 # operators by their name without namespace and overload
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "matmul"}
@@ -55,6 +56,15 @@ CACHES = {
 def read_contents(pte: PteFile) -> Contents:
     """Read an open file's program and graphs; anything unreadable is told in `Delegate.problem`, not raised."""
     return _Reading(pte).contents()
+
+
+def _part(name: str) -> str | None:
+    """What a weight of a multimodal file is of, beside the text model."""
+    for part in ("vision", "audio"):
+        if name.startswith(f"{part}."):
+            return f"{part} encoder"
+    adapter = ADAPTED.match(name)
+    return f"{adapter[1]} adapter" if adapter else None
 
 
 def partition(claims: Iterable[tuple[int, int, str]], size: int) -> dict[str, int]:
@@ -88,7 +98,9 @@ class _Reading:
         self.pte, self.program = pte, pte.program
         self.plan: ExecutionPlan = next(plan for plan in self.program.execution_plan if plan.name == "forward")
         self.metadata = {
-            plan.name: _value(plan) for plan in self.program.execution_plan if not plan.inputs and plan.outputs
+            plan.name: _value(plan)
+            for plan in self.program.execution_plan
+            if not plan.inputs and plan.outputs and not plan.delegates
         }
         caches = [tensor.sizes[1] for tensor in self._caches()]
         self.context = self.metadata.get("get_max_context_len") or max(caches, default=None)
@@ -110,6 +122,8 @@ class _Reading:
             (*span, "XNNPACK graphs" if delegate.backend == XNNPACK else "other delegates")
             for delegate, span in zip(delegates, self._blobs(), strict=True)
         ]
+        coarse += [(*span, "XNNPACK graphs") for span in self.pte.blobs]  # of other methods
+        coarse += [(*span, part) for name, span in self.pte.parts.items() if (part := _part(name))]
         coarse += [(start, size, "other constants"), (0, self.pte.program_size, "program")]
         coarse += [(offset, length, "unused data") for offset, length in self.pte.named.values()]
         kinds = dict.fromkeys(KINDS, 0) | partition(self.claims + coarse, self.pte.size)

@@ -30,6 +30,7 @@ class PteFile:
     parts: dict[str, tuple[int, int]]  # the same by readable names, "layers.0.attention.wq.scale"
     constants: tuple[int, int]  # (offset, size) of the constant segment, (0, 0) without one
     delegates: list[tuple[int, int]]  # (offset, size) of each delegate's blob, in the order of `forward`'s delegates
+    blobs: list[tuple[int, int]]  # the same of all methods
     _map: mmap.mmap
 
     def bytes(self, offset: int, size: int) -> memoryview:
@@ -60,16 +61,20 @@ def open_pte(path: Path) -> PteFile:
         named = {entry.key: spans[entry.segment_index] for entry in program.named_data or []}
         constant = program.constant_segment
         constants = spans[constant.segment_index] if constant and constant.offsets and spans else (0, 0)
-        forward = next(plan for plan in program.execution_plan if plan.name == "forward")
-        delegates = [
-            spans[delegate.processed.index]
-            for delegate in forward.delegates
-            if delegate.processed.location == DataLocation.SEGMENT
-        ]
+        blobs = {
+            plan.name: [
+                spans[delegate.processed.index]
+                for delegate in plan.delegates
+                if delegate.processed.location == DataLocation.SEGMENT
+            ]
+            for plan in program.execution_plan
+        }
+        delegates = blobs["forward"]
     except Exception as problem:  # the generated flatbuffer readers raise whatever a damaged offset leads to
         raise BadInput(f"{path} is a damaged ExecuTorch program ({type(problem).__name__})") from None
     for offset, length in spans:
         if offset + length > size:
             raise BadInput(f"{path}: a segment ends at byte {offset + length}, the file has {size}")
     parts = {readable_name(key): span for key, span in named.items()}
-    return PteFile(path, size, program_size, program, named, parts, constants, delegates, mapped)
+    every = [span for spans in blobs.values() for span in spans]
+    return PteFile(path, size, program_size, program, named, parts, constants, delegates, every, mapped)

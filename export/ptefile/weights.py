@@ -73,7 +73,15 @@ class FileWeights:
             return Recipe(quantized=False)
         group = next((s.columns // s.groups for s in self.storage.values() if s.bits == 4), Recipe().group_size)
         int8 = tuple(short_name(name) for name, n in bits.items() if n == 8 and role(name) is Role.LINEAR)
-        return Recipe(True, group, bits[EMBEDDING], bits[HEAD], int8)
+        lora, encoder = (
+            min((n for name, n in bits.items() if role(name) is kind), default=usual)
+            for kind, usual in ((Role.ADAPTER, Recipe.lora_bits), (Role.ENCODER, Recipe.encoder_bits))
+        )  # where groups do not divide their columns some have more
+        return Recipe(True, group, bits[EMBEDDING], bits[HEAD], lora, encoder, int8)
+
+    def names(self) -> list[str]:
+        """Of all weights, in the checkpoint's words."""
+        return list(dict.fromkeys(rows.name for rows in self._layout.values()))
 
     def pieces(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[DecodedRows]:
         """The rows start … stop (default: all) of the weight with this Hugging Face name, in order.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 GROUP_SIZES = (32, 64, 128)
 LINEAR = re.compile(r"model\.layers\.(.+)\.weight")
+FLOATS = (Role.NORM, Role.TABLE, Role.FLOAT)  # never quantized
+MEDIA = (Role.ADAPTER, Role.ENCODER)
 INT4: torch.dtype = getattr(torch, "int4")  # noqa: B009  torch 2.13 has it, its type stubs do not
 
 
@@ -45,6 +47,8 @@ class RecipeFlags(TypedDict, total=False):
     group_size: int
     embedding_bits: int
     head_bits: int | None
+    lora_bits: int
+    encoder_bits: int
     int8: Sequence[str] | None
 
 
@@ -56,6 +60,8 @@ class Recipe:
     group_size: int = 32  # columns that share an int4 scale
     embedding_bits: int = 8  # 8: one float32 scale a row; 4: one a group
     head_bits: int = 4  # 4: in groups like every linear; 8: one scale a row
+    lora_bits: int = 4  # of a multimodal model's adapters; what groups do not divide has 8 bits
+    encoder_bits: int = 8  # of the linears of its encoders and projectors, likewise
     int8: tuple[str, ...] = ()  # linears of layers that have 8 bits, one scale a row, as `is_named` takes them
 
     def __post_init__(self) -> None:
@@ -75,11 +81,16 @@ class Recipe:
     def bits(self, name: str) -> int:
         """Of an element of the weight with this Hugging Face name."""
         kind = role(name)
-        if not self.quantized or kind is Role.NORM:
+        if not self.quantized or kind in FLOATS:
             return 32
         if kind is Role.LINEAR:
             return 8 if is_named(name, self.int8) else 4
-        return self.embedding_bits if kind is Role.EMBEDDING else self.head_bits
+        return {
+            Role.EMBEDDING: self.embedding_bits,
+            Role.HEAD: self.head_bits,
+            Role.ADAPTER: self.lora_bits,
+            Role.ENCODER: self.encoder_bits,
+        }[kind]
 
     def storage(self, name: str, columns: int) -> Storage:
         """How the weight with this Hugging Face name and so many columns is stored.
@@ -88,6 +99,9 @@ class Recipe:
         bfloat16, those of the embedding float32.
         """
         bits, embedding = self.bits(name), name == EMBEDDING
+        # Widths of the encoders (588, 4304) and ranks are multiples of few numbers.
+        if bits == 4 and role(name) in MEDIA and columns % self.group_size:
+            bits = 8
         if bits != 4:
             return Storage(columns, bits, 1 if bits == 8 else 0, torch.float32, embedding)
         scale_dtype = torch.float32 if embedding else torch.bfloat16

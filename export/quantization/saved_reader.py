@@ -21,7 +21,9 @@ from checkpoints.config import ModelConfig, read_config, read_object
 from checkpoints.errors import BadInput
 from checkpoints.families import tensor_shapes
 from checkpoints.files import present
+from checkpoints.matrices import seen
 from checkpoints.phi3 import LEGACY
+from checkpoints.phi4mm_config import MODALITIES
 from checkpoints.roles import DTYPES, EMBEDDING, HEAD, Role, role
 from checkpoints.safetensors_io import Entry, read_header
 from checkpoints.source import Source
@@ -75,7 +77,11 @@ def open_quantized(source: Source, recipe: Recipe) -> QuantizedSource:
     config = read_config(folder)
     pickles = _pickles(folder)
     if not (declared := config.raw.get("quantization_config")) and not pickles:
-        return Quantizing(Untied(open_checkpoint(folder, source.adapters)), recipe)
+        modalities = MODALITIES if source.modalities is None else source.modalities
+        own = source.own_adapter
+        return Quantizing(
+            seen(open_checkpoint(folder, source.adapters, modalities=modalities, own_adapter=own)), recipe
+        )
     if source.adapters:
         raise BadInput(f"{folder} is quantized already, --adapter {source.adapters[0].folder} needs the original")
     method = declared.get("quant_method") if isinstance(declared, dict) else None

@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 
-from checkpoints.config import ModelConfig, read_config
+from checkpoints.config import ModelConfig
 from checkpoints.errors import BadInput
+from checkpoints.phi4mm_config import AUDIO, VISION
 from checkpoints.source import Source
 from checkpoints.texts import read_text
+from checkpoints.weights import wanted_config
 from export.engine.session import Feed, Runs
 from export.engine.tokenizer import find_tokenizer, load_tokenizer
-from export.ptefile.reader import open_pte
+from export.ptefile.reader import PteFile, open_pte
 from export.ptefile.weights import FileWeights, cache_dtype, constant, logits_positions, run_bytes
 from export.quantization.rounding import QuantizedSource, Quantizing
 from export.quantization.saved_reader import open_quantized, read_record
@@ -32,6 +34,7 @@ from export.subprocess_call import Child, ChildDied, ChildKilled
 from export.verification import checks
 from export.verification.checks import Check, Quality, Rounding
 from export.verification.extent import Extent
+from export.verification.media import check_media, make_probe, run_media
 from export.verification.memory import LATER, check_memory
 
 MIN_TOKENS = 16  # of a text
@@ -94,8 +97,9 @@ def compare(
     The file is run by each of `runners` in turn, by CPU (None is this machine), in `child`, beside the one reference.
     """
     started = time.monotonic()
-    config = dataclasses.replace(read_config(source.folder), tie_word_embeddings=False)
     opened = open_pte(path)
+    source = _as_in(opened, source)
+    config = dataclasses.replace(wanted_config(source), tie_word_embeddings=False)
     chunk, context = constant(opened, "get_max_seq_len"), constant(opened, "get_max_context_len")
     if (vocab := constant(opened, "get_vocab_size")) != config.vocab_size:
         raise BadInput(f"{path}: get_vocab_size is {vocab}, {config.path} says vocab_size {config.vocab_size}")
@@ -132,13 +136,23 @@ def compare(
                 call.result()  # a file that does not run needs no reference
         progress(f"reference: layer {layers} of {config.num_hidden_layers}")
 
+    beside = None
+    if config.multimodal is not None and None in runners:
+        probe = make_probe(config, sequence[: min(count, 2 * ROPE_POSITIONS)])
+        beside = probe, child.start(run_media, path, probe)
+
     runs = {}
+    media: list[Check] = []
     try:
         float_weights = CheckpointWeights(original)
         logits = stream_logits(streams, sequence, float_weights, weights, kv_dtype, weighed, layer_done)
         if original is not kept:
             nearest = Stream("nearest", count, tuple(positions[0]), context, from_file=True, rounded=True)
             logits |= stream_logits([nearest], sequence, float_weights, KeptWeights(original), kv_dtype)
+        if beside is not None:
+            progress("reference: encoders and adapters")
+            probe, media_run = beside
+            media = check_media(config, probe, media_run.result, float_weights, weights, kv_dtype, context)
         for cpu, call in running.items():
             progress(f"running the file on {cpu or 'this machine'}")
             runs[cpu] = call.result()
@@ -154,7 +168,7 @@ def compare(
     reports = []
     for cpu, run in runs.items():
         judged, quality = reference.judge(path, run)
-        found = weighed.checks() + judged
+        found = weighed.checks() + judged + media
         failures = [check.sentence() for check in found if not check.passed]
         report = Report(
             file=path.name,
@@ -176,6 +190,13 @@ def compare(
         )
         reports.append(report)
     return reports
+
+
+def _as_in(opened: PteFile, source: Source) -> Source:
+    """The source with the modalities that a file has methods for."""
+    names = {plan.name for plan in opened.program.execution_plan}
+    has = {VISION: "vision_crop" in names, AUDIO: "audio_subsample" in names}
+    return dataclasses.replace(source, modalities=tuple(modality for modality, there in has.items() if there))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from checkpoints.source import resolve
 from export.models.registry import family_of
 from export.options import ExportOptions
 from export.program.deepen import SHALLOW, Unknown, deepen
-from export.program.trace import build_graph, emit
+from export.program.trace import build_graph, emit, methods
 from export.quantization.recipe import Recipe
 
 CONFIG = read_config(resolve("phi4-tiny").folder)
@@ -26,9 +26,9 @@ OPTIONS = [
 
 
 def emitted(config: ModelConfig, options: ExportOptions, layers: int):  # type: ignore[no-untyped-def]
-    shallow = dataclasses.replace(config, num_hidden_layers=layers)
     pieces = family_of(config).pieces(config, options.recipe, options.prefill_chunk, options.logits)
-    return emit(shallow, options, pieces, lambda step: None)
+    [forward] = methods(config, options, pieces)
+    return emit(forward, layers, config, options, lambda step: None)
 
 
 @pytest.mark.parametrize(("layers", "shape", "options"), OPTIONS)

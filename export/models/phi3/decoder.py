@@ -10,6 +10,7 @@ C context (rows of the cache), V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  registers llama::update_cache, custom_sdpa
@@ -158,13 +159,17 @@ class Transformer(nn.Module):
         return self.output(h)
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
-        start_pos, length = cast(int, input_pos[0].item()), tokens.shape[1]
+        return self.decode(tokens, self.tok_embeddings, input_pos)
+
+    def decode(self, inputs: Tensor, embed: Callable[[Tensor], Tensor], input_pos: Tensor) -> Tensor:
+        """Logits of what `embed` makes of the inputs [1, S, ...]."""
+        start_pos, length = cast(int, input_pos[0].item()), inputs.shape[1]
         torch._check_is_size(start_pos)
         torch._check(start_pos + length <= self.context)
         cos, sin = full_width(
             self.freqs_cos.narrow(0, start_pos, length), self.freqs_sin.narrow(0, start_pos, length), self.head_dim
         )
-        h = self.tok_embeddings(tokens)
+        h = embed(inputs)
         for layer in self.layers:
             h = layer(h, cos, sin, start_pos)
         if self.logits == 1:
