@@ -143,8 +143,7 @@ def batches(stage: str, seed: int, rows: int, clips: Sequence[Clip] = ()) -> Ite
     rng = random.Random(seed)
     texts = text_exercises(rng)
     while True:
-        # Nine of ten pictures are ordinary ones: the others take several times as long.
-        size = (SIDE, SIDE) if stage == "see" or rng.random() < 0.9 else rng.choice(SIZES)
+        size = (SIDE, SIDE) if rng.random() < 0.6 else rng.choice(SIZES)
         length = _samples(rng.choice(SECONDS))
         few = rows if size[0] * size[1] <= SIDE**2 else rows // 4
         if stage == "text":

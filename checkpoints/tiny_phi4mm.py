@@ -66,8 +66,8 @@ def make(out: Path) -> None:
     model = Phi4MultimodalForCausalLM._from_config(
         Phi4MultimodalConfig.from_pretrained(out), dtype=torch.float32, attn_implementation="eager"
     )
-    # transformers starts SigLIP's linears with a deviation of 1 and the convolutions that come before the conformer with
-    # 0.02: what they are given drowns in noise there and fades to 1e-6 here, and nothing is learned.
+    # transformers starts SigLIP's linears with a deviation of 1 and what is before the conformer with 0.02: pictures
+    # drown in noise, sound fades to a millionth, and nothing is learned.
     media = model.model.embed_tokens_extend
     for module in [*media.image_embed.img_processor.modules(), *media.audio_embed.encoder.modules()]:
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):

@@ -40,7 +40,12 @@ TRAINED_FONTS = (
     "DejaVuSerif",
     "DejaVuSerif-Bold",
     "DejaVuSerif-Italic",
+    "DejaVuSansMono",
     "DejaVuSansMono-Bold",
+    "cmr10",
+    "cmss10",
+    "cmtt10",
+    "cmb10",
     "STIXGeneral",
     "STIXGeneralItalic",
 )
@@ -98,13 +103,13 @@ def draw(
     centre = rng.uniform(radius, width - radius), rng.uniform(radius, height - radius)
     ink = _shade(rng, figure.colour)
     if figure.kind == "digit":
-        _digit(canvas, figure.name, centre, radius, ink, rng, HELDOUT_FONTS if heldout else TRAINED_FONTS)
+        _digit(canvas, figure.name, centre, radius, ink, rng, heldout)
     else:
         _shape(canvas, figure.name, centre, radius, ink, rng)
     pixels = np.asarray(canvas.reduce(FINE))
     if noise:
-        grain = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(0, 12), pixels.shape)
-        pixels = np.clip(pixels + grain, 0, 255).astype(np.uint8)
+        grain = np.random.default_rng(rng.getrandbits(32)).standard_normal(pixels.shape, np.float32)
+        pixels = np.clip(pixels + np.float32(rng.uniform(0, 12)) * grain, 0, 255).astype(np.uint8)
     return Picture(pixels, figure)
 
 
@@ -185,13 +190,23 @@ def _digit(
     radius: float,
     ink: tuple[int, int, int],
     rng: random.Random,
-    fonts: tuple[str, ...],
+    heldout: bool,
 ) -> None:
-    """Draws a digit about twice `radius` high, turned by at most 15 degrees."""
+    """Draws a digit about twice `radius` high, turned by at most 15 degrees.
+
+    Those to train on are stretched and slanted, and half of them are bolder than their font.
+    """
     side = math.ceil(radius * 3)
     mask = Image.new("L", (side, side))
-    font = _font(rng.choice(fonts), round(radius * 2.5))
-    ImageDraw.Draw(mask).text((side / 2, side / 2), digit, fill=255, font=font, anchor="mm")
+    font = _font(rng.choice(HELDOUT_FONTS if heldout else TRAINED_FONTS), round(radius * 2.5))
+    bolder = 0 if heldout else max(0, round(radius * rng.uniform(-0.08, 0.08)))
+    pen = ImageDraw.Draw(mask)
+    pen.text((side / 2, side / 2), digit, fill=255, font=font, anchor="mm", stroke_width=bolder)
+    if not heldout:
+        width, slant = rng.uniform(0.8, 1.3), rng.uniform(-0.2, 0.2)
+        shift = side / 2 * (1 - width - slant)  # the middle stays where it is
+        across = (width, slant, shift, 0, 1, 0)
+        mask = mask.transform(mask.size, Image.Transform.AFFINE, across, resample=Image.Resampling.BILINEAR)
     mask = mask.rotate(rng.uniform(-15, 15), resample=Image.Resampling.BILINEAR)
     canvas.paste(ink, (round(centre[0] - side / 2), round(centre[1] - side / 2)), mask)
 

@@ -49,6 +49,11 @@ def clips(heldout: bool, each: int, seed: int) -> Iterator[Clip]:
         yield Clip(say(word, voice, rng.randint(110, 190), rng.randint(30, 70)), word)
 
 
+def heldout_clips() -> list[Clip]:
+    """Every word once in every held-out accent and voice."""
+    return list(clips(heldout=True, each=1, seed=1_000_003))
+
+
 def say(word: str, voice: str, speed: int = 150, pitch: int = 50) -> np.ndarray:
     """A word spoken by espeak-ng, without silence around it: `speed` in words a minute, `pitch` from 0 to 99."""
     command = ["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", word]

@@ -37,7 +37,7 @@ from checkpoints.tiny_examples import write_examples
 from checkpoints.tiny_exercises import IGNORE, Collator, Exercise, batches, heldout_exercises
 from checkpoints.tiny_phi4mm import make, open_model, save, use_adapter
 from checkpoints.tiny_pictures import COLOURS, DIGITS, SHAPES
-from checkpoints.tiny_sounds import WORDS, Clip, clips
+from checkpoints.tiny_sounds import WORDS, Clip, clips, heldout_clips
 from checkpoints.train_tiny import fake_quantize
 
 # Patterns for names of weights: of the text model, of encoders, and of adapters with projections.
@@ -60,10 +60,10 @@ class Stage(NamedTuple):
 
 STAGES = {
     "text": Stage(None, TEXT, 24, 300),
-    "see": Stage(None, SEEING, 64, 1000, 5e-3),
-    "hear": Stage(None, HEARING, 48, 400),
-    "vision": Stage("vision", f"{SEEING}|{VISION}", 24, 400, 1e-3),
-    "speech": Stage("speech", SPEECH, 32, 200),
+    "see": Stage(None, SEEING, 64, 1200, 5e-3),
+    "hear": Stage(None, HEARING, 48, 360),
+    "vision": Stage("vision", f"{SEEING}|{VISION}", 24, 360, 1e-3),
+    "speech": Stage("speech", SPEECH, 32, 160),
 }
 TOGETHER = (("text", "see", "hear"), ("vision", "speech"))  # train different weights; two at a time
 LABELS = {"see": (len(SHAPES) + len(DIGITS), len(COLOURS)), "hear": (len(WORDS),)}  # how many of each there are
@@ -213,7 +213,7 @@ def exact_answers(model: Any, collate: Collator, exercises: Sequence[Exercise]) 
 def evaluate(folder: Path, pictures: int = 200) -> None:
     """Prints how many held-out exercises of each kind the checkpoint answers word for word, in bfloat16."""
     collate = Collator(Tokenizer.from_file(str(folder / "tokenizer.json")))
-    exercises = heldout_exercises(list(clips(heldout=True, each=1, seed=1_000_003)), pictures)
+    exercises = heldout_exercises(heldout_clips(), pictures)
     right = exact_answers(open_model(folder, torch.bfloat16), collate, exercises)
     table = Table("question", "exact answers", "share")
     for kind in dict.fromkeys(each.kind for each in exercises):
