@@ -10,6 +10,7 @@ from typing import Any
 from export.engine.conversation import Conversation, Piece, Reply, TokenLogprob, ToolCall
 from export.server.answering import Desk, Job, Work, answer
 from export.server.forced import call_schema, read_call
+from export.server.media import Reader
 from export.server.models import Model
 from export.server.requests import ChatRequest
 from export.server.wording import finish, head, logprob, usage
@@ -17,10 +18,11 @@ from export.server.wording import finish, head, logprob, usage
 Send = Callable[[dict[str, Any]], None]
 
 
-def make_job(model: Model, request: ChatRequest, client: Hashable) -> Job:
+def make_job(model: Model, request: ChatRequest, client: Hashable, reader: Reader) -> Job:
     """What is to be done for a request; Refused or BadInput where it cannot be. Reads the prompt: for a thread."""
     request.check()
     messages = [message.plain(at) for at, message in enumerate(request.messages)]
+    messages = reader.messages(messages, model.media)
     tools = [tool.model_dump(exclude_none=True) for tool in request.offered] or None
     limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     choosing = request.choosing(

@@ -16,6 +16,7 @@ from export.engine.chat_template import chat_prompt
 from export.engine.conversation import Conversation, open_conversation
 from export.engine.feeder import EngineName, packed_folder
 from export.manifest import own_manifest
+from export.media.settings import MediaFacts
 from export.server.errors import Refused
 from export.server.slots import Slots
 
@@ -35,6 +36,16 @@ class Model:
     def context(self) -> int:
         """Tokens."""
         return self.slots.conversations[0].context
+
+    @property
+    def media(self) -> MediaFacts:
+        """What it takes beside text."""
+        return self.slots.conversations[0].media
+
+    @property
+    def modalities(self) -> list[str]:
+        """What a message may have in it."""
+        return ["text", *(["image"] if self.media.image else []), *(["audio"] if self.media.audio else [])]
 
     def prompt_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         """Of a chat; Refused where it leaves no room for an answer."""

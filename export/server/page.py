@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from export.server.uploads import folder
+
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it asks when it is imported, too
+os.environ["GRADIO_TEMP_DIR"] = str(folder())
 
 import gradio as gr
 from fastapi import FastAPI
@@ -16,7 +19,8 @@ from starlette.routing import Mount
 from export.server.answering import Desk
 from export.server.login import Login
 from export.server.models import Models
-from export.server.page_turns import Shown, messages_of, stopped, turn
+from export.server.page_messages import Shown, messages_of, stopped
+from export.server.page_turns import turn
 from export.server.settings import Settings
 
 EXAMPLES = (
@@ -65,11 +69,12 @@ def add_page(app: FastAPI, models: Models, settings: Settings) -> None:
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
+        max_file_size=settings.max_file_bytes,
         enable_monitoring=False,
     )
     mounted = app.router.routes[-1]
     assert isinstance(mounted, Mount)
-    mounted.app = Login(mounted.app, settings)
+    mounted.app = Login(mounted.app, settings, bool(file_types(models)))
 
 
 def make_page(models: Models, desk: Desk) -> gr.Blocks:
@@ -101,11 +106,11 @@ def _controls(models: Models) -> dict[str, Any]:
 
 def _chat(models: Models, desk: Desk, system: gr.Textbox, controls: dict[str, Any]) -> None:
     async def reply(
-        text: str, history: list[Shown], request: gr.Request, system: str, *chosen: Any
+        message: str | dict[str, Any], history: list[Shown], request: gr.Request, system: str, *chosen: Any
     ) -> AsyncIterator[list[Shown]]:
         asked = {name: value for name, value in zip(controls, chosen, strict=True) if value is not None}
         client = ("page", request.client.host if request.client else None, request.session_hash)
-        async with aclosing(turn(models, desk, client, messages_of(history, text, system), asked)) as answers:
+        async with aclosing(turn(models, desk, client, messages_of(history, message, system), asked)) as answers:
             async for shown in answers:
                 yield shown
 
@@ -117,12 +122,10 @@ def _chat(models: Models, desk: Desk, system: gr.Textbox, controls: dict[str, An
             show_label=False, height="calc(100dvh - 11rem)", min_height=260, layout="bubble", allow_tags=False,
             buttons=["copy", "copy_all"], placeholder="Ask something, or begin with one of these.",
         ),
-        textbox=gr.Textbox(
-            show_label=False, placeholder="Ask something", lines=1, max_lines=8, scale=7, autofocus=True,
-            submit_btn=True, stop_btn=True, elem_id="ask",
-        ),
+        multimodal=bool(file_types(models)),
+        textbox=_textbox(file_types(models)),
         additional_inputs=[system, *controls.values()],
-        examples=[[text] for text in EXAMPLES],
+        examples=[[{"text": text} if file_types(models) else text] for text in EXAMPLES],
         cache_examples=False,
         save_history=True,
         analytics_enabled=False,
@@ -140,6 +143,28 @@ def _chat(models: Models, desk: Desk, system: gr.Textbox, controls: dict[str, An
         lambda history: (history, history), shown, [chat.chatbot_state, chat.chatbot_value],
         queue=False, api_visibility="private",
     )  # fmt: skip
+
+
+def file_types(models: Models) -> list[str]:
+    """What can be put beside a question, where any of the models takes it."""
+    taken = {kind for model in models.values() for kind in model.modalities}
+    return [kind for kind in ("image", "audio") if kind in taken]
+
+
+def _textbox(types: list[str]) -> gr.Textbox | gr.MultimodalTextbox:
+    shared: Any = {
+        "show_label": False, "placeholder": "Ask something", "lines": 1, "max_lines": 8, "scale": 7,
+        "autofocus": True, "submit_btn": True, "stop_btn": True, "elem_id": "ask",
+    }  # fmt: skip
+    if not types:
+        return gr.Textbox(**shared)
+    return gr.MultimodalTextbox(
+        file_types=types,
+        file_count="multiple",
+        sources=["upload", "microphone"] if "audio" in types else ["upload"],
+        max_plain_text_length=1 << 30,  # a longer paste would be a file
+        **shared,
+    )
 
 
 def _keep(controls: list[Any], page: gr.Blocks) -> None:
