@@ -30,19 +30,19 @@ def make_job(model: Model, request: ChatRequest, client: Hashable, reader: Reade
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         schema=call_schema(request.forced) if request.forced else request.wanted_schema,
     )
-    ids = model.prompt_ids(messages, tools)
+    prompt = model.prompt(messages, tools)
 
     def choice(number: int) -> Work:
         how = choosing if choosing.seed is None else replace(choosing, seed=choosing.seed + number)
 
         def work(conversation: Conversation, on_piece: Callable[[Piece], object]) -> Reply:
             if request.forced:
-                return read_call(conversation.complete(ids, how, on_piece))
+                return read_call(conversation.complete(prompt.content, how, on_piece))
             return conversation.reply(messages, how, tools, on_piece)
 
         return work
 
-    return Job(model, client, ids, [choice(number) for number in range(request.choices)])
+    return Job(model, client, prompt.ids, [choice(number) for number in range(request.choices)])
 
 
 def body(model: Model, replies: Sequence[Reply]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from checkpoints.errors import BadInput
 from export.media.pictures import tile
 from export.media.settings import ImageSettings, MediaFacts
+from export.media.sounds import frames
 from export.server.errors import Refused
 from export.server.held import Hold
 from export.server.requests import Given
@@ -54,7 +55,7 @@ class Reader:
         given = [part[part["type"]] for message in messages for part in parts_of(message) if part["type"] != "text"]
         for one in given:
             if (media.image if one.kind == "image" else media.audio) is None:
-                raise Refused(400, _not_taken(one, media), param=one.param, code="unsupported_content")
+                raise Refused(400, _not_taken(one, media), param=one.part, code="unsupported_content")
         if len(given) > (most := self.settings.max_media):
             what = f"the messages have {len(given)} pictures and sounds, {most} are possible"
             raise Refused(400, what, param="messages", code="too_many_media")
@@ -104,9 +105,7 @@ class Reader:
         except ValueError:
             scheme = ""
         if scheme not in ("http", "https"):
-            raise BadInput(
-                f"{given.name} has the URL {given.source!r:.80}, which is neither data: nor http: or https:"
-            )
+            raise BadInput(f"{given.name} has the URL {given.source!r:.80}, it must begin with data: or https:")
         return self.fetch(given.source, given.name)
 
     def _picture(self, data: bytes, given: Given, media: MediaFacts) -> np.ndarray:
@@ -125,6 +124,7 @@ class Reader:
         assert media.audio is not None
         with _one_at_a_time:
             sound = read_sound(data, media.audio, given.name, max_seconds=self.settings.max_seconds)
+        frames(len(sound.samples), sound.rate, media.audio, given.name)  # not too short for one
         self.hold.add(sound.samples.nbytes)
         return sound
 

@@ -15,10 +15,21 @@ from checkpoints.errors import BadInput
 from export.engine.chat_template import chat_prompt
 from export.engine.conversation import Conversation, open_conversation
 from export.engine.feeder import EngineName, packed_folder
+from export.engine.media_prompt import check_room, take_media, with_media
 from export.manifest import own_manifest
-from export.media.settings import MediaFacts
+from export.media.settings import TEXT_ONLY, MediaFacts
 from export.server.errors import Refused
 from export.server.slots import Slots
+
+TOO_LONG = "context_length_exceeded"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A chat as a conversation goes on from it."""
+
+    ids: list[int]  # those of pictures and sound below zero
+    content: list[int] | list[dict[str, Any]]  # for `Conversation.complete`
 
 
 @dataclass
@@ -47,10 +58,23 @@ class Model:
         """What a message may have in it."""
         return ["text", *(["image"] if self.media.image else []), *(["audio"] if self.media.audio else [])]
 
-    def prompt_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
-        """Of a chat; Refused where it leaves no room for an answer."""
+    def prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> Prompt:
+        """Of a chat; Refused where it leaves no room for an answer. Nothing is encoded."""
         tokenizer = self.slots.conversations[0].tokenizer
-        return self._fitting(tokenizer.encode(chat_prompt(tokenizer.path.parent, messages, tools)))
+        if self.media == TEXT_ONLY:
+            ids = self._fitting(tokenizer.encode(chat_prompt(tokenizer.path.parent, messages, tools)))
+            return Prompt(ids, ids)
+        placed = take_media(messages, self.media, self.name)
+        text = chat_prompt(tokenizer.path.parent, placed.messages, tools)
+        found = with_media(text, placed, tokenizer.encode, self.media)
+        try:
+            check_room(found, self.context, self.media)
+        except BadInput as problem:
+            raise Refused(400, str(problem), code=TOO_LONG) from None
+        parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
+        parts += [{"type": "image", "image": pixels} for pixels in placed.images]
+        parts += [{"type": "audio", "audio": sound} for sound in placed.audios]
+        return Prompt(found.ids, parts)
 
     def text_ids(self, prompt: str | list[int]) -> list[int]:
         """Of a text to go on from; Refused where it leaves no room for an answer."""
@@ -63,7 +87,7 @@ class Model:
         raise Refused(
             400,
             f"the prompt has {len(ids)} tokens, the context of {self.name} is {self.context}, answer included",
-            code="context_length_exceeded",
+            code=TOO_LONG,
         )
 
     def close(self) -> None:

@@ -57,7 +57,7 @@ def messages_of(history: Sequence[Shown], message: str | dict[str, Any], system:
         if not (one.get("metadata") or {}).get("title")
     ]
     # Gradio shows a question without its margin and hands it back so in the next turn.
-    files = [{"file": {"path": path}} for path in given.get("files") or []]
+    files: list[Any] = [{"file": {"path": path}} for path in given.get("files") or []]
     asked = [*files, {"text": cleandoc(given.get("text") or "")}]
     turns.append({"role": "user", "content": _content(asked)})
     following = [one["role"] for one in turns[1:]] + [""]

@@ -124,8 +124,9 @@ class Given:
 
     kind: Kind
     source: str  # a URL, or base64
-    name: str  # for sentences
-    param: str
+    name: str  # of the part, for sentences
+    part: str  # the same as `param` of an error
+    param: str  # where the source stands
 
 
 class CalledFunction(Body):
@@ -190,12 +191,12 @@ class Message(Body):
         if role not in (None, self.role):
             raise Refused(400, f"{name} is {part.type!r}, which is for role {role}, not {self.role}", param=param)
         if isinstance(given, ImageUrl):
-            return {"type": "image", "image": Given("image", given.url, name, f"{param}.image_url.url")}
+            return {"type": "image", "image": Given("image", given.url, name, param, f"{param}.image_url.url")}
         if isinstance(given, InputAudio):
             if given.format not in SOUND_FORMATS:
                 what = f"{name} has the format {given.format!r:.40}, {', '.join(SOUND_FORMATS)} are read"
                 raise Refused(400, what, param=f"{param}.input_audio.format")
-            return {"type": "audio", "audio": Given("audio", given.data, name, f"{param}.input_audio.data")}
+            return {"type": "audio", "audio": Given("audio", given.data, name, param, f"{param}.input_audio.data")}
         return {"type": "text", "text": given}
 
 
