@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,21 @@ def open_models(
                 progress(f"loading {name}" + (f", conversation {number + 1} of {parallel}" if parallel > 1 else ""))
                 conversations.append(open_one(path))
                 undo.callback(conversations[-1].close)
+            check_media(conversations[0].media)
             with suppress(BadInput):  # of what answers a first chat slowly: transformers is imported; told when asked
                 chat_prompt(conversations[0].tokenizer.path.parent, [{"role": "user", "content": ""}])
             threads = ThreadPoolExecutor(parallel, thread_name_prefix=f"answers-{name}")
             models[name] = Model(name, path, Slots(conversations, max_queue), threads, fingerprint(path))
         undo.pop_all()
     return models
+
+
+def check_media(media: MediaFacts) -> None:
+    """Raise BadInput where packages are missing that read what a file takes: told now, and not to who sends some."""
+    if media.image:
+        import_module("export.media.picture_files")
+    if media.audio:
+        import_module("export.media.sound_files")
 
 
 def fingerprint(path: Path) -> str:

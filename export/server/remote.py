@@ -61,7 +61,9 @@ def fetch(
             raise BadInput(f"{name} could not be fetched from {parts.hostname}") from None
         if isinstance(found, bytes):
             return found
-        url = urljoin(url, found)
+        with suppress(ValueError):  # else it is what `_split` refuses
+            found = urljoin(url, found)
+        url = found
     raise BadInput(f"{name} is led on by {parts.hostname} more than {MOST_REDIRECTS} times")
 
 
@@ -105,7 +107,9 @@ def _get(parts: SplitResult, name: str, most: int, end: float, allowed: Callable
             return place
         if answer.status != 200:
             raise BadInput(f"{name} could not be fetched: {host} answers with status {answer.status}")
-        return _body(answer, name, most)
+        body = _body(answer, name, most)
+        _left(end)  # what is cut may look like an end
+        return body
     except (OSError, http.client.HTTPException, ValueError):
         _left(end)
         raise
