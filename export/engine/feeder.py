@@ -70,7 +70,7 @@ class Feeder(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Forget all tokens, and the rows of pictures and sound."""
         ...
 
     def close(self) -> None: ...
@@ -182,6 +182,8 @@ class WheelFeeder:
 
     def reset(self) -> None:
         self.held = []
+        if self._media is not None:
+            self._media.forget()
 
     def close(self) -> None:
         self._text = self._media = None
