@@ -56,6 +56,10 @@ class Metrics:
             running.labels(name).set_function(lambda slots=model.slots: slots.running)
             for counter in (self.prompt_tokens, self.cached_tokens, self.new_tokens, self.cancelled):
                 counter.labels(name)  # 0 and not absent
+            for kind in model.modalities[1:]:
+                self.encode.labels(name, kind), self.media_tokens.labels(name, kind)
+                for rows in ("encoded", "kept"):
+                    self.media.labels(name, kind, rows)
         memory = made(Gauge, "memory_bytes", "Resident memory, private or shared (mapped weights)", ("kind",))
         for place, kind in enumerate(("private", "shared")):
             memory.labels(kind).set_function(lambda place=place: memory_bytes()[place])
