@@ -22,15 +22,23 @@ from export.engine.answer import Answer, OnPiece, Piece, TokenLogprob
 from export.engine.chat_template import chat_prompt
 from export.engine.choosing import Choosing
 from export.engine.feeder import EngineName, Feeder, Progress, open_feeder, shared
-from export.engine.media_ids import Encoded, OnPart, decides
-from export.engine.media_prompt import Item, MediaPrompt, check_room, has_media, take_media, with_media
+from export.engine.media_ids import Encoded, decides
+from export.engine.media_prompt import (
+    EncodedMedia,
+    MediaPrompt,
+    check_room,
+    encode,
+    has_media,
+    take_media,
+    with_media,
+)
 from export.engine.runner import Facts, check_fits, read_facts
 from export.engine.sampling import Sampler
 from export.engine.structure import Structure, structure_words
 from export.engine.tokenizer import COMPANIONS, Tokenizer, find_tokenizer, load_tokenizer
 from export.engine.tool_calls import ToolCall
 from export.manifest import check_beside
-from export.media.prompt import Kind, Mode
+from export.media.prompt import Mode
 from export.media.settings import TEXT_ONLY
 
 __all__ = [
@@ -39,19 +47,6 @@ __all__ = [
 ]  # fmt: skip
 
 End = Literal["stop", "length", "context", "tool_calls", "cancelled"]
-
-
-@dataclass(frozen=True)
-class EncodedMedia:
-    """A picture or a sound of a prompt."""
-
-    kind: Kind
-    number: int  # as in its placeholder, from 1 on
-    tokens: int
-    parts: int  # crops of a picture, pieces of a sound
-    reused: bool  # from an earlier prompt, or the same one before
-    prepare_ms: float
-    encode_ms: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,7 @@ class Reply:
     first_token_ms: float  # from the request on
     decode_ms: float  # from the first token on
     logprobs: tuple[TokenLogprob, ...]
+    token_ids: tuple[int, ...] = ()  # without the one that ended it
     mode: Mode = "text"
     media: tuple[EncodedMedia, ...] = ()  # of the whole prompt, in its order; encoded before `prefill_ms` begins
 
@@ -255,6 +251,7 @@ class Conversation:
             1000 * (first - begin),
             1000 * (done - first),
             tuple(answer.logprobs),
+            tuple(new),
             prompt.mode,
             media,
         )
@@ -270,25 +267,11 @@ class Conversation:
         with suppress(Cancelled):
             for item in prompt.items:
                 if item.stop <= held:
-                    told = Encoded(item.first_id, item.tokens, item.parts, True, 0.0, 0.0)
+                    found.append(item.told(Encoded(item.first_id, item.tokens, item.parts, True, 0.0, 0.0)))
                 else:
                     on_part()
-                    told = self._encoded(item, prompt.mode, on_part)
-                found.append(
-                    EncodedMedia(
-                        item.kind, item.number, told.count, told.parts, told.reused, told.prepare_ms, told.encode_ms
-                    )
-                )
+                    found.append(encode(item, prompt.mode, self.feeder, on_part))
         return tuple(found)
-
-    def _encoded(self, item: Item, mode: Mode, on_part: OnPart) -> Encoded:
-        if item.kind == "image":
-            told = self.feeder.picture(item.content, on_part)
-        else:
-            told = self.feeder.sound(item.content.samples, item.content.rate, mode, on_part)
-        if (told.first_id, told.count) != (item.first_id, item.tokens):
-            raise RuntimeError(f"the engine makes {told.count} tokens from {told.first_id} of {item}")
-        return told
 
     def _prompt_logits(self, ids: list[int]) -> Iterator[np.ndarray]:
         """What the model expects after each token of the prompt but the last."""
@@ -301,7 +284,7 @@ class Conversation:
     def _prefill(self, ids: list[int], held: int) -> np.ndarray | None:
         """Logits of the last token, None where cancelled before."""
         logits, chunk = None, self.feeder.chunk
-        # The mode follows from the ids: without the picture, or the sound alone, the beginning would be fed by another.
+        # The mode follows from the ids: without what decides it, the beginning would be fed as text.
         first = next((at for at, token in enumerate(ids) if token < 0 and decides(token)), 0) + 1
         for end in [*range(max(held + chunk, first), len(ids), chunk), len(ids)]:
             if self._cancelled.is_set():
