@@ -37,8 +37,10 @@ body { background: var(--body-background-fill) !important } /* Gradio's follows 
 .chats { max-height: calc(100dvh - 5.5rem); overflow-y: auto }
 h1 { margin: 0 3.5rem !important; font-size: 1.3rem !important; overflow-wrap: anywhere }
 .sidebar:not(.open) .toggle-button::after {
-  content: "Settings"; position: absolute; top: 100%; right: 0.3rem; font-size: 0.7rem;
+  content: "Settings"; position: absolute; bottom: 100%; left: 0.3rem; font-size: 0.7rem;
+  transform: rotate(180deg); /* as the button is */
 }
+button[aria-label="Share"] { display: none } /* at other hosts */
 @media (max-width: 700px) {
   .chats { order: 2; max-height: none }
   .gradio-container main { padding: 0.5rem !important }
@@ -114,18 +116,18 @@ def _chat(models: Models, desk: Desk, system: gr.Textbox, controls: dict[str, An
             async for shown in answers:
                 yield shown
 
-    names = ", ".join(models)
+    names, types = ", ".join(models), file_types(models)
     chat = gr.ChatInterface(
         reply,
         title=f"{names} · Pocketphi" if len(models) == 1 else "Pocketphi",
         chatbot=gr.Chatbot(
-            show_label=False, height="calc(100dvh - 11rem)", min_height=260, layout="bubble", allow_tags=False,
-            buttons=["copy", "copy_all"], placeholder="Ask something, or begin with one of these.",
+            show_label=False, height=f"calc(100dvh - {13 if types else 11}rem)", min_height=260, layout="bubble",
+            allow_tags=False, buttons=["copy", "copy_all"], placeholder="Ask something, or begin with one of these.",
         ),
-        multimodal=bool(file_types(models)),
-        textbox=_textbox(file_types(models)),
+        multimodal=bool(types),
+        textbox=_textbox(types),
         additional_inputs=[system, *controls.values()],
-        examples=[[{"text": text} if file_types(models) else text] for text in EXAMPLES],
+        examples=[[{"text": text} if types else text] for text in EXAMPLES],
         cache_examples=False,
         save_history=True,
         analytics_enabled=False,
@@ -153,11 +155,13 @@ def file_types(models: Models) -> list[str]:
 
 def _textbox(types: list[str]) -> gr.Textbox | gr.MultimodalTextbox:
     shared: Any = {
-        "show_label": False, "placeholder": "Ask something", "lines": 1, "max_lines": 8, "scale": 7,
-        "autofocus": True, "submit_btn": True, "stop_btn": True, "elem_id": "ask",
+        "show_label": False, "lines": 1, "max_lines": 8, "scale": 7, "autofocus": True, "submit_btn": True,
+        "stop_btn": True, "elem_id": "ask", "placeholder": "Ask something",
     }  # fmt: skip
     if not types:
         return gr.Textbox(**shared)
+    words = {"image": "a picture", "audio": "sound"}
+    shared["placeholder"] += f", with {' or '.join(words[kind] for kind in types)} or without"
     return gr.MultimodalTextbox(
         file_types=types,
         file_count="multiple",

@@ -16,7 +16,7 @@ from typing import Any
 
 from export.server.errors import Refused
 
-GONE = "*(a file that is not on the server any more)*"
+GONE = "*(file gone)* "  # short, since a chat is called by its first words
 MOST_BYTES = 1 << 30  # in the folder; the oldest go first
 
 

@@ -1,14 +1,17 @@
 """For the tests of the server: hypothesis without a folder of its own, and phi4-tiny served."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from checkpoints.synthesize import synthesize
 from export.pte import export_pte
+from tests.network import unchanged
 from tests.server.running import Server, serving
 
 settings.register_profile("server", database=None, deadline=None)
@@ -52,3 +55,21 @@ def media_server(media_pte: Path) -> Iterator[Server]:
     """noise.pte with two conversations and the page, as model `noise`."""
     with serving(media_pte, "--parallel", "2", "--engine", "wheel", "--ui") as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, with a microphone that beeps each second; for tests that import `tests.server.browsing`."""
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_playwright() as started:
+        found = started.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def same_network() -> Iterator[None]:
+    with unchanged():
+        yield

@@ -72,9 +72,9 @@ def fake_model(conversations: list[FakeConversation], most_waiting: int = 64, na
 
 
 @contextmanager
-def running(*models: Model, page: bool = False, **settings: Any) -> Iterator[str]:
+def running(*models: Model, page: bool = False, port: int = 0, **settings: Any) -> Iterator[str]:
     """The url of a server in a thread of this process, with a page or without."""
-    chosen = Settings(port=0, **settings)
+    chosen = Settings(port=port, **settings)
     taken = bind(chosen)
     served = {model.name: model for model in models}
     app = make_app(served, chosen)
