@@ -1,9 +1,9 @@
 """Serves `.pte` files as OpenAI's API does: `python -m export.serve FILE…`, then any OpenAI client at
 http://127.0.0.1:8000/v1.
 
-Chats and completions, streamed or not, with tools, JSON schemas and log probabilities. Each file is a model with
-`--parallel` conversations, which have a KV cache each and, in our engine, the weights in common; a request goes where
-most of its prompt lies already.
+Chats and completions, streamed or not, with tools, JSON schemas and log probabilities, and with pictures and sound
+where a file takes them. Each file is a model with `--parallel` conversations, which have a KV cache each and, in our
+engine, the weights in common; a request goes where most of its prompt lies already.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from export.ptefile.find import resolve_file
 from export.ptefile.magic import read_head
 
 API_KEY = "POCKETPHI_API_KEY"  # of the environment: other users see the arguments of a process
+TAKES = {"image": "takes pictures", "audio": "takes sound"}
 CRASH = "ExecuTorch's runtime ended the process on one of the files"
 
 
@@ -45,11 +46,13 @@ def serve(
     threads: int = 0,
     tokenizer: str | os.PathLike[str] | None = None,
     ui: bool = False,
+    allow_remote_media: bool = False,
     verbose: bool = False,
 ) -> int:
     """Serve until SIGTERM or Ctrl-C; returns the exit code. BadInput for what cannot be served, before it listens.
 
-    `packed` is the folder of our engine's packed weights, by default one in the user's cache.
+    `packed` is the folder of our engine's packed weights, by default one in the user's cache. With
+    `allow_remote_media` pictures are fetched from where a request says they are, of public hosts only.
     """
     console = Console(stderr=True)
     with hushed(CRASH, verbose):
@@ -61,7 +64,7 @@ def serve(
 
         if ui and find_spec("gradio") is None:
             raise BadInput("--ui needs more packages (No module named 'gradio'): `uv sync --extra ui`")
-        settings = Settings(host, port, tuple(api_key or ()), max_queue)
+        settings = Settings(host, port, tuple(api_key or ()), max_queue, allow_remote_media=allow_remote_media)
         settings.check()
         if parallel < 1:
             raise BadInput(f"--parallel must be at least 1, it is {parallel}")
@@ -86,7 +89,9 @@ def serve(
             def ready() -> None:
                 status.stop()
                 for model in models.values():
-                    console.print(f"{model.name}: context {model.context}, {parallel} at once", highlight=False)
+                    takes = "".join(f", {TAKES[kind]}" for kind in model.modalities if kind in TAKES)
+                    facts = f"context {model.context}, {parallel} at once{takes}"
+                    console.print(f"{model.name}: {facts}", highlight=False)
                 if ui:
                     console.print(f"{url(taken)}/ is the page", highlight=False)
                 console.print(f"{url(taken)}/v1 answers; Ctrl-C ends it", highlight=False)
@@ -126,6 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tokenizer", metavar="PATH", help="default: the one beside each file")
     parser.add_argument("--ui", action="store_true", help="a page to chat on, at /; it asks for the API's key")
+    parser.add_argument(
+        "--allow-remote-media",
+        action="store_true",
+        help="fetch pictures that a request names by http or https URL, from hosts of the public internet",
+    )
     parser.add_argument("--verbose", action="store_true", help="log every request, and what the runtime says")
     flags = vars(parser.parse_args(argv))
     if flags["api_key"] is None and (key := os.environ.get(API_KEY)):

@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from export.engine.conversation import Conversation, Piece, Reply
 from export.server.errors import Refused
+from export.server.held import Budget, Hold
+from export.server.media import Reader
 from export.server.metrics import Metrics
 from export.server.models import Model
+from export.server.remote import fetch
+from export.server.requests import ChatRequest
+from export.server.settings import Settings
 from export.server.slots import QueueFull
 
 T = TypeVar("T")
 Told = Callable[[int, Piece | Reply], object]  # gets the number of the choice and what has become certain of it
 Work = Callable[[Conversation, Callable[[Piece], object]], Reply]  # one choice, in a thread
 RETRY_SECONDS = 1  # what a client that is sent away is told at least
+READERS = 4  # one decodes at a time, others wait for hosts
 CANCEL_SECONDS = 0.02  # between two tries: a reply that has not begun cannot be cancelled
 
 
@@ -40,6 +48,10 @@ class Desk:
 
     metrics: Metrics
     closing: asyncio.Event
+    settings: Settings
+    budget: Budget
+    # Of their own, so that pictures and slow hosts keep nobody waiting who sends text.
+    reading: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READERS, "reads-media"))
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -48,6 +60,20 @@ class Desk:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
+
+    def reader(self, hold: Hold) -> Reader:
+        """What reads a request's pictures and sound."""
+        settings = self.settings
+        if not settings.allow_remote_media:
+            return Reader(settings, hold)
+        limits = partial(fetch, most_bytes=settings.max_file_bytes, seconds=settings.remote_seconds)
+        return Reader(settings, hold, limits)
+
+    async def make(self, request: ChatRequest, make: Callable[[], Job]) -> Job:
+        """A job of a chat, made in a thread."""
+        if not request.has_media:
+            return await asyncio.to_thread(make)
+        return await asyncio.get_running_loop().run_in_executor(self.reading, make)
 
 
 async def answer(desk: Desk, job: Job, told: Told = lambda choice, what: None) -> list[Reply]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -13,10 +13,12 @@ from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from export.media.settings import TEXT_ONLY
 from export.server import chat, completions
-from export.server.answering import Desk, Job, answer, unless_gone
+from export.server.answering import Desk, answer, unless_gone
 from export.server.errors import JSON, Refused, add_handlers
 from export.server.guard import Guard
+from export.server.held import Budget
 from export.server.metrics import Counted, Metrics
 from export.server.models import Model, Models, find_model
 from export.server.requests import ChatRequest, CompletionRequest
@@ -47,6 +49,7 @@ def make_app(models: Models, settings: Settings) -> FastAPI:
         yield
         for model in models.values():
             await asyncio.to_thread(model.close)
+        desk.reading.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="Pocketphi",
@@ -56,9 +59,11 @@ def make_app(models: Models, settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    desk = app.state.desk = Desk(Metrics(models), asyncio.Event())
+    budget = Budget(settings.max_held_bytes)
+    desk = app.state.desk = Desk(Metrics(models), asyncio.Event(), settings, budget)
     add_handlers(app)
-    app.add_middleware(Guard, settings=settings)
+    media = any(model.media != TEXT_ONLY for model in models.values())
+    app.add_middleware(Guard, settings=settings, budget=budget, media=media)
     app.add_middleware(Counted, metrics=desk.metrics)
     _add_answers(app, models, settings, desk)
     _add_facts(app, models, desk)
@@ -68,14 +73,17 @@ def make_app(models: Models, settings: Settings) -> FastAPI:
 def _add_answers(app: FastAPI, models: Models, settings: Settings, desk: Desk) -> None:
     @app.post("/v1/chat/completions", responses=ERRORS)
     async def chat_completions(asked: ChatRequest, request: Request) -> Response:
-        job = await _job(chat.make_job, models, asked, request)
+        model, reader = find_model(models, asked.model), desk.reader(request.scope["hold"])
+        make = partial(chat.make_job, model, asked, _client(request), reader)
+        job = await unless_gone(desk, request, desk.make(asked, make))
         if asked.streams:
             return await stream(desk, settings, request, partial(chat.write, desk, job, asked))
         return JSON(chat.body(job.model, await unless_gone(desk, request, answer(desk, job))))
 
     @app.post("/v1/completions", responses=ERRORS)
     async def text_completions(asked: CompletionRequest, request: Request) -> Response:
-        job = await _job(completions.make_job, models, asked, request)
+        make = partial(completions.make_job, find_model(models, asked.model), asked, _client(request))
+        job = await asyncio.to_thread(make)
         if asked.streams:
             return await stream(desk, settings, request, partial(completions.write, desk, job, asked))
         return JSON(completions.body(job.model, asked, await unless_gone(desk, request, answer(desk, job))))
@@ -87,16 +95,14 @@ def _add_answers(app: FastAPI, models: Models, settings: Settings, desk: Desk) -
         )
 
 
-async def _job(make: Callable[..., Job], models: Models, asked: Any, request: Request) -> Job:
-    model = find_model(models, asked.model)
-    client = (request.scope.get("client_key"), request.client.host if request.client else None)
-    return await asyncio.to_thread(make, model, asked, client)
+def _client(request: Request) -> Hashable:
+    return request.scope.get("client_key"), request.client.host if request.client else None
 
 
 def _add_facts(app: FastAPI, models: Models, desk: Desk) -> None:
     def told(model: Model) -> dict[str, Any]:
         facts = {"id": model.name, "object": "model", "created": model.created, "owned_by": "pocketphi"}
-        return facts | {"max_model_len": model.context}
+        return facts | {"max_model_len": model.context, "input_modalities": model.modalities}
 
     @app.get("/v1/models")
     async def list_models() -> Response:

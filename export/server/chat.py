@@ -10,6 +10,7 @@ from typing import Any
 from export.engine.conversation import Conversation, Piece, Reply, TokenLogprob, ToolCall
 from export.server.answering import Desk, Job, Work, answer
 from export.server.forced import call_schema, read_call
+from export.server.media import Reader
 from export.server.models import Model
 from export.server.requests import ChatRequest
 from export.server.wording import finish, head, logprob, usage
@@ -17,10 +18,11 @@ from export.server.wording import finish, head, logprob, usage
 Send = Callable[[dict[str, Any]], None]
 
 
-def make_job(model: Model, request: ChatRequest, client: Hashable) -> Job:
+def make_job(model: Model, request: ChatRequest, client: Hashable, reader: Reader) -> Job:
     """What is to be done for a request; Refused or BadInput where it cannot be. Reads the prompt: for a thread."""
     request.check()
     messages = [message.plain(at) for at, message in enumerate(request.messages)]
+    messages = reader.messages(messages, model.media)
     tools = [tool.model_dump(exclude_none=True) for tool in request.offered] or None
     limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     choosing = request.choosing(
@@ -28,19 +30,19 @@ def make_job(model: Model, request: ChatRequest, client: Hashable) -> Job:
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         schema=call_schema(request.forced) if request.forced else request.wanted_schema,
     )
-    ids = model.prompt_ids(messages, tools)
+    prompt = model.prompt(messages, tools)
 
     def choice(number: int) -> Work:
         how = choosing if choosing.seed is None else replace(choosing, seed=choosing.seed + number)
 
         def work(conversation: Conversation, on_piece: Callable[[Piece], object]) -> Reply:
             if request.forced:
-                return read_call(conversation.complete(ids, how, on_piece))
+                return read_call(conversation.complete(prompt.content, how, on_piece))
             return conversation.reply(messages, how, tools, on_piece)
 
         return work
 
-    return Job(model, client, ids, [choice(number) for number in range(request.choices)])
+    return Job(model, client, prompt.ids, [choice(number) for number in range(request.choices)])
 
 
 def body(model: Model, replies: Sequence[Reply]) -> dict[str, Any]:

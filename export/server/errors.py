@@ -91,18 +91,21 @@ def from_bad_input(problem: BadInput) -> Refused:
 
 def _from_validation(problem: RequestValidationError) -> Refused:
     first = problem.errors()[0]
-    place = [part for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid" or (first["type"] == "missing" and not place):
+    if first["type"] == "json_invalid" or (first["type"] == "missing" and first["loc"] == ("body",)):
         return Refused(400, f"the body is not a JSON object: {first['msg']}", code="invalid_json")
-    param = ".".join(map(str, _within(problem.body, place, first["type"] == "missing")))
+    # Of a union every member complains: the one that came furthest is what was meant.
+    places = [(list(_within(problem.body, error)), error) for error in problem.errors()]
+    place, first = max(places, key=lambda found: len(found[0]))
+    param = ".".join(map(str, place))
     if not param:
         return Refused(400, "the body must be a JSON object, sent as application/json", code="invalid_value")
     return Refused(400, f"{param}: {first['msg']}", param=param, code="invalid_value")
 
 
-def _within(body: Any, place: list[Any], missing: bool) -> Iterator[Any]:
+def _within(body: Any, error: Mapping[str, Any]) -> Iterator[Any]:
     """The parts of a place that are in the body: of a union pydantic names the member too, as in stop.list[str].0."""
-    for part in place:
+    missing = error["type"] == "missing"
+    for part in error["loc"][1:]:
         if isinstance(body, dict) and (part in body or missing):
             yield part
             body = body.get(part)

@@ -12,27 +12,36 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from export.server.errors import Refused, response
+from export.server.held import Budget, Hold
 from export.server.settings import Settings
 
 GUARDED = ("/v1/", "/metrics")  # what a key is asked for
+MEDIA = ("/v1/chat/completions", "/gradio_api/upload")  # where pictures and sound come in
+COPIES = 2  # of a body, until its request ends: as it came, and as what was read of it
+BYTES_A_VALUE = 8
 OWN_NAMES = {"localhost", "127.0.0.1", "::1"}
 
 
 class Guard:
-    """An ASGI application before another."""
+    """An ASGI application before another; with `media`, bodies of pictures and sound are let through."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app, self.settings = app, settings
+    def __init__(self, app: ASGIApp, settings: Settings, budget: Budget, media: bool) -> None:
+        self.app, self.settings, self.budget, self.media = app, settings, budget, media
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        with self.budget.hold() as hold:
+            scope["hold"] = hold
+            await self._guarded(scope, receive, send, hold)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send, hold: Hold) -> None:
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             self._check_host(headers.get("host", ""))
             self._check_key(scope, headers.get("authorization", ""))
-            body = await self._body(headers.get("content-length", "0"), receive)
+            body = await self._body(scope["path"], headers.get("content-length", "0"), receive, hold)
         except Refused as refused:
             answer = response(refused)
             answer.headers["connection"] = "close"  # what is left of the body is not read
@@ -72,9 +81,11 @@ class Guard:
             )
         scope["client_key"] = given
 
-    async def _body(self, length: str, receive: Receive) -> bytes | None:
+    async def _body(self, path: str, length: str, receive: Receive, hold: Hold) -> bytes | None:
         """The whole body; None where the client has left meanwhile."""
-        most, seconds = self.settings.max_body_bytes, self.settings.body_seconds
+        seconds, most = self.settings.body_seconds, self.settings.max_body_bytes
+        if self.media and path.startswith(MEDIA):
+            seconds, most = self.settings.media_body_seconds, self.settings.max_media_body_bytes
         too_large = Refused(413, f"the body is larger than {most} bytes", code="body_too_large")
         if length.isdecimal() and int(length) > most:
             raise too_large
@@ -89,10 +100,19 @@ class Guard:
                     size += len(parts[-1])
                     if size > most:
                         raise too_large
+                    hold.add(COPIES * len(parts[-1]))
                     if not message.get("more_body", False):
-                        return b"".join(parts)
+                        break
         except TimeoutError:
             raise Refused(408, f"the body did not come within {seconds:g} s", code="body_timeout") from None
+        body = b"".join(parts)
+        if size > self.settings.max_body_bytes and path.startswith("/v1/"):
+            # Each value of JSON takes many times its bytes once it is read: only what is long may be so large.
+            values = sum(body.count(mark) for mark in b"[{,")
+            if values > self.settings.max_body_bytes // BYTES_A_VALUE:
+                what = f"the body has {values} values, which is more than pictures and sound"
+                raise Refused(413, what, code="body_too_large")
+        return body
 
 
 def replaying(body: bytes, receive: Receive) -> Receive:

@@ -1,14 +1,13 @@
-"""Stands before the page: asks for a key where the server has keys, takes text only, lets nothing in from elsewhere.
+"""Stands before the page: asks for a key where the server has keys, lets nothing in from elsewhere.
 
-Of Gradio only those paths are let through that the page needs, so that what else it can do (take files, fetch from
-other hosts …) is not at hand for anybody.
+Of Gradio only those paths are let through that the page needs, so that what else it can do (open files, fetch from
+other hosts …) is not at hand for anybody. Files are taken where a model takes pictures or sound, see `uploads`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-import json
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from export.server.errors import Refused, response
 from export.server.guard import replaying
 from export.server.settings import Settings
+from export.server.uploads import is_upload, make_room, only_uploads
 
 COOKIE = "pocketphi"
 PATHS = {"/", "/config", "/theme.css", "/manifest.json", "/favicon.ico"}
@@ -26,17 +26,19 @@ FOLDERS = (
     "/assets/", "/static/", "/svelte/", "/gradio_api/queue/", "/gradio_api/run/", "/gradio_api/heartbeat/",
     "/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/startup-events", "/gradio_api/info", "/gradio_api/config",
 )  # fmt: skip
-NO_TEXT = {"component", "path"}  # keys of what Gradio would build or open
+UPLOAD, FILE = "/gradio_api/upload", "/gradio_api/file="
+UPLOADS = (UPLOAD, "/gradio_api/upload_progress")
 # Answers are Markdown with HTML in it: a picture of another host would tell it that the answer is read.
 POLICY = "; ".join(
     (
         "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval'", "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:", "font-src 'self' data:", "worker-src 'self' blob:", "object-src 'none'",
+        "img-src 'self' data: blob:", "media-src 'self' data: blob:",
+        "font-src 'self' data:", "worker-src 'self' blob:", "object-src 'none'",
         "frame-src 'none'", "frame-ancestors 'self'", "base-uri 'self'", "form-action 'self'",
     )
 )  # fmt: skip
+FILE_POLICY = "default-src 'none'; sandbox"  # of what somebody has put here
 HEADERS = {
-    "Content-Security-Policy": POLICY,
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -64,24 +66,25 @@ PROBLEM
 class Login:
     """An ASGI application before that of the page."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app, self.settings = app, settings
+    def __init__(self, app: ASGIApp, settings: Settings, media: bool) -> None:
+        self.app, self.settings, self.media = app, settings, media
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         request = Request(scope, receive)
+        policy = FILE_POLICY if request.scope["path"].startswith(FILE) else POLICY
+        send = _with_headers(send, HEADERS | {"Content-Security-Policy": policy})
         try:
             answer = await self._answer(request)
+            if answer is None and request.method == "POST":
+                body = await self._body(request)
+                scope["headers"] = [*_without_length(scope["headers"]), (b"content-length", b"%d" % len(body))]
+                receive = replaying(body, receive)
         except Refused as refused:
             answer = response(refused)
-        if answer is not None:
-            await answer(scope, receive, _with_headers(send))
-            return
-        if request.method == "POST":  # its body has been read
-            receive = replaying(await request.body(), receive)
-        await self.app(scope, receive, _with_headers(send))
+        await (answer or self.app)(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response | None:
         """None where the page is to answer."""
@@ -89,7 +92,7 @@ class Login:
         keys = self.settings.api_keys
         if keys and path == "/login":
             return await self._log_in(request) if request.method == "POST" else RedirectResponse("./", 303)
-        if path not in PATHS and not path.startswith(FOLDERS):
+        if not self._has(path):
             raise Refused(404, f"there is no {path} here", code="not_found")
         if keys and not self._known(request):
             if path == "/" and request.method == "GET":
@@ -97,8 +100,20 @@ class Login:
             raise Refused(401, "log in first, with an API key of this server", code="invalid_api_key")
         if request.method == "POST":
             self._check_origin(request.headers)
-            _check_text(await request.body())
         return None
+
+    def _has(self, path: str) -> bool:
+        if path.startswith(FILE):
+            return self.media and is_upload(path.removeprefix(FILE))
+        return path in PATHS or path.startswith(FOLDERS) or (self.media and path in UPLOADS)
+
+    async def _body(self, request: Request) -> bytes:
+        """What Gradio is to get."""
+        body = await request.body()
+        if request.scope["path"] != UPLOAD:
+            return await asyncio.to_thread(only_uploads, body)
+        await asyncio.to_thread(make_room, len(body))
+        return body
 
     async def _log_in(self, request: Request) -> Response:
         given = parse_qs((await request.body()).decode(errors="replace")).get("key", [""])[0].strip().encode()
@@ -128,26 +143,14 @@ def token(key: str) -> str:
     return hmac.digest(key.encode(), b"the page", "sha256").hex()
 
 
-def _check_text(body: bytes) -> None:
-    try:
-        found = json.loads(body or b"null")
-    except (ValueError, RecursionError):
-        raise Refused(400, "the body is no JSON", code="invalid_json") from None
-    left: list[Any] = [found]
-    while left:
-        one = left.pop()
-        if isinstance(one, dict):
-            if strange := NO_TEXT & one.keys():
-                raise Refused(400, f"the page takes text, and no {strange.pop()}", code="unsupported_content")
-            left += one.values()
-        elif isinstance(one, list):
-            left += one
+def _without_length(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in headers if name not in (b"content-length", b"transfer-encoding")]
 
 
-def _with_headers(send: Send) -> Send:
+def _with_headers(send: Send, headers: dict[str, str]) -> Send:
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message).update(HEADERS)
+            MutableHeaders(scope=message).update(headers)
         await send(message)
 
     return sent

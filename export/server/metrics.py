@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from export.server.models import Model
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+KIND = ("model", "kind")  # image, audio
 RATES = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # tokens a second
 
 
@@ -40,6 +41,13 @@ class Metrics:
         self.rate = made(
             Histogram, "decode_tokens_per_second", "Of each answer, after its first token", buckets=RATES
         )
+        self.media = made(
+            Counter, "media", "Pictures and sounds of prompts, encoded anew or kept", ("model", "kind", "rows")
+        )
+        self.media_tokens = made(Counter, "media_tokens", "Tokens of prompts that are a picture's or sound's", KIND)
+        self.encode = made(
+            Histogram, "encode_seconds", "To encode a picture or sound that was not kept", KIND, buckets=SECONDS
+        )
         self.cancelled = made(Counter, "cancelled", "Answers that were cut because the client left or read nothing")
         waiting = made(Gauge, "waiting_requests", "Requests in the queue")
         running = made(Gauge, "running_requests", "Requests that have a conversation")
@@ -48,6 +56,10 @@ class Metrics:
             running.labels(name).set_function(lambda slots=model.slots: slots.running)
             for counter in (self.prompt_tokens, self.cached_tokens, self.new_tokens, self.cancelled):
                 counter.labels(name)  # 0 and not absent
+            for kind in model.modalities[1:]:
+                self.encode.labels(name, kind), self.media_tokens.labels(name, kind)
+                for rows in ("encoded", "kept"):
+                    self.media.labels(name, kind, rows)
         memory = made(Gauge, "memory_bytes", "Resident memory, private or shared (mapped weights)", ("kind",))
         for place, kind in enumerate(("private", "shared")):
             memory.labels(kind).set_function(lambda place=place: memory_bytes()[place])
@@ -59,6 +71,11 @@ class Metrics:
         self.new_tokens.labels(model).inc(reply.new_tokens)
         if (rate := decode_rate(reply)) is not None:
             self.rate.labels(model).observe(rate)
+        for one in reply.media:
+            self.media.labels(model, one.kind, "kept" if one.reused else "encoded").inc()
+            self.media_tokens.labels(model, one.kind).inc(one.tokens)
+            if not one.reused:
+                self.encode.labels(model, one.kind).observe((one.prepare_ms + one.encode_ms) / 1000)
         if reply.end == "cancelled":
             self.cancelled.labels(model).inc()
 

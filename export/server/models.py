@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,21 @@ from checkpoints.errors import BadInput
 from export.engine.chat_template import chat_prompt
 from export.engine.conversation import Conversation, open_conversation
 from export.engine.feeder import EngineName, packed_folder
+from export.engine.media_prompt import check_room, take_media, with_media
 from export.manifest import own_manifest
+from export.media.settings import TEXT_ONLY, MediaFacts
 from export.server.errors import Refused
 from export.server.slots import Slots
+
+TOO_LONG = "context_length_exceeded"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A chat as a conversation goes on from it."""
+
+    ids: list[int]  # those of pictures and sound below zero
+    content: list[int] | list[dict[str, Any]]  # for `Conversation.complete`
 
 
 @dataclass
@@ -36,10 +49,33 @@ class Model:
         """Tokens."""
         return self.slots.conversations[0].context
 
-    def prompt_ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
-        """Of a chat; Refused where it leaves no room for an answer."""
+    @property
+    def media(self) -> MediaFacts:
+        """What it takes beside text."""
+        return self.slots.conversations[0].media
+
+    @property
+    def modalities(self) -> list[str]:
+        """What a message may have in it."""
+        return ["text", *(["image"] if self.media.image else []), *(["audio"] if self.media.audio else [])]
+
+    def prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> Prompt:
+        """Of a chat; Refused where it leaves no room for an answer. Nothing is encoded."""
         tokenizer = self.slots.conversations[0].tokenizer
-        return self._fitting(tokenizer.encode(chat_prompt(tokenizer.path.parent, messages, tools)))
+        if self.media == TEXT_ONLY:
+            ids = self._fitting(tokenizer.encode(chat_prompt(tokenizer.path.parent, messages, tools)))
+            return Prompt(ids, ids)
+        placed = take_media(messages, self.media, self.name)
+        text = chat_prompt(tokenizer.path.parent, placed.messages, tools)
+        found = with_media(text, placed, tokenizer.encode, self.media)
+        try:
+            check_room(found, self.context, self.media)
+        except BadInput as problem:
+            raise Refused(400, str(problem), code=TOO_LONG) from None
+        parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
+        parts += [{"type": "image", "image": pixels} for pixels in placed.images]
+        parts += [{"type": "audio", "audio": sound} for sound in placed.audios]
+        return Prompt(found.ids, parts)
 
     def text_ids(self, prompt: str | list[int]) -> list[int]:
         """Of a text to go on from; Refused where it leaves no room for an answer."""
@@ -52,7 +88,7 @@ class Model:
         raise Refused(
             400,
             f"the prompt has {len(ids)} tokens, the context of {self.name} is {self.context}, answer included",
-            code="context_length_exceeded",
+            code=TOO_LONG,
         )
 
     def close(self) -> None:
@@ -126,12 +162,21 @@ def open_models(
                 progress(f"loading {name}" + (f", conversation {number + 1} of {parallel}" if parallel > 1 else ""))
                 conversations.append(open_one(path))
                 undo.callback(conversations[-1].close)
+            check_media(conversations[0].media)
             with suppress(BadInput):  # of what answers a first chat slowly: transformers is imported; told when asked
                 chat_prompt(conversations[0].tokenizer.path.parent, [{"role": "user", "content": ""}])
             threads = ThreadPoolExecutor(parallel, thread_name_prefix=f"answers-{name}")
             models[name] = Model(name, path, Slots(conversations, max_queue), threads, fingerprint(path))
         undo.pop_all()
     return models
+
+
+def check_media(media: MediaFacts) -> None:
+    """Raise BadInput where packages are missing that read what a file takes: told now, and not to who sends some."""
+    if media.image:
+        import_module("export.media.picture_files")
+    if media.audio:
+        import_module("export.media.sound_files")
 
 
 def fingerprint(path: Path) -> str:

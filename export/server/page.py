@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from export.server.uploads import folder
+
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it asks when it is imported, too
+os.environ["GRADIO_TEMP_DIR"] = str(folder())
 
 import gradio as gr
 from fastapi import FastAPI
@@ -16,7 +19,8 @@ from starlette.routing import Mount
 from export.server.answering import Desk
 from export.server.login import Login
 from export.server.models import Models
-from export.server.page_turns import Shown, messages_of, stopped, turn
+from export.server.page_messages import Shown, messages_of, stopped
+from export.server.page_turns import turn
 from export.server.settings import Settings
 
 EXAMPLES = (
@@ -33,8 +37,10 @@ body { background: var(--body-background-fill) !important } /* Gradio's follows 
 .chats { max-height: calc(100dvh - 5.5rem); overflow-y: auto }
 h1 { margin: 0 3.5rem !important; font-size: 1.3rem !important; overflow-wrap: anywhere }
 .sidebar:not(.open) .toggle-button::after {
-  content: "Settings"; position: absolute; top: 100%; right: 0.3rem; font-size: 0.7rem;
+  content: "Settings"; position: absolute; bottom: 100%; left: 0.3rem; font-size: 0.7rem;
+  transform: rotate(180deg); /* as the button is */
 }
+button[aria-label="Share"] { display: none } /* at other hosts */
 @media (max-width: 700px) {
   .chats { order: 2; max-height: none }
   .gradio-container main { padding: 0.5rem !important }
@@ -65,11 +71,12 @@ def add_page(app: FastAPI, models: Models, settings: Settings) -> None:
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
+        max_file_size=settings.max_file_bytes,
         enable_monitoring=False,
     )
     mounted = app.router.routes[-1]
     assert isinstance(mounted, Mount)
-    mounted.app = Login(mounted.app, settings)
+    mounted.app = Login(mounted.app, settings, bool(file_types(models)))
 
 
 def make_page(models: Models, desk: Desk) -> gr.Blocks:
@@ -101,28 +108,26 @@ def _controls(models: Models) -> dict[str, Any]:
 
 def _chat(models: Models, desk: Desk, system: gr.Textbox, controls: dict[str, Any]) -> None:
     async def reply(
-        text: str, history: list[Shown], request: gr.Request, system: str, *chosen: Any
+        message: str | dict[str, Any], history: list[Shown], request: gr.Request, system: str, *chosen: Any
     ) -> AsyncIterator[list[Shown]]:
         asked = {name: value for name, value in zip(controls, chosen, strict=True) if value is not None}
         client = ("page", request.client.host if request.client else None, request.session_hash)
-        async with aclosing(turn(models, desk, client, messages_of(history, text, system), asked)) as answers:
+        async with aclosing(turn(models, desk, client, messages_of(history, message, system), asked)) as answers:
             async for shown in answers:
                 yield shown
 
-    names = ", ".join(models)
+    names, types = ", ".join(models), file_types(models)
     chat = gr.ChatInterface(
         reply,
         title=f"{names} · Pocketphi" if len(models) == 1 else "Pocketphi",
         chatbot=gr.Chatbot(
-            show_label=False, height="calc(100dvh - 11rem)", min_height=260, layout="bubble", allow_tags=False,
-            buttons=["copy", "copy_all"], placeholder="Ask something, or begin with one of these.",
+            show_label=False, height=f"calc(100dvh - {13 if types else 11}rem)", min_height=260, layout="bubble",
+            allow_tags=False, buttons=["copy", "copy_all"], placeholder="Ask something, or begin with one of these.",
         ),
-        textbox=gr.Textbox(
-            show_label=False, placeholder="Ask something", lines=1, max_lines=8, scale=7, autofocus=True,
-            submit_btn=True, stop_btn=True, elem_id="ask",
-        ),
+        multimodal=bool(types),
+        textbox=_textbox(types),
         additional_inputs=[system, *controls.values()],
-        examples=[[text] for text in EXAMPLES],
+        examples=[[{"text": text} if types else text] for text in EXAMPLES],
         cache_examples=False,
         save_history=True,
         analytics_enabled=False,
@@ -140,6 +145,30 @@ def _chat(models: Models, desk: Desk, system: gr.Textbox, controls: dict[str, An
         lambda history: (history, history), shown, [chat.chatbot_state, chat.chatbot_value],
         queue=False, api_visibility="private",
     )  # fmt: skip
+
+
+def file_types(models: Models) -> list[str]:
+    """What can be put beside a question, where any of the models takes it."""
+    taken = {kind for model in models.values() for kind in model.modalities}
+    return [kind for kind in ("image", "audio") if kind in taken]
+
+
+def _textbox(types: list[str]) -> gr.Textbox | gr.MultimodalTextbox:
+    shared: Any = {
+        "show_label": False, "lines": 1, "max_lines": 8, "scale": 7, "autofocus": True, "submit_btn": True,
+        "stop_btn": True, "elem_id": "ask", "placeholder": "Ask something",
+    }  # fmt: skip
+    if not types:
+        return gr.Textbox(**shared)
+    words = {"image": "a picture", "audio": "sound"}
+    shared["placeholder"] += f", with {' or '.join(words[kind] for kind in types)} or without"
+    return gr.MultimodalTextbox(
+        file_types=types,
+        file_count="multiple",
+        sources=["upload", "microphone"] if "audio" in types else ["upload"],
+        max_plain_text_length=1 << 30,  # a longer paste would be a file
+        **shared,
+    )
 
 
 def _keep(controls: list[Any], page: gr.Blocks) -> None:

@@ -1,7 +1,4 @@
-"""A turn on the page: what stands there as a request, and its answer as messages with a note of how it went.
-
-A note is a message with a title, which the page shows folded. The model never reads notes.
-"""
+"""A turn on the page: what stands there as a request, and its answer as messages with a note of how it went."""
 
 from __future__ import annotations
 
@@ -12,21 +9,21 @@ import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from inspect import cleandoc
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 
 from checkpoints.errors import BadInput
-from export.engine.conversation import Conversation, Piece, Reply
+from export.engine.conversation import Conversation, EncodedMedia, Piece, Reply
 from export.server.answering import Desk, Job, Work, answer
 from export.server.chat import make_job
 from export.server.errors import Refused, bug
 from export.server.metrics import decode_rate, memory_bytes
 from export.server.models import Models, find_model
+from export.server.page_messages import Shown, named, note, pending, said, with_files
 from export.server.requests import ChatRequest
 
-Shown = dict[str, Any]  # a message as Gradio has it: role, content, metadata
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5  # a turn that waits says so as often: only then Gradio sees that its browser has left
 ENDS = {"length": "ended at max tokens", "context": "ended by the full context"}
@@ -40,17 +37,18 @@ async def turn(
     `asked` are other fields of a `ChatRequest`. Closed, it ends the answer in the engine.
     """
 
-    def make() -> Job:
-        request = ChatRequest.model_validate(asked | {"messages": messages})
-        return make_job(find_model(models, request.model), request, client)
-
     shown = list[Shown]()
     try:
-        async with aclosing(_follow(desk, await asyncio.to_thread(make))) as answers:
-            async for shown in answers:
-                yield shown
+        with desk.budget.hold() as hold:
+            sent = await asyncio.to_thread(with_files, messages)
+            request = ChatRequest.model_validate(asked | {"messages": sent})
+            model = find_model(models, request.model)
+            job = await desk.make(request, partial(make_job, model, request, client, desk.reader(hold)))
+            async with aclosing(_follow(desk, job)) as answers:
+                async for shown in answers:
+                    yield shown
     except (Refused, BadInput, ValidationError) as problem:
-        yield [*shown[:-1], note(f"Not answered: {_sentence(problem)}")]
+        yield [*shown[:-1], note(f"Not answered: {named(_sentence(problem), messages)}")]
     except Exception:
         log.exception("a turn on the page failed")
         yield [*shown[:-1], note(f"Not answered: {bug()}")]
@@ -96,7 +94,8 @@ def _state(job: Job, begun: threading.Event, first: Sequence[float]) -> str:
     if first:
         return f"first token after {first[0]:.2f} s"
     if begun.is_set():
-        return f"reading {len(job.ids)} tokens"
+        media = sum(token < 0 for token in job.ids)
+        return f"reading {len(job.ids)} tokens" + (f", {media} of them of pictures and sound" if media else "")
     waiting = job.model.slots.waiting
     return f"waiting for a turn, {waiting} in the queue" if waiting else "beginning"
 
@@ -110,60 +109,34 @@ def _account(reply: Reply, first: Sequence[float]) -> tuple[str, str]:
         *([ENDS[reply.end]] if reply.end in ENDS else []),
         *([f"{rate:.1f} tokens/s"] if rate else []),
         *([f"first token after {first[0]:.2f} s"] if first else ["no text"]),
+        *_encoding(reply),
         f"{cached} of {reply.prompt_tokens} prompt tokens from the cache",
         f"memory {(private + shared) / 1e6:.0f} MB",
     ]
     rows = [
         f"{reply.new_tokens} tokens of answer in {(reply.first_token_ms + reply.decode_ms) / 1000:.2f} s",
+        *(_encoded(one) for one in reply.media),
         f"{reply.fed_tokens} tokens of prompt read in {reply.prefill_ms / 1000:.2f} s",
         f"memory of the server: {private / 1e6:.0f} MB of its own, {shared / 1e6:.0f} MB of files (mapped weights)",
     ]
     return " · ".join(line), "\n".join(f"- {row}" for row in rows)
 
 
-# ---- what the page shows and what the model reads
+def _encoding(reply: Reply) -> list[str]:
+    """How long what is new of pictures and sound took."""
+    new = [one for one in reply.media if not one.reused]
+    kinds = {"image": "pictures", "audio": "sound"}
+    what = " and ".join(word for kind, word in kinds.items() if kind in {one.kind for one in new})
+    seconds = sum(one.prepare_ms + one.encode_ms for one in new) / 1000
+    return [f"{what} encoded in {seconds:.2f} s"] if new else []
 
 
-def note(title: str, text: str = "") -> Shown:
-    """A line under an answer; the text is folded."""
-    return _message(text, {"title": title, "status": "done"})
-
-
-def pending(title: str) -> Shown:
-    """A line under an answer that is not at its end."""
-    return _message("", {"title": title, "status": "pending"})
-
-
-def said(text: str, under: Shown) -> list[Shown]:
-    return [_message(text), under] if text else [under]
-
-
-def _message(text: str, metadata: dict[str, str] | None = None) -> Shown:
-    # Gradio would take the margin from a bare string.
-    return {"role": "assistant", "content": [{"type": "text", "text": text}], "metadata": metadata or {}}
-
-
-def stopped(history: list[Shown]) -> list[Shown]:
-    """A history whose last note does not wait for anything any more."""
-    last = (history[-1].get("metadata") or {}) if history else {}
-    if last.get("status") != "pending":
-        return history
-    told = f"stopped · {last['title']}" if len(history) > 1 and history[-2]["role"] == "assistant" else "stopped"
-    return [*history[:-1], note(told)]
-
-
-def messages_of(history: Sequence[Shown], text: str, system: str) -> list[dict[str, Any]]:
-    """What the model is to read for a new question: no notes, and no question that was not answered."""
-    turns = [
-        {"role": one["role"], "content": "".join(part.get("text", "") for part in one["content"])}
-        for one in history
-        if not (one.get("metadata") or {}).get("title")
-    ]
-    # Gradio shows a question without its margin and hands it back so in the next turn.
-    turns.append({"role": "user", "content": cleandoc(text)})
-    following = [one["role"] for one in turns[1:]] + [""]
-    kept = [one for one, after in zip(turns, following, strict=True) if not one["role"] == after == "user"]
-    return [{"role": "system", "content": system}, *kept] if system.strip() else kept
+def _encoded(one: EncodedMedia) -> str:
+    name, part = ("picture", "crop") if one.kind == "image" else ("sound", "piece")
+    size = f"{name} {one.number}: {one.tokens} tokens, {one.parts} {part}{'s' if one.parts > 1 else ''}"
+    if one.reused:
+        return f"{size}, encoded before"
+    return f"{size}, prepared in {one.prepare_ms / 1000:.2f} s, encoded in {one.encode_ms / 1000:.2f} s"
 
 
 def _sentence(problem: Exception) -> str:

@@ -6,16 +6,21 @@ unknown; what would change it and cannot be had is refused with a sentence.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from export.engine.conversation import Choosing
+from export.media.prompt import Kind
 from export.server.errors import Refused
 
 MOST_CHOICES = 16  # answers to one request
 MOST_STOPS = 16
 MOST_PROMPTS = 64
+# Parts of a message's content, and the one role that may have them: as OpenAI's.
+PARTS = {"text": None, "refusal": "assistant", "image_url": "user", "input_audio": "user"}
+SOUND_FORMATS = ("wav", "mp3", "flac", "ogg")  # OpenAI's, and what else is read
 DEFAULT_TEMPERATURE = 1.0  # OpenAI's
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -93,12 +98,35 @@ def _token_id(key: str) -> int:
 # ---- /v1/chat/completions
 
 
+class ImageUrl(Body):
+    url: str
+    detail: str | None = None  # changes nothing: a file cuts every picture by its size
+
+
+class InputAudio(Body):
+    data: str  # base64
+    format: str  # what it really is its content says
+
+
 class Part(Body):
     """Of a message's content."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
+    image_url: ImageUrl | None = None
+    input_audio: InputAudio | None = None
+
+
+@dataclass(frozen=True)
+class Given:
+    """A picture or a sound as it was sent."""
+
+    kind: Kind
+    source: str  # a URL, or base64
+    name: str  # of the part, for sentences
+    part: str  # the same as `param` of an error
+    param: str  # where the source stands
 
 
 class CalledFunction(Body):
@@ -117,17 +145,18 @@ class Called(Body):
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
+    refusal: str | None = None  # of an earlier answer, in place of its content
     name: str | None = None
     tool_calls: list[Called] | None = None
     tool_call_id: str | None = None
 
     def plain(self, at: int) -> dict[str, Any]:
-        """For the chat template; `at` is its place."""
+        """For the chat template, with a `Given` where a picture or sound is; `at` is its place."""
         # Templates know no developer: it is what OpenAI now calls the system.
         told: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role}
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal)):
             raise Refused(400, f"messages[{at}] has no content", param=f"messages.{at}.content")
-        told["content"] = self._text(at)
+        told["content"] = self._content(at)
         if self.name is not None:
             told["name"] = self.name
         if self.tool_calls:
@@ -140,20 +169,35 @@ class Message(Body):
             told["tool_call_id"] = self.tool_call_id
         return told
 
-    def _text(self, at: int) -> str:
+    def _content(self, at: int) -> str | list[dict[str, Any]]:
+        """A text, or `export.media.prompt`'s parts where there is more than text."""
         if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        texts = []
-        for number, part in enumerate(self.content):
-            text = part.refusal if part.type == "refusal" else part.text
-            place = f"messages.{at}.content.{number}"
-            if part.type not in ("text", "refusal"):
-                what = f"messages[{at}].content[{number}] is {part.type!r:.40}, this model reads text only"
-                raise Refused(400, what, param=place, code="unsupported_content")
-            if text is None:
-                raise Refused(400, f"messages[{at}].content[{number}] has no {part.type}", param=place)
-            texts.append(text)
-        return "".join(texts)
+            return self.content or self.refusal or ""
+        parts = [self._part(part, at, number) for number, part in enumerate(self.content)]
+        if all(part["type"] == "text" for part in parts):
+            return "".join(part["text"] for part in parts)
+        return parts
+
+    def _part(self, part: Part, at: int, number: int) -> dict[str, Any]:
+        name, param = f"messages[{at}].content[{number}]", f"messages.{at}.content.{number}"
+        if part.type not in PARTS:
+            known = ", ".join(PARTS)
+            raise Refused(
+                400, f"{name} is {part.type!r:.40}, {known} are read", param=param, code="unsupported_content"
+            )
+        given, role = getattr(part, part.type), PARTS[part.type]
+        if given is None:
+            raise Refused(400, f"{name} has no {part.type}", param=param)
+        if role not in (None, self.role):
+            raise Refused(400, f"{name} is {part.type!r}, which is for role {role}, not {self.role}", param=param)
+        if isinstance(given, ImageUrl):
+            return {"type": "image", "image": Given("image", given.url, name, param, f"{param}.image_url.url")}
+        if isinstance(given, InputAudio):
+            if given.format not in SOUND_FORMATS:
+                what = f"{name} has the format {given.format!r:.40}, {', '.join(SOUND_FORMATS)} are read"
+                raise Refused(400, what, param=f"{param}.input_audio.format")
+            return {"type": "audio", "audio": Given("audio", given.data, name, param, f"{param}.input_audio.data")}
+        return {"type": "text", "text": given}
 
 
 class Function(Body):
@@ -218,6 +262,13 @@ class ChatRequest(Asked):
                 "an answer cannot both follow response_format and call a tool: leave one out",
                 param="response_format",
             )
+
+    @property
+    def has_media(self) -> bool:
+        """Whether pictures or sound must be read first."""
+        contents = [message.content for message in self.messages]
+        parts = [part for content in contents if isinstance(content, list) for part in content]
+        return any(part.image_url or part.input_audio for part in parts)
 
     @property
     def offered(self) -> list[Tool]:

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from export.engine.media_ids import mode_of_ids
+
 
 class Holding(Protocol):
     """A KV cache."""
@@ -109,10 +111,11 @@ class Slots(Generic[H]):
 
         By the prefix alone, chats that share a system prompt would overwrite each other beside an empty cache.
         """
-        lost = {}
+        lost, mode = {}, mode_of_ids(ids)
         for number in self._free:
             held = self.conversations[number].held
-            lost[number] = len(held) - 2 * common_prefix(held, ids)
+            kept = common_prefix(held, ids) if mode_of_ids(held) == mode else 0  # else it is all fed anew
+            lost[number] = len(held) - 2 * kept
         number = min(self._free, key=lost.__getitem__)
         self._free.remove(number)
         return number

@@ -35,8 +35,16 @@ def usage(replies: Sequence[Reply], each_prompt: int) -> dict[str, Any]:
         "prompt_tokens": asked,
         "completion_tokens": answered,
         "total_tokens": asked + answered,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {
+            "cached_tokens": cached,
+            "audio_tokens": _media_tokens(first, "audio"),
+            "image_tokens": _media_tokens(first, "image"),
+        },
     }
+
+
+def _media_tokens(replies: Sequence[Reply], kind: str) -> int:
+    return sum(one.tokens for reply in replies for one in reply.media if one.kind == kind)
 
 
 def finish(reply: Reply) -> str:

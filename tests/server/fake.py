@@ -16,6 +16,7 @@ import uvicorn
 from checkpoints.source import resolve
 from export.engine.conversation import Choosing, Piece, Reply
 from export.engine.tokenizer import load_tokenizer
+from export.media.settings import TEXT_ONLY, MediaFacts
 from export.server.app import make_app
 from export.server.listening import bind, url
 from export.server.models import Model
@@ -28,8 +29,10 @@ TOKENIZER = load_tokenizer(resolve("phi4-tiny").folder / "tokenizer.json")
 class FakeConversation:
     """Answers `words` one by one as soon as `gate` is set; what it was asked stands in `asked`."""
 
-    def __init__(self, words: int = 4, word: str = "word ", pause: float = 0.0) -> None:
-        self.context, self.tokenizer = 4096, TOKENIZER
+    def __init__(
+        self, words: int = 4, word: str = "word ", pause: float = 0.0, media: MediaFacts = TEXT_ONLY
+    ) -> None:
+        self.context, self.tokenizer, self.media = 4096, TOKENIZER, media
         self.held: list[int] = []
         self.words, self.word, self.pause = words, word, pause
         self.gate = threading.Event()
@@ -69,9 +72,9 @@ def fake_model(conversations: list[FakeConversation], most_waiting: int = 64, na
 
 
 @contextmanager
-def running(*models: Model, page: bool = False, **settings: Any) -> Iterator[str]:
+def running(*models: Model, page: bool = False, port: int = 0, **settings: Any) -> Iterator[str]:
     """The url of a server in a thread of this process, with a page or without."""
-    chosen = Settings(port=0, **settings)
+    chosen = Settings(port=port, **settings)
     taken = bind(chosen)
     served = {model.name: model for model in models}
     app = make_app(served, chosen)

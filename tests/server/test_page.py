@@ -2,92 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from importlib.util import find_spec
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.network import unchanged
+from tests.server.browsing import answers, ask, load, opened, until
 from tests.server.fake import FakeConversation, fake_model, running
 from tests.server.running import Server, serving
-from tests.tools import need
 
-need("ui", [name for name in ("gradio", "playwright") if find_spec(name) is None], "uv sync --group dev --extra")
-need("browser", [] if shutil.which("chromium") else ["chromium"])
+from playwright.sync_api import Browser, Page, expect  # isort: skip  browsing skips where it is missing
 
-from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect, sync_playwright  # noqa: E402
-
-expect.set_options(timeout=20_000)
+pytestmark = pytest.mark.usefixtures("same_network")
 FRANCE = "What is the capital of France?"
 JOIN = "/gradio_api/queue/join"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as started:
-        found = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture(autouse=True)
-def same_network() -> Iterator[None]:
-    with unchanged():
-        yield
-
-
-@contextmanager
-def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """The page, ready to type, in a browser that has kept nothing; asks only the server, or its policy forbids it."""
-    context = browser.new_context(**options)
-    page = context.new_page()
-    asked = list[str]()
-    context.on("request", lambda request: asked.append(request.url))
-    context.on("requestfailed", lambda request: request.failure == "csp" and asked.remove(request.url))
-    load(page, url)
-    yield page
-    context.close()
-    elsewhere = [one for one in asked if not one.startswith((url, "data:", "blob:"))]
-    assert asked and not elsewhere
-
-
-def load(page: Page, url: str) -> None:
-    """Open it, or open it again: other programs' interfaces come and go too, see `tests.network`, and Gradio does not
-    ask a second time for a script that did not come."""
-    for _ in range(5):
-        page.goto(url)
-        with suppress(TimeoutError):
-            page.locator("#ask textarea").wait_for(timeout=8000)
-            break
-    expect(page.locator("#ask textarea")).to_be_editable()
-
-
-def ask(page: Page, text: str) -> None:
-    page.locator("#ask textarea").fill(text)
-    page.locator("#ask textarea").press("Enter")
-
-
-def answers(page: Page) -> Locator:
-    """Each with the note under it."""
-    return page.locator(".message.bot")
-
-
 def settings_of(page: Page) -> None:
     page.locator(".toggle-button").click()
-
-
-def until(reached: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -293,8 +229,7 @@ def test_what_strangers_cannot_ask() -> None:
 
         assert post(JOIN, "http://evil.example", json={}) == (403, "the page of http://evil.example cannot ask here")
         built = {"data": [[{"role": "user", "content": [{"type": "component", "component": "image"}]}]]}
-        assert post(JOIN, url, json=built) == (400, "the page takes text, and no component")
-        assert post(JOIN, json={"data": [[{"path": "/etc/passwd"}]]}) == (400, "the page takes text, and no path")
+        assert post(JOIN, url, json=built) == (400, "the page takes text and files, and no component")
         assert post(JOIN, content=b"[" * 100_000)[0] == 400
         for path in ("/gradio_api/upload", "/gradio_api/component_server", "/v1/nothing", "/login"):
             assert post(path, files={"files": b"x"}) == (404, f"there is no {path} here")
