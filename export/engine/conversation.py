@@ -1,6 +1,7 @@
 """A conversation with a `.pte`: turns or a text in, an answer out as it comes, over one KV cache.
 
-What two requests have in common at their beginning is fed once. Knows nothing of screens or servers.
+What two requests have in common at their beginning is fed once, and a picture or sound is encoded once. Knows nothing
+of screens, servers or files of pictures.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,16 +22,36 @@ from export.engine.answer import Answer, OnPiece, Piece, TokenLogprob
 from export.engine.chat_template import chat_prompt
 from export.engine.choosing import Choosing
 from export.engine.feeder import EngineName, Feeder, Progress, open_feeder, shared
+from export.engine.media_ids import Encoded, OnPart
+from export.engine.media_prompt import Item, MediaPrompt, check_room, has_media, take_media, with_media
 from export.engine.runner import Facts, check_fits, read_facts
 from export.engine.sampling import Sampler
 from export.engine.structure import Structure, structure_words
 from export.engine.tokenizer import COMPANIONS, Tokenizer, find_tokenizer, load_tokenizer
 from export.engine.tool_calls import ToolCall
 from export.manifest import check_beside
+from export.media.prompt import Kind, Mode
+from export.media.settings import TEXT_ONLY
 
-__all__ = ["Choosing", "Conversation", "End", "Piece", "Reply", "TokenLogprob", "ToolCall", "open_conversation"]
+__all__ = [
+    "Choosing", "Conversation", "EncodedMedia", "End", "Piece", "Reply", "TokenLogprob", "ToolCall",
+    "open_conversation",
+]  # fmt: skip
 
 End = Literal["stop", "length", "context", "tool_calls", "cancelled"]
+
+
+@dataclass(frozen=True)
+class EncodedMedia:
+    """A picture or a sound of a prompt."""
+
+    kind: Kind
+    number: int  # as in its placeholder, from 1 on
+    tokens: int
+    parts: int  # crops of a picture, pieces of a sound
+    reused: bool  # from an earlier prompt, or the same one before
+    prepare_ms: float
+    encode_ms: float
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,12 @@ class Reply:
     first_token_ms: float  # from the request on
     decode_ms: float  # from the first token on
     logprobs: tuple[TokenLogprob, ...]
+    mode: Mode = "text"
+    media: tuple[EncodedMedia, ...] = ()  # of the whole prompt, in its order; encoded before `prefill_ms` begins
+
+
+class Cancelled(Exception):
+    """What is being encoded is not needed any more."""
 
 
 LIKELIEST = Choosing()
@@ -55,8 +83,11 @@ LIKELIEST = Choosing()
 class Conversation:
     """One KV cache, which gives one answer at a time; built by `open_conversation`."""
 
-    def __init__(self, feeder: Feeder, tokenizer: Tokenizer, folder: Path, facts: Facts) -> None:
-        self.context = facts.context
+    def __init__(
+        self, feeder: Feeder, tokenizer: Tokenizer, folder: Path, facts: Facts, name: str = "this file"
+    ) -> None:
+        self.context, self.media = facts.context, facts.media
+        self.name = name
         self.tokenizer = tokenizer
         self.feeder, self._folder, self._facts = feeder, folder, facts
         self._busy = threading.Lock()
@@ -83,33 +114,35 @@ class Conversation:
     ) -> Reply:
         """Answer OpenAI's messages by the chat template; `on_piece` is called from this thread.
 
+        A content may be a list of parts: {"type": "text", "text": str}, {"type": "image", "image": RGB pixels, uint8
+        [height, width, 3]} and {"type": "audio", "audio": Sound of export.media.sound_files}; see
+        `export.media.prompt.place` for where they stand in the text.
         With `tools` (OpenAI's) calls are taken out of the text. BadInput for what cannot be asked, before anything
         is fed. An exception of `on_piece` ends the answer and comes out here; the conversation can go on.
         """
         if tools and choosing.schema is not None:
             raise BadInput("tools and a schema cannot be given at once: a call of a tool does not follow the schema")
-        return self._answer(self._ids(messages, tools), choosing, on_piece, bool(tools))
+        return self._answer(self._prompt(messages, tools), choosing, on_piece, bool(tools))
 
     def complete(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Sequence[dict[str, Any]],
         choosing: Choosing = LIKELIEST,
         on_piece: OnPiece = lambda piece: None,
         echo: bool = False,
     ) -> Reply:
-        """Go on from a text or ids without chat template; with `echo` the prompt is the beginning of the answer.
+        """Go on from a text, ids or parts without chat template; with `echo` the prompt begins the answer.
 
         With `echo` and logprobs those of the prompt come too, and it is fed token by token.
         """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        return self._answer(ids, choosing, on_piece, False, echo)
+        return self._answer(self._raw_prompt(prompt), choosing, on_piece, False, echo)
 
     def count(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> int:
         """Tokens of the prompt."""
-        return len(self._ids(messages, tools))
+        return len(self._prompt(messages, tools).ids)
 
     def cancel(self) -> None:
-        """End the running answer at its next token or chunk of the prompt; from any thread."""
+        """End the running answer at its next token, chunk of the prompt, crop or piece of sound; from any thread."""
         self._cancelled.set()
 
     def reset(self) -> None:
@@ -123,13 +156,40 @@ class Conversation:
             self.feeder.close()
 
     def _ids(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
-        return self.tokenizer.encode(chat_prompt(self._folder, messages, tools))
+        return self._prompt(messages, tools).ids
+
+    def _prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> MediaPrompt:
+        if self.media == TEXT_ONLY and not has_media(messages):
+            return MediaPrompt(self._text_ids(chat_prompt(self._folder, messages, tools)))
+        placed = take_media(messages, self.media, self.name)
+        text = chat_prompt(self._folder, placed.messages, tools)
+        return with_media(text, placed, self._text_ids, self.media)
+
+    def _raw_prompt(self, prompt: str | Sequence[int] | Sequence[dict[str, Any]]) -> MediaPrompt:
+        if isinstance(prompt, str):
+            return MediaPrompt(self._text_ids(prompt))
+        if not all(isinstance(one, dict) for one in prompt) or not prompt:
+            return MediaPrompt(self._checked(list(prompt)))  # type: ignore[arg-type]
+        placed = take_media([{"role": "user", "content": list(prompt)}], self.media, self.name)
+        return with_media(placed.messages[0]["content"], placed, self._text_ids, self.media)
+
+    def _text_ids(self, text: str) -> list[int]:
+        return self._checked(self.tokenizer.encode(text))
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        size = self.tokenizer.vocab_size
+        if strangers := [token for token in ids if not 0 <= token < size]:
+            raise BadInput(f"the prompt has token {strangers[0]}, {self.tokenizer.path} has {size}")
+        return ids
 
     def _answer(
-        self, ids: list[int], choosing: Choosing, on_piece: OnPiece, calls: bool, echo: bool = False
+        self, prompt: MediaPrompt, choosing: Choosing, on_piece: OnPiece, calls: bool, echo: bool = False
     ) -> Reply:
         choosing.check()
-        self._check_ids(ids)
+        ids = prompt.ids
+        if not ids:
+            raise BadInput("the prompt is empty")
+        check_room(prompt, self.context, self.media)
         if not self._busy.acquire(blocking=False):
             raise BadInput("this conversation is answering already")
         try:
@@ -140,26 +200,22 @@ class Conversation:
                 structure = Structure(self._words, choosing.schema)
             sampler = Sampler(choosing, ids, self.tokenizer.vocab_size)
             answer = Answer(self.tokenizer, choosing, on_piece, calls)
+            if echo and prompt.items:
+                raise BadInput("a prompt with pictures or sound cannot be echoed")
             if echo:
                 answer.echo(ids, self._prompt_logits(ids) if choosing.logprobs is not None else ())
-            return self._run(ids, choosing, sampler, structure, answer)
+            return self._run(prompt, choosing, sampler, structure, answer)
         finally:
             self._busy.release()
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        size = self.tokenizer.vocab_size
-        if not ids:
-            raise BadInput("the prompt is empty")
-        if strangers := [token for token in ids if not 0 <= token < size]:
-            raise BadInput(f"the prompt has token {strangers[0]}, {self.tokenizer.path} has {size}")
-        if len(ids) >= self.context:
-            raise BadInput(f"the prompt has {len(ids)} tokens, the context is {self.context}")
-
     def _run(
-        self, ids: list[int], choosing: Choosing, sampler: Sampler, structure: Structure | None, answer: Answer
+        self, prompt: MediaPrompt, choosing: Choosing, sampler: Sampler, structure: Structure | None, answer: Answer
     ) -> Reply:
-        begin = time.perf_counter()
-        held = min(shared(self.feeder.held, ids), len(ids) - 1)
+        begin, ids = time.perf_counter(), prompt.ids
+        held = min(shared(self.feeder.held, ids), len(ids) - 1) if self.feeder.mode == prompt.mode else 0
+        media = self._encode(prompt, held)
+        self.feeder.ready(prompt.mode)
+        encoded = time.perf_counter()
         logits = self._prefill(ids, held)
         prefilled = first = time.perf_counter()
         new = list[int]()
@@ -195,11 +251,44 @@ class Conversation:
             len(ids),
             len(ids) - held,
             len(new),
-            1000 * (prefilled - begin),
+            1000 * (prefilled - encoded),
             1000 * (first - begin),
             1000 * (done - first),
             tuple(answer.logprobs),
+            prompt.mode,
+            media,
         )
+
+    def _encode(self, prompt: MediaPrompt, held: int) -> tuple[EncodedMedia, ...]:
+        """Encode what the KV cache does not hold yet; fewer than all where cancelled."""
+
+        def on_part() -> None:
+            if self._cancelled.is_set():
+                raise Cancelled
+
+        found = list[EncodedMedia]()
+        with suppress(Cancelled):
+            for item in prompt.items:
+                if item.stop <= held:
+                    told = Encoded(item.first_id, item.tokens, item.parts, True, 0.0, 0.0)
+                else:
+                    on_part()
+                    told = self._encoded(item, prompt.mode, on_part)
+                found.append(
+                    EncodedMedia(
+                        item.kind, item.number, told.count, told.parts, told.reused, told.prepare_ms, told.encode_ms
+                    )
+                )
+        return tuple(found)
+
+    def _encoded(self, item: Item, mode: Mode, on_part: OnPart) -> Encoded:
+        if item.kind == "image":
+            told = self.feeder.picture(item.content, on_part)
+        else:
+            told = self.feeder.sound(item.content.samples, item.content.rate, mode, on_part)
+        if (told.first_id, told.count) != (item.first_id, item.tokens):
+            raise RuntimeError(f"the engine makes {told.count} tokens from {told.first_id} of {item}")
+        return told
 
     def _prompt_logits(self, ids: list[int]) -> Iterator[np.ndarray]:
         """What the model expects after each token of the prompt but the last."""
@@ -211,8 +300,10 @@ class Conversation:
 
     def _prefill(self, ids: list[int], held: int) -> np.ndarray | None:
         """Logits of the last token, None where cancelled before."""
-        logits = None
-        for end in [*range(held + self.feeder.chunk, len(ids), self.feeder.chunk), len(ids)]:
+        logits, chunk = None, self.feeder.chunk
+        # The mode follows from the ids: without the first picture or sound the beginning would be fed as text.
+        first = next((at for at, token in enumerate(ids) if token < 0), 0) + 1
+        for end in [*range(max(held + chunk, first), len(ids), chunk), len(ids)]:
             if self._cancelled.is_set():
                 return None
             logits = self.feeder.feed(ids[:end])
@@ -250,7 +341,5 @@ def open_conversation(
     check_fits(path, facts, words)
     if context is not None and not 2 <= context <= facts.context:
         raise BadInput(f"a context of {context} tokens is not within 2 to the {facts.context} of {path}")
-    feeder = open_feeder(path, engine, packed, threads, on_progress)
-    return Conversation(
-        feeder, words, tokenizer.parent, Facts(context or facts.context, facts.vocab_size, facts.eos_ids)
-    )
+    feeder = open_feeder(path, engine, packed, threads, on_progress, facts.media, facts.context)
+    return Conversation(feeder, words, tokenizer.parent, replace(facts, context=context or facts.context), str(path))

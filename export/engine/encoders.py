@@ -6,7 +6,9 @@ to all decoders of a file, which the wheel's runtime keeps in an arena of its ow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import executorch.extension.llm.custom_ops.custom_ops  # registers llama::update_cache, custom_sdpa
 import executorch.kernels.quantized  # noqa: F401  registers the quantized embeddings
@@ -16,12 +18,15 @@ from executorch.runtime import Method, Runtime
 from torch import Tensor
 
 from checkpoints.errors import BadInput
+from export.engine.media_ids import OnPart
 from export.engine.native_output import native_errors
 from export.engine.phone_options import PHONE, XnnpackOptions, set_options
-from export.media.pictures import Picture, merge
 from export.media.prompt import Mode
 from export.media.settings import AudioSettings, ImageSettings
 from export.media.sounds import pieces, windows
+
+if TYPE_CHECKING:
+    from export.media.pictures import Picture
 
 # The decoder and the projection of sound for each mode; text_decoder is that of pictures where a file has them.
 DECODERS: dict[Mode, tuple[str, ...]] = {
@@ -29,10 +34,15 @@ DECODERS: dict[Mode, tuple[str, ...]] = {
     "vision": ("text_decoder",),
     "speech": ("text_decoder_speech", "text_decoder"),
 }
+ENCODERS = ("vision_", "audio_")
 
 
 class MediaSession:
-    """One loaded multimodal file. Methods are loaded when first called and stay."""
+    """One loaded multimodal file. Methods are loaded when first called; `forget_encoders` gives theirs back.
+
+    With a phone's options, XNNPACK's cache keeps packed weights of one name once for all methods: a second decoder
+    costs its adapter, and its part of planned memory.
+    """
 
     def __init__(self, path: Path, options: XnnpackOptions = PHONE) -> None:
         set_options(options)
@@ -51,34 +61,57 @@ class MediaSession:
         if name not in self.methods:
             raise BadInput(f"{self.path} has no method called {name}")
         with native_errors(f"{self.path}: ExecuTorch's runtime fails in {name}"):
-            if name not in self._loaded:
-                method = self._program.load_method(name)
-                assert method is not None
-                self._loaded[name] = method
-            result: Tensor = self._loaded[name].execute(inputs)[0]
+            result: Tensor = self._method(name).execute(inputs)[0]
         return result.clone()
 
-    def picture(self, picture: Picture, settings: ImageSettings) -> Tensor:
+    def load(self, *names: str) -> bool:
+        """Load methods before they are called; whether any was not."""
+        if missing := [name for name in names if name not in self._loaded]:
+            with native_errors(f"{self.path}: ExecuTorch's runtime refuses its {missing[0]}"):
+                for name in missing:
+                    self._method(name)
+        return bool(missing)
+
+    def forget_encoders(self) -> None:
+        """Free the methods that encode pictures and sound; they are loaded again when called."""
+        self._loaded = {name: method for name, method in self._loaded.items() if not name.startswith(ENCODERS)}
+
+    def _method(self, name: str) -> Method:
+        if name not in self._loaded:
+            method = self._program.load_method(name)
+            assert method is not None
+            self._loaded[name] = method
+        return self._loaded[name]
+
+    def step(self, tokens: Sequence[int], start: int) -> Tensor:
+        """As `Session.step`: logits [rows, V] of a prompt without pictures and sound."""
+        logits = self.run("forward", torch.tensor([list(tokens)]), torch.tensor([start]))
+        return logits.reshape(-1, logits.shape[-1])
+
+    def picture(self, picture: Picture, settings: ImageSettings, on_part: OnPart = lambda: None) -> Tensor:
         """A picture's tokens as rows of the embedding, float32 [tokens, D]."""
-        features = [
-            self.run("vision_crop", torch.from_numpy(crop[None]), torch.tensor(valid))[0]
-            for crop, valid in zip(picture.crops, picture.tiling.valid, strict=True)
-        ]
+        from export.media.pictures import merge  # needs Pillow
+
+        features = list[Tensor]()
+        for crop, valid in zip(picture.crops, picture.tiling.valid, strict=True):
+            on_part()
+            features.append(self.run("vision_crop", torch.from_numpy(crop[None]), torch.tensor(valid))[0])
         divider, separator = self.run("vision_separators")[0].numpy()
         stacked = torch.stack(features).numpy()
         return torch.from_numpy(merge(stacked, picture.tiling, settings, separator=separator, divider=divider))
 
-    def sound(self, frames: np.ndarray, settings: AudioSettings, mode: Mode) -> Tensor:
+    def sound(
+        self, frames: np.ndarray, settings: AudioSettings, mode: Mode, on_part: OnPart = lambda: None
+    ) -> Tensor:
         """A clip's tokens, float32 [tokens, D], of its log-mel spectrogram [frames, bins], in a prompt of `mode`."""
-        tokens = [
-            self.run("audio_subsample", torch.from_numpy(frames[None, piece.start : piece.stop].copy()))[
-                0, piece.skip : piece.skip + piece.tokens
-            ]
-            for piece in pieces(len(frames), settings)
-        ]
+        tokens, rows = list[Tensor](), list[Tensor]()
+        for piece in pieces(len(frames), settings):
+            on_part()
+            made = self.run("audio_subsample", torch.from_numpy(frames[None, piece.start : piece.stop].copy()))[0]
+            tokens.append(made[piece.skip : piece.skip + piece.tokens])
         whole = torch.cat(tokens)
-        rows = []
         for window in windows(len(whole), settings):
+            on_part()
             padded = torch.nn.functional.pad(whole[window.start : window.stop], (0, 0, 0, window.padding))
             made = self.run(f"audio_conformer_{mode}", padded[None])[0]
             rows.append(made[: window.stop - window.start])
@@ -90,12 +123,16 @@ class MediaSession:
             [self.run("token_embedding", part[None])[0] for part in torch.tensor(tokens).split(self.chunk)]
         )
 
+    def decoder(self, mode: Mode) -> str:
+        """The method that decodes rows of the embedding in a prompt of `mode`."""
+        return next((name for name in DECODERS[mode] if name in self.methods), DECODERS[mode][0])
+
     def decode(self, rows: Tensor, start: int, mode: Mode) -> Tensor:
         """Logits [rows, V] of the last of these rows of the embedding [S, D], the first at position `start`.
 
         Fed in pieces that the file takes at once.
         """
-        name = next((name for name in DECODERS[mode] if name in self.methods), DECODERS[mode][0])
+        name = self.decoder(mode)
         for part in rows.split(self.chunk):
             logits = self.run(name, part[None], torch.tensor([start]))
             start += len(part)

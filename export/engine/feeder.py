@@ -1,22 +1,31 @@
 """What gives a conversation its logits: a `.pte` in our C++ engine, or in the wheel's runtime, with one face.
 
-Knows tokens and logits; knows nothing of text or of how a token is chosen.
+Knows tokens, media ids and logits; knows nothing of text or of how a token is chosen.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import threading
+import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from checkpoints.cache import cache_folder
 from checkpoints.errors import BadInput
+from export.engine.media_ids import Encoded, OnPart, mode_of_ids
+from export.media.prompt import Mode
+from export.media.settings import TEXT_ONLY, MediaFacts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from export.engine.session import Session
+    from export.engine.wheel_media import WheelMedia
 
 EngineName = Literal["ours", "wheel"]
 Progress = Callable[[int, int], object]  # bytes of the file loaded, of all
@@ -28,13 +37,36 @@ def packed_folder(folder: str | os.PathLike[str] | None) -> Path:
 
 
 class Feeder(Protocol):
-    """One KV cache and the tokens it holds."""
+    """One KV cache and the tokens it holds; ids below zero are rows of pictures and sound (`media_ids`)."""
 
     chunk: int  # tokens fed at once
     held: list[int]  # whose keys and values the cache has; may be read by any thread
+    mode: Mode  # by which they were computed
+    media: MediaFacts  # what the file takes beside text
+    load_ms: float  # spent on loading until now: some methods are loaded when first needed
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
-        """Float32 logits [V] of the last token; only what follows the common prefix with `held` is computed."""
+        """Float32 logits [V] of the last token; only what follows the common prefix with `held` is computed.
+
+        The mode follows from all ids (`mode_of_ids`); where it is not that of `held`, nothing is in common.
+        """
+        ...
+
+    def ready(self, mode: Mode) -> None:
+        """Load what prompts of `mode` need, so that this is not measured as feeding."""
+        ...
+
+    def picture(self, pixels: np.ndarray, on_part: OnPart = lambda: None) -> Encoded:
+        """Encode RGB pixels, uint8 [height, width, 3], unless their rows are still kept; then their ids can be fed.
+
+        As many rows are kept as the context has tokens, those of the longest unused are dropped for others: what
+        stands in one prompt is kept together, in fewer bytes than its keys and values. BadInput where the file takes
+        no pictures, and for what is too narrow.
+        """
+        ...
+
+    def sound(self, samples: np.ndarray, rate: int, mode: Mode, on_part: OnPart = lambda: None) -> Encoded:
+        """As `picture`, of float32 samples [n] at the file's rate or half of it, for prompts of `mode`."""
         ...
 
     def reset(self) -> None:
@@ -47,7 +79,14 @@ class Feeder(Protocol):
 class NativeFeeder:
     """Our C++ engine; packed weights are mapped from the folder `packed`, and shared by all who map them."""
 
-    def __init__(self, path: Path, packed: Path | None, threads: int, on_progress: Progress | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        packed: Path | None,
+        threads: int,
+        on_progress: Progress | None,
+        media: MediaFacts = TEXT_ONLY,
+    ) -> None:
         from export.engine.native import NativeEngine  # compiled on first use
 
         self._engine = NativeEngine()
@@ -58,8 +97,11 @@ class NativeFeeder:
             raise
         self.chunk, self._vocab_size = self.loaded.prefill_chunk, self.loaded.vocab_size
         self.held: list[int] = []
+        self.mode: Mode = "text"
+        self.media, self.load_ms = media, self.loaded.load_ms
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
+        self.mode = mode_of_ids(ids)
         try:
             logits = self._engine.feed(ids, self._vocab_size)
         except BaseException:
@@ -67,6 +109,15 @@ class NativeFeeder:
             raise
         self.held = list(ids)
         return logits
+
+    def ready(self, mode: Mode) -> None:
+        pass  # all is loaded at once
+
+    def picture(self, pixels: np.ndarray, on_part: OnPart = lambda: None) -> Encoded:
+        raise BadInput("our engine does not take pictures yet: use --engine wheel")
+
+    def sound(self, samples: np.ndarray, rate: int, mode: Mode, on_part: OnPart = lambda: None) -> Encoded:
+        raise BadInput("our engine does not take sound yet: use --engine wheel")
 
     def reset(self) -> None:
         self._engine.release()
@@ -79,35 +130,67 @@ class NativeFeeder:
 class WheelFeeder:
     """The wheel's runtime, for machines without a C++ compiler; weights are packed into private memory."""
 
-    _one_at_a_time = threading.Lock()  # a step moves the file descriptors of the process: see native_errors
+    def __init__(self, path: Path, media: MediaFacts = TEXT_ONLY, context: int = 0) -> None:
+        begin = time.perf_counter()
+        self._text: Session | None = None
+        self._media: WheelMedia | None = None
+        if media == TEXT_ONLY:
+            from export.engine.session import Session  # imports torch
 
-    def __init__(self, path: Path) -> None:
-        from export.engine.session import Session  # imports torch
+            self._text = Session(path)
+            chunk = self._text.constant("get_max_seq_len")
+            assert isinstance(chunk, int)
+            self.chunk = chunk
+        else:
+            from export.engine.wheel_media import WheelMedia
 
-        with self._one_at_a_time:
-            self._session = Session(path)
-        chunk = self._session.constant("get_max_seq_len")
-        assert isinstance(chunk, int)
-        self.chunk = chunk
+            self._media = WheelMedia(path, context)
+            self.chunk = self._media.chunk
+        self.path, self.media = path, media
+        self.load_ms = 1000 * (time.perf_counter() - begin)
         self.held: list[int] = []
+        self.mode: Mode = "text"
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
+        mode = mode_of_ids(ids)
+        self.ready(mode)
+        if mode != self.mode:  # another adapter has other keys and values
+            self.held, self.mode = [], mode
         self.held = self.held[: shared(self.held, ids[:-1])]
         logits = None
         while len(self.held) < len(ids):
             at = len(self.held)
             piece = ids[at : at + self.chunk]
-            with self._one_at_a_time:
-                logits = self._session.step(piece, at)
+            logits = self._step(piece, at, mode)
             self.held += piece
         assert logits is not None
         return logits[-1].numpy()
+
+    def ready(self, mode: Mode) -> None:
+        if self._media is not None:
+            self.load_ms += self._media.ready(mode)
+
+    def picture(self, pixels: np.ndarray, on_part: OnPart = lambda: None) -> Encoded:
+        if self._media is None or self.media.image is None:
+            raise BadInput(f"{self.path} takes no pictures")
+        return self._media.picture(pixels, self.media.image, on_part)
+
+    def sound(self, samples: np.ndarray, rate: int, mode: Mode, on_part: OnPart = lambda: None) -> Encoded:
+        if self._media is None or self.media.audio is None:
+            raise BadInput(f"{self.path} takes no sound")
+        return self._media.sound(samples, rate, mode, self.media.audio, on_part)
 
     def reset(self) -> None:
         self.held = []
 
     def close(self) -> None:
-        self.__dict__.pop("_session", None)
+        self._text = self._media = None
+
+    def _step(self, piece: Sequence[int], at: int, mode: Mode) -> Tensor:
+        if self._media is not None:
+            return self._media.step(piece, at, mode)
+        assert self._text is not None
+        return self._text.step(piece, at)
 
 
 def shared(one: Sequence[int], other: Sequence[int]) -> int:
@@ -121,15 +204,20 @@ def open_feeder(
     packed: Path | None,
     threads: int,
     on_progress: Progress | None = None,
+    media: MediaFacts = TEXT_ONLY,
+    context: int = 0,
 ) -> Feeder:
-    """Load a `.pte`; without `engine`, ours where a C++ compiler is. BadInput for options that the engine lacks."""
+    """Load a `.pte`; without `engine`, ours where a C++ compiler is. BadInput for options that the engine lacks.
+
+    `media` and `context` (tokens) are the file's, see `read_facts`.
+    """
     if engine is None:
         engine = "ours" if shutil.which(os.environ.get("CXX") or "c++") else "wheel"
         packed = packed if engine == "ours" else None
     if engine == "ours":
-        return NativeFeeder(path, packed, threads, on_progress)
+        return NativeFeeder(path, packed, threads, on_progress, media)
     if packed is not None:
         raise BadInput("packed weights are kept by our engine only, not by the wheel's runtime")
     if threads:
         raise BadInput("a number of threads is for our engine, the wheel's runtime takes one for each core")
-    return WheelFeeder(path)
+    return WheelFeeder(path, media, context)

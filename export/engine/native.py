@@ -8,21 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from ctypes import (
-    CFUNCTYPE,
-    POINTER,
-    byref,
-    c_bool,
-    c_char,
-    c_char_p,
-    c_double,
-    c_float,
-    c_int32,
-    c_int64,
-    c_size_t,
-    c_uint64,
-    c_void_p,
-)
+from ctypes import byref, c_char_p, c_int32, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cache
@@ -35,10 +21,27 @@ import numpy as np
 from checkpoints.cache import cached_folder
 from checkpoints.errors import BadInput
 from export.engine.compiler import run_compiler
+from export.engine.media_ids import Encoded
+from export.engine.native_structs import (
+    MEMORY,
+    Decode,
+    EncodedMedia,
+    Error,
+    Generation,
+    LoadOptions,
+    LoadReport,
+    MemoryUse,
+    OnText,
+    OnToken,
+    Progress,
+    Result,
+)
 from export.engine.runner import import_runner
+from export.media.prompt import Mode
 
 CPP = Path(__file__).parent / "cpp"
 OK, BAD_INPUT, STOPPED, BUSY, FAILED = range(5)  # pocketphi_status
+MODES: dict[Mode, int] = {"text": 0, "vision": 1, "speech": 2}  # pocketphi_mode
 FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror", "-ffp-contract=off", "-fPIC")
 DEFINES = ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
 
@@ -58,7 +61,7 @@ class End(IntEnum):
 
 
 class Stopped(Exception):
-    """`NativeEngine.stop` or `close` ended a load."""
+    """`NativeEngine.stop` or `close` ended a load, or an encoding."""
 
 
 class EngineFailed(RuntimeError):
@@ -80,6 +83,9 @@ class Loaded:
     packed_bytes: int
     planned_bytes: int
     private_bytes: int
+    takes_pictures: bool
+    takes_sound: bool
+    sound_rate: int  # samples a second; 0 for none
     packed_note: str
 
 
@@ -117,8 +123,12 @@ class Sampling:
     stop_texts: tuple[str, ...] = ()
 
 
+# What the engine gets as it is.
+_PLAIN = [field.name for field in fields(Sampling) if not field.name.startswith("stop_")]
+
+
 class NativeEngine:
-    """One engine: load, answer, session. Calls release the GIL; `stop` may come from another thread.
+    """One engine: load, media, answer, session. Calls release the GIL; `stop` may come from another thread.
 
     BadInput for what the engine says is wrong with what was given, EngineFailed for the rest.
     """
@@ -142,14 +152,38 @@ class NativeEngine:
         on_progress: Callable[[int, int], object] | None = None,
     ) -> Loaded:
         """Load a `.pte`; its packed weights are kept in `cache_dir` between starts."""
-        progress = _Progress(lambda _, done, total: on_progress and on_progress(done, total))
+        progress = Progress(lambda _, done, total: on_progress and on_progress(done, total))
         folder = None if cache_dir is None else os.fsencode(cache_dir)
-        options = _LoadOptions(os.fsencode(model), folder, threads, prefill_chunk, progress, None)
-        report = _LoadReport()
+        options = LoadOptions(os.fsencode(model), folder, threads, prefill_chunk, progress, None)
+        report = LoadReport()
         self._call("load", byref(options), byref(report))
         values = {field.name: getattr(report, field.name) for field in fields(Loaded)}
         values |= {"packing": Packing(report.packing), "packed_note": report.packed_note.decode(errors="replace")}
         return Loaded(**values)
+
+    def picture(self, pixels: np.ndarray) -> Encoded:
+        """Encode a picture, RGB as uint8 [height, width, 3]; its ids then stand for it in prompts."""
+        pixels = np.ascontiguousarray(pixels, np.uint8)
+        height, width, _ = pixels.shape
+        return self._encoded("picture", c_void_p(pixels.ctypes.data), c_size_t(width), c_size_t(height))
+
+    def sound(self, samples: np.ndarray, rate: int, mode: Mode) -> Encoded:
+        """Encode a sound, float32 [n] at the file's rate or half of it, for prompts of `mode`."""
+        samples = np.ascontiguousarray(samples, np.float32)
+        data = (c_void_p(samples.ctypes.data), c_size_t(len(samples)))
+        return self._encoded("sound", *data, c_int32(rate), c_int32(MODES[mode]))
+
+    def picture_tokens(self, width: int, height: int) -> int:
+        """How many tokens a picture of so many pixels will be."""
+        return self._count("picture_tokens", c_size_t(width), c_size_t(height))
+
+    def sound_tokens(self, samples: int, rate: int) -> int:
+        """How many tokens so many samples will be."""
+        return self._count("sound_tokens", c_size_t(samples), c_int32(rate))
+
+    def forget_media(self) -> None:
+        """Free the rows of what was encoded; what the session has been fed of them stays."""
+        self._call("forget_media")
 
     def generate(
         self,
@@ -194,17 +228,17 @@ class NativeEngine:
                 on_text(ctypes.string_at(text, length).decode(errors="replace"))
 
         texts = [text.encode() for text in sampling.stop_texts]
-        how = _Generation(
+        how = Generation(
             **{name: getattr(sampling, name) for name in _PLAIN},
             stop_ids=(c_int64 * len(sampling.stop_ids))(*sampling.stop_ids),
             stop_id_count=len(sampling.stop_ids),
             stop_texts=(c_char_p * len(texts))(*texts),
             stop_text_count=len(texts),
-            decode=_Decode(decoded) if decode is not None else _Decode(),
-            on_token=_OnToken(token),
-            on_text=_OnText(piece),
+            decode=Decode(decoded) if decode is not None else Decode(),
+            on_token=OnToken(token),
+            on_text=OnText(piece),
         )
-        result = _Result()
+        result = Result()
         self._call("generate", *_ids(ids), byref(how), byref(result))
         if raised:
             raise raised[0]
@@ -256,8 +290,18 @@ class NativeEngine:
         self._call("close")
         self._handle = c_void_p()
 
+    def _encoded(self, name: str, *arguments: Any) -> Encoded:
+        found = EncodedMedia()
+        self._call(name, *arguments, byref(found))
+        return Encoded(**{field.name: getattr(found, field.name) for field in fields(Encoded)})
+
+    def _count(self, name: str, *arguments: Any) -> int:
+        count = c_int64()
+        self._call(name, *arguments, byref(count))
+        return count.value
+
     def _call(self, name: str, *arguments: Any) -> None:
-        error = _Error()
+        error = Error()
         status = getattr(self._library, f"pocketphi_{name}")(self._handle, *arguments, byref(error))
         sentence = error.text.decode(errors="replace")
         if status == BAD_INPUT:
@@ -270,9 +314,9 @@ class NativeEngine:
 
 def memory_use() -> dict[str, int]:
     """pocketphi_memory_use of this process, in bytes."""
-    use = _MemoryUse()
+    use = MemoryUse()
     _library().pocketphi_memory(byref(use))
-    return {name: getattr(use, name) for name in _MEMORY}
+    return {name: getattr(use, name) for name in MEMORY}
 
 
 @cache
@@ -311,91 +355,3 @@ def _wheel() -> Path:
 
 def _ids(ids: Sequence[int]) -> tuple[Any, c_size_t]:
     return (c_int64 * len(ids))(*ids), c_size_t(len(ids))
-
-
-# ---- the structs of pocketphi.h
-
-_Progress = CFUNCTYPE(None, c_void_p, c_uint64, c_uint64)
-_Decode = CFUNCTYPE(c_size_t, c_void_p, POINTER(c_int64), c_size_t, c_void_p, c_size_t)
-_OnToken = CFUNCTYPE(None, c_void_p, c_int64, c_double)
-_OnText = CFUNCTYPE(None, c_void_p, c_void_p, c_size_t)
-
-
-class _Error(ctypes.Structure):
-    _fields_ = [("text", c_char * 1024)]
-
-
-class _LoadOptions(ctypes.Structure):
-    _fields_ = [
-        ("model", c_char_p),
-        ("cache_dir", c_char_p),
-        ("threads", c_int32),
-        ("prefill_chunk", c_int32),
-        ("on_progress", _Progress),
-        ("context", c_void_p),
-    ]
-
-
-class _LoadReport(ctypes.Structure):
-    _fields_ = [
-        ("context_length", c_int64),
-        ("prefill_chunk", c_int64),
-        ("vocab_size", c_int64),
-        ("logits_positions", c_int64),
-        ("packing", c_int32),
-        ("threads", c_int32),
-        ("load_ms", c_double),
-        ("pack_ms", c_double),
-        ("packed_bytes", c_uint64),
-        ("planned_bytes", c_uint64),
-        ("private_bytes", c_uint64),
-        ("packed_note", c_char * 512),
-    ]
-
-
-# What the engine gets as it is.
-_PLAIN = [field.name for field in fields(Sampling) if not field.name.startswith("stop_")]
-
-
-class _Generation(ctypes.Structure):
-    _fields_ = [
-        ("max_new_tokens", c_int64),
-        ("temperature", c_float),
-        ("top_k", c_int32),
-        ("top_p", c_float),
-        ("min_p", c_float),
-        ("repetition_penalty", c_float),
-        ("seed", c_uint64),
-        ("draft_tokens", c_int32),
-        ("ignore_eos", c_bool),
-        ("stop_ids", POINTER(c_int64)),
-        ("stop_id_count", c_size_t),
-        ("stop_texts", POINTER(c_char_p)),
-        ("stop_text_count", c_size_t),
-        ("decode", _Decode),
-        ("on_token", _OnToken),
-        ("on_text", _OnText),
-        ("context", c_void_p),
-    ]
-
-
-class _Result(ctypes.Structure):
-    _fields_ = [
-        ("end", c_int32),
-        ("prompt_tokens", c_int64),
-        ("reused_tokens", c_int64),
-        ("new_tokens", c_int64),
-        ("steps", c_int64),
-        ("drafted_tokens", c_int64),
-        ("accepted_tokens", c_int64),
-        ("prefill_ms", c_double),
-        ("first_token_ms", c_double),
-        ("decode_ms", c_double),
-    ]
-
-
-_MEMORY = ("anonymous", "file", "swapped", "dirty", "footprint")
-
-
-class _MemoryUse(ctypes.Structure):
-    _fields_ = [(name, c_uint64) for name in _MEMORY]

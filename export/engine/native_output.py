@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
 from checkpoints.errors import BadInput
@@ -108,11 +109,21 @@ def to_nothing(descriptor: int) -> None:
     os.close(nothing)
 
 
+_one_at_a_time = threading.RLock()  # file descriptors belong to the process
+
+
 @contextlib.contextmanager
 def native_errors(complaint: str) -> Iterator[None]:
-    """Keep what C++ code writes to stderr off the terminal, and turn the runtime's errors into BadInput."""
+    """Keep what C++ code writes to stderr off the terminal, and turn the runtime's errors into BadInput.
+
+    One thread at a time: another one waits.
+    """
     # What C++ logs comes partly by way of Python's stderr, partly through the descriptor.
-    with tempfile.TemporaryFile("w+", errors="replace", buffering=1) as log, contextlib.redirect_stderr(log):
+    with (
+        _one_at_a_time,
+        tempfile.TemporaryFile("w+", errors="replace", buffering=1) as log,
+        contextlib.redirect_stderr(log),
+    ):
         stderr = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:

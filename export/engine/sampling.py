@@ -21,7 +21,7 @@ class Sampler:
         self._random = np.random.default_rng(choosing.seed)
         self._counts = np.zeros(vocab_size, np.int32)  # of each token in the answer
         self._seen = np.zeros(vocab_size, bool)  # in prompt or answer
-        self._seen[[token for token in prompt if token < vocab_size]] = True
+        self._seen[[token for token in prompt if 0 <= token < vocab_size]] = True
         if strangers := [token for token in choosing.logit_bias if not 0 <= token < vocab_size]:
             raise BadInput(f"logit_bias is for token {strangers[0]}, the tokenizer has {vocab_size}")
         self._biased = np.array(list(choosing.logit_bias), np.int64)

@@ -58,7 +58,11 @@ def place(messages: Sequence[Mapping[str, Any]]) -> Placed:
     items: dict[Kind, list[Any]] = {"image": [], "audio": []}
     placed = []
     for at, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise BadInput(f"messages[{at}] must have a string 'role', it is {_short(message)}")
         content = message.get("content")
+        if content is None and message.get("tool_calls"):
+            content = ""
         if isinstance(content, list):
             content = _text(content, items, f"messages[{at}]")
         elif not isinstance(content, str):
@@ -82,25 +86,26 @@ def tokenize(
     *,
     image_tokens: Sequence[int] = (),
     audio_tokens: Sequence[int] = (),
-    image_id: int,
-    audio_id: int,
+    image_id: int | None,
+    audio_id: int | None,
 ) -> Prompt:
     """Token ids of a text with placeholders; how many tokens each picture and sound has, in the order of numbers.
 
+    `image_id` and `audio_id` stand for a row of them, None where a model takes none.
     `encode` gives the ids of a piece of text, special tokens parsed and none added. BadInput for placeholders without
     a picture or sound, missing ones, doubled ones, and where the text itself holds the tokens that stand for them.
     """
     counts: dict[Kind, Sequence[int]] = {"image": image_tokens, "audio": audio_tokens}
     found = _find(text, {kind: len(counts[kind]) for kind in KINDS})
-    own = {"image": image_id, "audio": audio_id}
+    own = {kind: token for kind, token in (("image", image_id), ("audio", audio_id)) if token is not None}
     ids: list[int] = []
     spans = []
 
     def add(piece: str) -> None:
         new = encode(piece) if piece else []
-        for kind in KINDS:
-            if own[kind] in new:
-                raise BadInput(f"the prompt's text holds token {own[kind]}, which stands for an {kind}: leave it out")
+        for kind, token in own.items():
+            if token in new:
+                raise BadInput(f"the prompt's text holds token {token}, which stands for an {kind}: leave it out")
         ids.extend(new)
 
     end = 0

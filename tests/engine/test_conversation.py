@@ -252,13 +252,16 @@ class Scripted:
     """In the place of an engine: gives a text, token by token, whatever it is fed."""
 
     def __init__(self, ids: list[int], prompt: int, vocab_size: int) -> None:
-        self.chunk, self.held = 256, list[int]()
+        self.chunk, self.held, self.mode = 256, list[int](), "text"
         self._ids, self._prompt, self._size = ids, prompt, vocab_size
 
     def feed(self, ids: list[int]) -> np.ndarray:
         self.held, logits = list(ids), np.zeros(self._size, np.float32)
         logits[self._ids[len(ids) - self._prompt]] = 1
         return logits
+
+    def ready(self, mode: str) -> None:
+        pass
 
     def reset(self) -> None:
         self.held = []

@@ -24,7 +24,7 @@ Error StoppableLoader::refusal(size_t offset, size_t size) const {
 
 Result<FreeableBuffer> StoppableLoader::load(size_t offset, size_t size, const SegmentInfo&) const {
   if (const Error error = refusal(offset, size); error != Error::Ok) return error;
-  if (progress_) progress_(size);
+  if (progress_ && seen_.insert(offset).second) progress_(size);
   if (size == 0) return FreeableBuffer(nullptr, 0, nullptr);
   const size_t before = into_page(offset);
   void* pages = mmap(nullptr, before + size, PROT_READ, MAP_SHARED, file_.descriptor(), static_cast<off_t>(offset - before));

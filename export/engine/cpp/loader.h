@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <set>
 
 #include "files.h"
 
@@ -16,7 +17,7 @@ using Progress = std::function<void(uint64_t bytes)>;
 // In place of MmapDataLoader of executorch 1.5.1, whose header Apple's package leaves out.
 class StoppableLoader final : public executorch::runtime::DataLoader {
  public:
-  // Calls `progress` with the bytes of each piece, until `finish`.
+  // Calls `progress` with the bytes of each piece, the first time that it is read, until `finish`.
   StoppableLoader(File&& file, const std::atomic<bool>& stop, const Progress& progress)
       : file_(std::move(file)), length_(static_cast<size_t>(file_.status().st_size)), stop_(stop), progress_(progress) {}
 
@@ -25,7 +26,7 @@ class StoppableLoader final : public executorch::runtime::DataLoader {
   executorch::runtime::Error load_into(
       size_t offset, size_t size, const SegmentInfo& segment, void* buffer) const override;
   executorch::runtime::Result<size_t> size() const override { return length_; }
-  void finish() { progress_ = {}; }  // whoever was told is gone after the load
+  void finish() { progress_ = {}, seen_.clear(); }  // whoever was told is gone after the load
 
  private:
   executorch::runtime::Error refusal(size_t offset, size_t size) const;
@@ -33,6 +34,7 @@ class StoppableLoader final : public executorch::runtime::DataLoader {
   size_t length_;
   const std::atomic<bool>& stop_;
   Progress progress_;
+  mutable std::set<size_t> seen_;  // places of pieces: methods have weights in common
 };
 
 }  // namespace pocketphi

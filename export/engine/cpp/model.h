@@ -1,43 +1,24 @@
-// A loaded `.pte`: its constants, its planned memory, and the step that computes logits.
+// A loaded `.pte`: its facts, its KV cache, the steps that compute logits, and its encoders of pictures and sound.
 #pragma once
-
-#include <executorch/extension/module/module.h>
-#include <executorch/runtime/core/hierarchical_allocator.h>
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "loader.h"
+#include "encoders.h"
+#include "pocketphi.h"
+#include "program.h"
 
 namespace pocketphi {
 
-// The memory that a program plans for KV cache and activations: address space at first, real where it is written.
-class PlannedMemory {
- public:
-  using Part = executorch::runtime::Span<uint8_t>;
-  explicit PlannedMemory(const std::vector<size_t>& sizes);
-  PlannedMemory(const PlannedMemory&) = delete;
-  PlannedMemory& operator=(const PlannedMemory&) = delete;
-  ~PlannedMemory();
-  // Zeros again, and nobody's memory: all of it, or a stretch that begins at a page.
-  void release();
-  static void release(uint8_t* from, size_t size);
-  const std::vector<Part>& parts() const { return parts_; }
-  uint64_t bytes() const;
-  executorch::runtime::HierarchicalAllocator* allocator() { return allocator_.get(); }
-
- private:
-  std::vector<Part> parts_;
-  std::unique_ptr<executorch::runtime::HierarchicalAllocator> allocator_;
-};
-
 class Model {
  public:
-  // `packed` is the file of packed weights for XNNPACK to fill or to map, empty for none. Calls `progress` with the
-  // bytes of each weight and ends early where `stop` is set. Throws Refusal.
-  Model(const std::string& path, const std::string& packed, const std::atomic<bool>& stop, const Progress& progress);
+  // As of `Program`. Of a multimodal file only the decoder of text is loaded, the rest when it is first needed; `whole`
+  // loads it all, so that XNNPACK packs it all. Throws Refusal.
+  Model(const std::string& path, const std::string& packed, const std::atomic<bool>& stop, const Progress& progress,
+        bool whole = false);
 
   struct Logits {
     const float* data = nullptr;  // float32 [rows, vocab] of the last tokens, good until the next step
@@ -45,18 +26,35 @@ class Model {
   };
   // Feeds tokens, the first at `position`.
   Logits step(const int64_t* ids, size_t count, int64_t position);
+  // Feeds rows of the embedding, float32 [count, width], to the decoder for prompts of `mode`, not text.
+  Logits step(const float* rows, size_t count, int64_t position, pocketphi_mode mode);
+  // Rows of the embedding, float32 [count, width], of at most `chunk` tokens.
+  void embed(const int64_t* ids, size_t count, float* rows);
 
-  const std::string& path() const { return path_; }
-  PlannedMemory& memory() { return *memory_; }
+  // Whether the file has what prompts of this mode need.
+  bool takes(pocketphi_mode mode) const;
+  bool takes_sound(MediaKind kind) const { return audio && Encoders::of_sound(program_, kind); }
+  Encoders& encoders();
+  // Frees the encoders where they will be mapped again, or whatever that costs.
+  void leave_encoders(bool in_any_case = false);
+
+  const std::string& path() const { return program_.path(); }
+  PlannedMemory& memory() { return decoders_->memory(); }
+  // What a session is in memory: in a file of one method the KV cache lies among the activations.
+  std::vector<PlannedMemory::Part> session_memory();
   int64_t context = 0, chunk = 0, vocab = 0;  // tokens; the context, and how many one step takes
   int64_t logits_positions = 1;               // rows of logits a step gives at most
+  size_t width = 0;                           // of a row of the embedding; 0 where the file takes text only
   std::vector<int64_t> eos;
+  std::optional<ImageSettings> images;  // of a file that takes pictures
+  std::optional<AudioSettings> audio;   // of one that takes sound
 
  private:
-  int64_t constant(const char* name);
-  std::string path_;
-  std::unique_ptr<PlannedMemory> memory_;  // outlives the module, whose tensors lie in it
-  std::unique_ptr<executorch::extension::Module> module_;
+  void find_media();
+  Logits logits(const executorch::aten::Tensor& found, const std::string& what) const;
+  Program program_;
+  std::unique_ptr<Methods> decoders_;
+  std::unique_ptr<Encoders> encoders_;
 };
 
 }  // namespace pocketphi

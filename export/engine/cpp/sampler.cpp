@@ -33,6 +33,7 @@ int64_t Sampler::choose(const float* logits, size_t vocab, const std::vector<int
     logits_.assign(logits, logits + vocab);
     seen_.assign(vocab, false);
     for (const int64_t id : history) {
+      if (id < 0) continue;  // a picture's or a sound's
       const auto at = static_cast<size_t>(id);
       if (seen_[at]) continue;
       seen_[at] = true;

@@ -41,7 +41,7 @@ static void each_stretch(const Bytes& part, Keep keep) {
   }
 }
 
-void save_session(const std::string& path, uint64_t identity, Model& model, const std::vector<int64_t>& tokens) {
+void save_session(const std::string& path, uint64_t identity, Model& model, const Session& session) {
   if (const File old(path, O_RDONLY); old) {
     uint64_t magic = 0;
     if (!old.read(&magic, sizeof magic, 0) || magic != MAGIC) bad_input(path + " exists and is no saved session");
@@ -51,13 +51,15 @@ void save_session(const std::string& path, uint64_t identity, Model& model, cons
   if (!file) bad_input(cannot(aside, "made"));
   bool written = true;
   const auto put = [&](const void* data, size_t size) { written = written && file.append(data, size); };
-  std::vector<uint64_t> head = {MAGIC, identity, model.memory().parts().size()};
-  for (const Bytes& part : model.memory().parts()) head.push_back(part.size());
-  head.push_back(tokens.size());
-  head.insert(head.end(), tokens.begin(), tokens.end());
+  const auto parts = model.session_memory();
+  std::vector<uint64_t> head = {MAGIC, identity, parts.size()};
+  for (const Bytes& part : parts) head.push_back(part.size());
+  head.push_back(session.tokens().size());
+  head.insert(head.end(), session.tokens().begin(), session.tokens().end());
+  if (model.width > 0) head.push_back(session.mode());
   put(head.data(), head.size() * sizeof head[0]);
-  for (size_t at = 0; at < model.memory().parts().size(); ++at) {
-    const Bytes& part = model.memory().parts()[at];
+  for (size_t at = 0; at < parts.size(); ++at) {
+    const Bytes& part = parts[at];
     each_stretch(part, [&](size_t place, size_t length) {
       const uint64_t stretch[] = {at, place, length};
       put(stretch, sizeof stretch);
@@ -75,7 +77,7 @@ void save_session(const std::string& path, uint64_t identity, Model& model, cons
   failed(sentence);
 }
 
-std::vector<int64_t> restore_session(const std::string& path, uint64_t identity, Model& model) {
+void restore_session(const std::string& path, uint64_t identity, Model& model, Session& session) {
   const File file(path, O_RDONLY);
   if (!file) bad_input(cannot(path, "read"));
   const Mapping all(file);
@@ -92,7 +94,7 @@ std::vector<int64_t> restore_session(const std::string& path, uint64_t identity,
   uint64_t sum = 0;
   std::memcpy(&sum, all.data() + end, sizeof sum);
   if (sum != digest(all.data(), end)) bad_input(path + " is a damaged session");
-  const auto& parts = model.memory().parts();
+  const auto parts = model.session_memory();
   bool same = number() == identity && number() == parts.size();
   for (size_t part = 0; same && part < parts.size(); ++part) same = number() == parts[part].size();
   if (!same) bad_input(path + " is a session of another model than " + model.path());
@@ -101,8 +103,11 @@ std::vector<int64_t> restore_session(const std::string& path, uint64_t identity,
   std::vector<int64_t> tokens(count);
   for (int64_t& token : tokens) {
     token = static_cast<int64_t>(number());
-    if (token < 0 || token >= model.vocab) bad_input(path + " is a damaged session");
+    const bool media = token < 0 && model.width > 0;
+    if ((token < 0 && !media) || token >= model.vocab) bad_input(path + " is a damaged session");
   }
+  const uint64_t mode = model.width > 0 ? number() : static_cast<uint64_t>(POCKETPHI_TEXT);
+  if (mode > POCKETPHI_SPEECH) bad_input(path + " is a damaged session");
   const auto each = [&](auto work) {
     for (size_t from = at; from < end;) {
       std::swap(at, from);
@@ -117,7 +122,7 @@ std::vector<int64_t> restore_session(const std::string& path, uint64_t identity,
   each([](uint8_t*, const uint8_t*, size_t) {});  // nothing is changed unless all of it fits
   model.memory().release();
   each([](uint8_t* to, const uint8_t* from, size_t length) { std::memcpy(to, from, length); });
-  return tokens;
+  session.restore(std::move(tokens), static_cast<pocketphi_mode>(mode));
 }
 
 }  // namespace pocketphi
