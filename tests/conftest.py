@@ -28,3 +28,16 @@ def tiny_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("tiny_pte") / "tiny.pte"
     return export_pte("phi4-tiny", out=out, context=256, prefill_chunk=32, verify=False).path
+
+
+@pytest.fixture(scope="session")
+def multimodal_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights like Phi-4-multimodal, in float32, with 2048 tokens of context; not to be changed."""
+    from export.pte import export_pte
+
+    folder = tmp_path_factory.mktemp("multimodal")
+    sizes = {"layers": 2, "hidden": 384, "intermediate": 768, "heads": 6, "kv_heads": 2, "vocab": 700}
+    encoders = {"vision_layers": 3, "audio_layers": 2, "scale": 8}
+    checkpoint = synthesize(folder / "checkpoint", "phi4-multimodal", **sizes, **encoders)
+    out = folder / "mm.pte"
+    return export_pte(checkpoint, out=out, context=2048, quantize=False, kv_cache="fp32", verify=False).path

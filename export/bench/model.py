@@ -79,9 +79,9 @@ def media_tokens(pte: Path, modes: Sequence[str]) -> dict[str, int]:
 
 def _media(pte: Path) -> MediaFacts:
     """By the manifest beside a `.pte`; older ones, and those of text models, say nothing."""
-    media = (read_manifest(pte) or {}).get("media")
+    media = (read_manifest(pte) or {}).get("media") or {}
     try:
-        image, audio = (media or {}).get("image"), (media or {}).get("audio")
+        image, audio = media.get("image"), media.get("audio")
         return MediaFacts(
             image=image and ImageSettings(**image), image_id=image and media["image_id"],
             audio=audio and AudioSettings(**audio), audio_id=audio and media["audio_id"],

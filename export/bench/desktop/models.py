@@ -158,7 +158,9 @@ class OurModel:
         media = standard(mode, self.sound_rate)
         self.engine.forget_media()
         self.tell("phase", phase="encode")
-        encoded = self.engine.picture(media) if mode == "vision" else self.engine.sound(media, self.sound_rate, mode)
+        encoded = (
+            self.engine.picture(media) if mode == "vision" else self.engine.sound(media, self.sound_rate, "speech")
+        )
         self.tell("phase", phase="encoded")
         return encoded.ids, {"encode_ms": encoded.prepare_ms + encoded.encode_ms}
 

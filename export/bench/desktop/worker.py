@@ -3,9 +3,10 @@
 A process of its own (`python -m export.bench.desktop.worker`), whose memory is measured from outside. Its argument is
 JSON: pte, tokenizer, new_tokens, repeats, warmups, cooldown_s, load_mode, prompt_tokens (lengths), modes,
 engine, packed (a folder), draft_tokens.
-Events, each with `at`, seconds of the system's monotonic clock: `phase` (load, encode, encoded, prefill, decode, idle),
-`loaded`, `warmup`, `repeat`, `refused` (a sentence; nothing was run), `done`. After `idle` and `encoded` it waits for a
-line on stdin, or its end: a look at its memory through all its pages would disturb what comes next. Knows nothing of results and memory.
+Events, each with `at`, seconds of the monotonic clock: `phase` (load, encode, encoded, prefill, decode, idle),
+`loaded`, `warmup`, `repeat`, `refused` (a sentence; nothing was run), `done`. After `idle` and `encoded` it waits for
+a line on stdin, or its end: a look at its memory through all its pages would disturb what comes next. Knows nothing
+of results and memory.
 """
 
 from __future__ import annotations

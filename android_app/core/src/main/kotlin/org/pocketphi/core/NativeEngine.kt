@@ -29,8 +29,6 @@ class NativeEngine(
     /** Of the pictures and sounds of the conversation, by their modes. */
     private val ids = IdentityHashMap<Part, HashMap<Mode, LongArray>>()
 
-    /** First ids of what is encoded and has not been forgotten. */
-    private val encoded = HashSet<Long>()
 
     override fun load(): Loaded = use {
         if (words == 0L) words = Native.loadTokenizer(tokenizer.encodeToByteArray())
@@ -40,7 +38,6 @@ class NativeEngine(
         )
         context = numbers[1].toLong()
         forgetSaid()
-        encoded.clear()
         takes = Takes(numbers[8] == 1.0, numbers[9] == 1.0, numbers[10].toInt())
         Loaded(Packing.entries[numbers[0].toInt()], note.decodeToString().ifEmpty { null }, numbers[7].toLong(), numbers[4].toInt(), takes)
     }
@@ -70,7 +67,8 @@ class NativeEngine(
         } finally {
             said = whole + Transcript(listOf(Transcript.Piece.Ids(collector.ids.toLongArray())))
         }
-        if (numbers[0].toInt() != END_STOPPED) forgetMedia() // fed, so that their rows are of no more use
+        // Fed, so that their rows are of no more use.
+        if (whole.media.isNotEmpty() && numbers[0].toInt() != END_STOPPED) Native.forgetMedia(engine)
         val (drafted, accepted) = numbers[5].toInt() to numbers[6].toInt()
         Generated(
             promptTokens = count, generatedTokens = numbers[1].toInt(), pieces = collector.pieces,
@@ -92,8 +90,7 @@ class NativeEngine(
         val mode = whole.mode
         val fed = if (whole.media.isEmpty()) return emptyList() else Native.tokens(engine)
         return whole.media.mapNotNull { piece ->
-            val known = piece.ids[mode]
-            if (known != null && (known.first() in encoded || whole.isFed(piece, fed))) return@mapNotNull null
+            if (whole.isFed(piece, fed)) return@mapNotNull null
             onEach(piece.of)
             encode(piece, mode)
         }
@@ -107,7 +104,6 @@ class NativeEngine(
             is Part.Words -> error("words are not encoded")
         }
         piece.ids[mode] = LongArray(numbers[0].toInt()) { first - it }
-        encoded.add(first)
         return Encoded(numbers[0].toInt(), numbers[1].toInt(), numbers[2] == 1.0, numbers[3], numbers[4])
     }
 
@@ -116,17 +112,14 @@ class NativeEngine(
         ids.clear()
     }
 
-    private fun forgetMedia() {
-        if (encoded.isEmpty()) return
-        Native.forgetMedia(engine)
-        encoded.clear()
-    }
+    /** Ids that the engine has been fed, for tests. */
+    internal fun held(): LongArray = use { Native.tokens(engine) }
 
     override fun stop() = synchronized(gate) { if (!closed) Native.stop(engine) }
 
     override fun reset() = use {
         Native.rewind(engine, 0)
-        forgetMedia()
+        if (ids.isNotEmpty()) Native.forgetMedia(engine)
         forgetSaid()
     }
 

@@ -92,7 +92,7 @@ class ChatMediaTest {
 
     private fun ChatActivity.attachSound(seconds: Double = 0.3) {
         shadowOf(app as Application).grantPermissions(Manifest.permission.RECORD_AUDIO)
-        ShadowAudioRecord.setSource(Microphone())
+        setMicrophone(Microphone())
         record()
         waitFor("some sound") { (app.media.state.recorded ?: 0) >= seconds * 16_000 || app.media.state.recorded == null }
         click(R.id.recorder_stop)
@@ -162,7 +162,7 @@ class ChatMediaTest {
     @Test
     fun whileItRecordsTheTimeIsShownAndNothingIsSent() = open { screen ->
         shadowOf(app as Application).grantPermissions(Manifest.permission.RECORD_AUDIO)
-        ShadowAudioRecord.setSource(Microphone(pieces = 3) { Thread.sleep(5).let { 0 } })
+        setMicrophone(Microphone(pieces = 3) { Thread.sleep(5).let { 0 } })
         screen.record()
         waitFor("three pieces") { app.media.state.recorded == 4800 }
         assertEquals("Recording, 0:00 of 1:00", screen.text(R.id.recorder_time))

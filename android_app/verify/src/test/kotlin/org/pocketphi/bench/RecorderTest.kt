@@ -24,11 +24,13 @@ class Microphone(private val pieces: Int = Int.MAX_VALUE, private val then: () -
     }
 }
 
+fun setMicrophone(microphone: Microphone) = ShadowAudioRecord.setSourceProvider { microphone }
+
 @RunWith(RobolectricTestRunner::class)
 @Config(sdk = [34])
 class RecorderTest {
     private fun record(microphone: Microphone, stopAfter: Int): Triple<Part.Sound?, String?, List<Pair<Int, Float>>> {
-        ShadowAudioRecord.setSource(microphone)
+        setMicrophone(microphone)
         val heard = ArrayList<Pair<Int, Float>>()
         val ended = CountDownLatch(1)
         var sound: Part.Sound? = null
