@@ -22,7 +22,7 @@ from export.engine.answer import Answer, OnPiece, Piece, TokenLogprob
 from export.engine.chat_template import chat_prompt
 from export.engine.choosing import Choosing
 from export.engine.feeder import EngineName, Feeder, Progress, open_feeder, shared
-from export.engine.media_ids import Encoded, OnPart
+from export.engine.media_ids import Encoded, OnPart, decides
 from export.engine.media_prompt import Item, MediaPrompt, check_room, has_media, take_media, with_media
 from export.engine.runner import Facts, check_fits, read_facts
 from export.engine.sampling import Sampler
@@ -146,7 +146,7 @@ class Conversation:
         self._cancelled.set()
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Forget all tokens, pictures and sounds."""
         self.feeder.reset()
 
     def close(self) -> None:
@@ -301,8 +301,8 @@ class Conversation:
     def _prefill(self, ids: list[int], held: int) -> np.ndarray | None:
         """Logits of the last token, None where cancelled before."""
         logits, chunk = None, self.feeder.chunk
-        # The mode follows from the ids: without the first picture or sound the beginning would be fed as text.
-        first = next((at for at, token in enumerate(ids) if token < 0), 0) + 1
+        # The mode follows from the ids: without the picture, or the sound alone, the beginning would be fed by another.
+        first = next((at for at, token in enumerate(ids) if token < 0 and decides(token)), 0) + 1
         for end in [*range(max(held + chunk, first), len(ids), chunk), len(ids)]:
             if self._cancelled.is_set():
                 return None

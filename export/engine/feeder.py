@@ -70,7 +70,7 @@ class Feeder(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Forget all tokens, and the rows of pictures and sound."""
         ...
 
     def close(self) -> None: ...
@@ -114,13 +114,14 @@ class NativeFeeder:
         pass  # all is loaded at once
 
     def picture(self, pixels: np.ndarray, on_part: OnPart = lambda: None) -> Encoded:
-        raise BadInput("our engine does not take pictures yet: use --engine wheel")
+        return self._engine.picture(pixels, on_part)
 
     def sound(self, samples: np.ndarray, rate: int, mode: Mode, on_part: OnPart = lambda: None) -> Encoded:
-        raise BadInput("our engine does not take sound yet: use --engine wheel")
+        return self._engine.sound(samples, rate, mode, on_part)
 
     def reset(self) -> None:
         self._engine.release()
+        self._engine.forget_media()
         self.held = []
 
     def close(self) -> None:
@@ -182,6 +183,8 @@ class WheelFeeder:
 
     def reset(self) -> None:
         self.held = []
+        if self._media is not None:
+            self._media.forget()
 
     def close(self) -> None:
         self._text = self._media = None

@@ -76,6 +76,11 @@ def kind_of(media_id: int) -> int:
     return (-1 - media_id) >> (ROW_BITS + DIGEST_BITS)
 
 
+def decides(media_id: int) -> bool:
+    """Whether the mode of a prompt follows from this id alone: a sound beside pictures needs their ids too."""
+    return kind_of(media_id) != MediaKind.SOUND_BESIDE_PICTURES
+
+
 def mode_of_ids(ids: Iterable[int]) -> Mode:
     """Which adapter a prompt of these ids is answered with."""
     kinds = {kind_of(token) for token in ids if token < 0}

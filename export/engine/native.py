@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from ctypes import byref, c_char_p, c_int32, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from export.engine.native_structs import (
     LoadOptions,
     LoadReport,
     MemoryUse,
+    OnPart,
     OnText,
     OnToken,
     Progress,
@@ -136,6 +137,9 @@ class NativeEngine:
     def __init__(self) -> None:
         self._library = _library()
         self._handle = c_void_p(self._library.pocketphi_create())
+        self._part: Callable[..., Any] = lambda *_: None
+        self._on_part = OnPart(lambda *told: self._part(*told))  # for as long as the engine may call it
+        self._call("watch_encoding", self._on_part, None)
 
     def __enter__(self) -> NativeEngine:
         return self
@@ -161,17 +165,22 @@ class NativeEngine:
         values |= {"packing": Packing(report.packing), "packed_note": report.packed_note.decode(errors="replace")}
         return Loaded(**values)
 
-    def picture(self, pixels: np.ndarray) -> Encoded:
-        """Encode a picture, RGB as uint8 [height, width, 3]; its ids then stand for it in prompts."""
+    def picture(self, pixels: np.ndarray, on_part: Callable[[], object] | None = None) -> Encoded:
+        """Encode a picture, RGB as uint8 [height, width, 3]; its ids then stand for it in prompts.
+
+        `on_part` is called before each crop; an exception there ends the encoding and comes out here.
+        """
         pixels = np.ascontiguousarray(pixels, np.uint8)
         height, width, _ = pixels.shape
-        return self._encoded("picture", c_void_p(pixels.ctypes.data), c_size_t(width), c_size_t(height))
+        return self._encoded(on_part, "picture", c_void_p(pixels.ctypes.data), c_size_t(width), c_size_t(height))
 
-    def sound(self, samples: np.ndarray, rate: int, mode: Mode) -> Encoded:
-        """Encode a sound, float32 [n] at the file's rate or half of it, for prompts of `mode`."""
+    def sound(
+        self, samples: np.ndarray, rate: int, mode: Mode, on_part: Callable[[], object] | None = None
+    ) -> Encoded:
+        """Encode a sound, float32 [n] at the file's rate or half of it, for prompts of `mode`; `on_part` as above."""
         samples = np.ascontiguousarray(samples, np.float32)
         data = (c_void_p(samples.ctypes.data), c_size_t(len(samples)))
-        return self._encoded("sound", *data, c_int32(rate), c_int32(MODES[mode]))
+        return self._encoded(on_part, "sound", *data, c_int32(rate), c_int32(MODES[mode]))
 
     def picture_tokens(self, width: int, height: int) -> int:
         """How many tokens a picture of so many pixels will be."""
@@ -195,17 +204,7 @@ class NativeEngine:
     ) -> Answer:
         """Answer a prompt of ids; an exception in a callback ends the answer and comes out here."""
         tokens, times, raised = list[int](), list[float](), list[BaseException]()
-
-        def guarded(work: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*arguments: Any) -> Any:
-                try:
-                    return work(*arguments) if not raised else 0
-                except BaseException as problem:
-                    raised.append(problem)
-                    self.stop()
-                    return 0
-
-            return call
+        guarded = partial(self._guarded, raised)
 
         @guarded
         def decoded(_: None, ids: Any, count: int, out: int, capacity: int) -> int:
@@ -290,10 +289,29 @@ class NativeEngine:
         self._call("close")
         self._handle = c_void_p()
 
-    def _encoded(self, name: str, *arguments: Any) -> Encoded:
-        found = EncodedMedia()
-        self._call(name, *arguments, byref(found))
+    def _encoded(self, on_part: Callable[[], object] | None, name: str, *arguments: Any) -> Encoded:
+        found, raised = EncodedMedia(), list[BaseException]()
+        self._part = self._guarded(raised, lambda *_: on_part and on_part())
+        try:
+            self._call(name, *arguments, byref(found))
+        except Stopped:
+            if raised:
+                raise raised[0] from None
+            raise
         return Encoded(**{field.name: getattr(found, field.name) for field in fields(Encoded)})
+
+    def _guarded(self, raised: list[BaseException], work: Callable[..., Any]) -> Callable[..., Any]:
+        """A callback for C: what it raises is kept, and ends the call."""
+
+        def call(*arguments: Any) -> Any:
+            try:
+                return work(*arguments) if not raised else 0
+            except BaseException as problem:
+                raised.append(problem)
+                self.stop()
+                return 0
+
+        return call
 
     def _count(self, name: str, *arguments: Any) -> int:
         count = c_int64()

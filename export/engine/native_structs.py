@@ -22,6 +22,7 @@ Progress = CFUNCTYPE(None, c_void_p, c_uint64, c_uint64)
 Decode = CFUNCTYPE(c_size_t, c_void_p, POINTER(c_int64), c_size_t, c_void_p, c_size_t)
 OnToken = CFUNCTYPE(None, c_void_p, c_int64, c_double)
 OnText = CFUNCTYPE(None, c_void_p, c_void_p, c_size_t)
+OnPart = CFUNCTYPE(None, c_void_p, c_int64, c_int64)
 
 
 class Error(ctypes.Structure):

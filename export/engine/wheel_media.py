@@ -22,8 +22,12 @@ class WheelMedia:
 
     def __init__(self, path: Path, context: int) -> None:
         self._session = MediaSession(path)
-        self.chunk = self._session.chunk
-        self._rows = KeptRows(context)
+        self.chunk, self._context = self._session.chunk, context
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the rows of all pictures and sounds."""
+        self._rows = KeptRows(self._context)
 
     def ready(self, mode: Mode) -> float:
         """Load what prompts of `mode` are fed by and free the encoders; how long loading took, in ms."""

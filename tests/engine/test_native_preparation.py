@@ -73,7 +73,7 @@ def test_tilings(calls: Calls) -> None:
     """Of many sizes and numbers of crops, also those that are refused, in the same words."""
     rng = np.random.default_rng(0)
     sizes = [(1, 1), (20000, 10), (10, 20000), (448, 448), (449, 448), (1, 448), (448, 1), (1000000, 1), (5, 7)]
-    sizes += [tuple(map(int, 10 ** rng.uniform(0, 4, 2))) for _ in range(400)]
+    sizes += [(int(width), int(height)) for width, height in 10 ** rng.uniform(0, 4, (400, 2))]
     settings = [replace(IMAGES, max_crops=most) for most in (1, 4, 9, 36)]
     settings += [ImageSettings(56, 14, 2, 7, 0.5, 0.5), ImageSettings(60, 5, 3, 12, 0.4, 0.3)]
     refused = 0

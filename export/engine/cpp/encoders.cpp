@@ -54,12 +54,14 @@ void Encoders::run(
   std::copy_n(found.const_data_ptr<float>() + skip, count, out);
 }
 
-std::vector<float> Encoders::picture(const Picture& picture, const ImageSettings& settings, double& prepare_ms) {
+std::vector<float> Encoders::picture(
+    const Picture& picture, const ImageSettings& settings, const OnPart& on_part, double& prepare_ms) {
   const Tiling& plan = picture.tiling();
   const size_t side = settings.crop;
   std::vector<float> rows(plan.tokens * width_), pixels(3 * side * side);
   std::vector<float> features(settings.pooled * settings.pooled * width_), separators(2 * width_);
   for (size_t number = 0; number < plan.valid.size(); ++number) {
+    on_part(number, plan.valid.size());
     const auto begin = Clock::now();
     picture.crop(number, pixels.data());
     prepare_ms += ms(begin);
@@ -73,25 +75,31 @@ std::vector<float> Encoders::picture(const Picture& picture, const ImageSettings
   return rows;
 }
 
-std::vector<float> Encoders::sound(const std::vector<float>& spectrogram, const AudioSettings& settings, MediaKind kind) {
+std::vector<float> Encoders::sound(
+    const std::vector<float>& spectrogram, const AudioSettings& settings, MediaKind kind, const OnPart& on_part) {
   const auto meta = program_.meta(SUBSAMPLE);
   program_.check(meta.error(), "finds no audio_subsample in it");
   const auto output = meta->output_tensor_meta(0);
   program_.check(output.error(), "finds no result of audio_subsample");
   const auto hidden = static_cast<size_t>(output->sizes()[output->sizes().size() - 1]);
   const size_t frames = spectrogram.size() / settings.bins, total = tokens_of(frames, settings);
+  const auto pieces = pieces_of(frames, settings);
+  const auto windows = windows_of(total, settings);
+  size_t done = 0;
+  const auto part = [&] { on_part(done++, pieces.size() + windows.size()); };
   std::vector<float> whole;
   whole.reserve(total * hidden);
-  for (const Piece& piece : pieces_of(frames, settings)) {
+  for (const Piece& piece : pieces) {
+    part();
     const size_t at = whole.size();
     whole.resize(at + piece.tokens * hidden);
     const auto input = tensor(spectrogram.data() + piece.start * settings.bins, {1, piece.stop - piece.start, settings.bins});
     run(SUBSAMPLE, {*input}, piece.skip * hidden, piece.tokens * hidden, whole.data() + at);
   }
   std::vector<float> rows(total * width_);
-  const auto cut = windows_of(total, settings);
-  whole.resize((total + cut.back().padding) * hidden);  // zeros
-  for (const Window& window : cut) {
+  whole.resize((total + windows.back().padding) * hidden);  // zeros
+  for (const Window& window : windows) {
+    part();
     const size_t own = window.stop - window.start;
     const auto input = tensor(whole.data() + window.start * hidden, {1, own + window.padding, hidden});
     run(conformer(kind), {*input}, 0, own * width_, rows.data() + window.start * width_);

@@ -3,7 +3,7 @@
 // What export/engine/encoders.py does. All that encoding takes, but for the rows, goes with the object.
 #pragma once
 
-#include <atomic>
+#include <functional>
 #include <vector>
 
 #include "media_ids.h"
@@ -12,6 +12,8 @@
 #include "sounds.h"
 
 namespace pocketphi {
+
+using OnPart = std::function<void(size_t done, size_t of)>;  // called before each part that is encoded
 
 class Encoders {
  public:
@@ -22,8 +24,10 @@ class Encoders {
   // Loads all that there are.
   void load();
   // float32 [tokens, width]; adds to `prepare_ms` what the crops took. Throws Refusal, also where stopped.
-  std::vector<float> picture(const Picture& picture, const ImageSettings& settings, double& prepare_ms);
-  std::vector<float> sound(const std::vector<float>& spectrogram, const AudioSettings& settings, MediaKind kind);
+  std::vector<float> picture(
+      const Picture& picture, const ImageSettings& settings, const OnPart& on_part, double& prepare_ms);
+  std::vector<float> sound(
+      const std::vector<float>& spectrogram, const AudioSettings& settings, MediaKind kind, const OnPart& on_part);
 
  private:
   // Copies `count` numbers of the result; Refusal where it has fewer.

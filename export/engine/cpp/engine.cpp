@@ -48,6 +48,7 @@ struct pocketphi_engine {
   bool busy = false, closing = false;
   std::thread::id caller;
   std::atomic<bool> stop{false};
+  OnPart on_part = [](size_t, size_t) {};
   std::unique_ptr<Loaded> loaded;
 };
 
@@ -146,7 +147,7 @@ void load(pocketphi_engine* engine, const pocketphi_load_options& options, pocke
 
   Model& model = *loaded->model;
   const int64_t chunk = options.prefill_chunk > 0 ? std::min<int64_t>(options.prefill_chunk, model.chunk) : model.chunk;
-  loaded->media = std::make_unique<Media>(model);
+  loaded->media = std::make_unique<Media>(model, engine->on_part);
   loaded->session = std::make_unique<Session>(model, *loaded->media, chunk);
   report.context_length = model.context, report.vocab_size = model.vocab, report.prefill_chunk = chunk;
   report.logits_positions = model.logits_positions;
@@ -194,6 +195,16 @@ pocketphi_status pocketphi_load(
   });
   if (report != nullptr) *report = own;
   return status;
+}
+
+pocketphi_status pocketphi_watch_encoding(
+    pocketphi_engine* engine, void (*on_part)(void* context, int64_t done, int64_t of), void* context,
+    pocketphi_error* error) {
+  return call(engine, error, [&] {
+    engine->on_part = [on_part, context](size_t done, size_t of) {
+      if (on_part != nullptr) on_part(context, static_cast<int64_t>(done), static_cast<int64_t>(of));
+    };
+  });
 }
 
 pocketphi_status pocketphi_picture(

@@ -1,5 +1,6 @@
 #include "media.h"
 
+#include <algorithm>
 #include <string>
 
 #include "clock.h"
@@ -31,10 +32,24 @@ pocketphi_encoded Media::find(MediaKind kind, uint64_t digest, size_t tokens, En
     } leaving{model_};
     place = kept_.emplace(std::make_pair(kind, digest), encode(result)).first;
   }
+  place->second.used = ++uses_;
+  drop_unused();
   result.first_id = MediaId{kind, digest, 0}.id();
   result.count = static_cast<int64_t>(tokens);
   result.parts = static_cast<int64_t>(place->second.parts);
   return result;
+}
+
+// Keeps rows of as many tokens as a prompt can have, and in any case what was used last.
+void Media::drop_unused() {
+  size_t numbers = 0;
+  for (const auto& [key, kept] : kept_) numbers += kept.rows.size();
+  while (kept_.size() > 1 && numbers > static_cast<size_t>(model_.context) * model_.width) {
+    const auto oldest = std::min_element(
+        kept_.begin(), kept_.end(), [](const auto& a, const auto& b) { return a.second.used < b.second.used; });
+    numbers -= oldest->second.rows.size();
+    kept_.erase(oldest);
+  }
 }
 
 pocketphi_encoded Media::picture(const uint8_t* rgb, size_t width, size_t height) {
@@ -47,7 +62,7 @@ pocketphi_encoded Media::picture(const uint8_t* rgb, size_t width, size_t height
     result.prepare_ms = ms(begin);
     begin = Clock::now();
     double cropping = 0;
-    Kept made = {model_.encoders().picture(picture, settings, cropping), plan.valid.size()};
+    Kept made = {model_.encoders().picture(picture, settings, on_part_, cropping), plan.valid.size(), 0};
     result.prepare_ms += cropping;
     result.encode_ms = ms(begin) - cropping;
     return made;
@@ -67,7 +82,7 @@ pocketphi_encoded Media::sound(const float* samples, size_t count, int32_t rate,
     const auto spectrogram = log_mel(samples, count, rate, settings);
     result.prepare_ms = ms(begin);
     begin = Clock::now();
-    Kept made = {model_.encoders().sound(spectrogram, settings, kind), pieces_of(total, settings).size()};
+    Kept made = {model_.encoders().sound(spectrogram, settings, kind, on_part_), pieces_of(total, settings).size(), 0};
     result.encode_ms = ms(begin);
     return made;
   });
@@ -86,10 +101,11 @@ void Media::forget() {
   model_.leave_encoders(true);
 }
 
-const float* Media::row(int64_t id) const {
+const float* Media::row(int64_t id) {
   const MediaId found = MediaId::of(id);
   const auto place = kept_.find({found.kind, found.digest});
   if (place == kept_.end() || (found.row + 1) * model_.width > place->second.rows.size()) return nullptr;
+  place->second.used = ++uses_;
   return place->second.rows.data() + found.row * model_.width;
 }
 

@@ -43,8 +43,8 @@ pocketphi_engine* pocketphi_create(void);
  * POCKETPHI_BUSY, and nothing happens, from within a callback of the engine. NULL is fine. */
 pocketphi_status pocketphi_close(pocketphi_engine* engine, pocketphi_error* error);
 
-/* Ends the running load (at the next weight) or answer (at the next token or chunk of the prompt). Without a running
- * call it does nothing. */
+/* Ends the running load (at the next weight), encoding (at the next part) or answer (at the next token or chunk of the
+ * prompt). Without a running call it does nothing. */
 void pocketphi_stop(pocketphi_engine* engine);
 
 /* ---- load */
@@ -93,7 +93,8 @@ pocketphi_status pocketphi_load(
  * What is encoded stands in a prompt as media ids: `count` of them, from first_id down, all below zero. The same pixels
  * or samples have the same ids in every engine that has loaded the same file, so that a session that holds them is taken
  * up as one of text is. A prompt with a picture is answered with the adapter for pictures, one with sound alone with that
- * for sound, any other with none; where that changes from one prompt to the next, the session is fed anew. */
+ * for sound, any other with none; where that changes from one prompt to the next, the session is fed anew. The ids of
+ * one prompt that are not in the session must have been encoded since the load. */
 
 typedef enum {
   POCKETPHI_TEXT = 0,
@@ -109,6 +110,12 @@ typedef struct {
   double prepare_ms; /* scaling and cutting, or the spectrogram */
   double encode_ms;
 } pocketphi_encoded;
+
+/* Has `on_part` called before each part that is encoded: `done` of all `of` of them, crops of a picture, or pieces and
+ * windows of a sound. It may call pocketphi_stop. Stays so until called again; NULL: nobody is told. */
+pocketphi_status pocketphi_watch_encoding(
+    pocketphi_engine* engine, void (*on_part)(void* context, int64_t done, int64_t of), void* context,
+    pocketphi_error* error);
 
 /* Encodes a picture of `height` rows of `width` pixels, three bytes (RGB) each, upright. POCKETPHI_BAD_INPUT where the
  * file takes no pictures, or the picture is too narrow. */
@@ -128,7 +135,8 @@ pocketphi_status pocketphi_picture_tokens(
 pocketphi_status pocketphi_sound_tokens(
     pocketphi_engine* engine, size_t samples, int32_t rate, int64_t* count, pocketphi_error* error);
 
-/* Frees the rows of what was encoded. What a session has been fed of them stays good. */
+/* Frees the rows of what was encoded. What a session has been fed of them stays good. Without it rows of as many tokens
+ * as the context has are kept, and those longest unused make room. */
 pocketphi_status pocketphi_forget_media(pocketphi_engine* engine, pocketphi_error* error);
 
 /* ---- answer */

@@ -13,7 +13,7 @@ namespace pocketphi {
 class Session {
  public:
   // At most `chunk` tokens are fed at once.
-  Session(Model& model, const Media& media, int64_t chunk) : model_(model), media_(media), chunk_(chunk) {}
+  Session(Model& model, Media& media, int64_t chunk) : model_(model), media_(media), chunk_(chunk) {}
 
   // Takes up a prompt: of what the session holds the common beginning is kept, at most `most` tokens, and nothing of
   // another mode. Throws Refusal, having forgotten nothing, where the prompt cannot be fed with `room` left after it.
@@ -35,7 +35,7 @@ class Session {
   void check(const int64_t* ids, size_t count, int64_t room) const;
   Model::Logits advance(const int64_t* ids, size_t count, int64_t piece, const std::atomic<bool>& stop);
   Model& model_;
-  const Media& media_;
+  Media& media_;
   int64_t chunk_;
   std::vector<int64_t> tokens_;  // from position 0 on
   pocketphi_mode mode_ = POCKETPHI_TEXT;
