@@ -1,4 +1,4 @@
-"""A conversation with sound, then a picture, then words, by the wheel's runtime: what engines in other languages must make."""
+"""A conversation with sound, then a picture, then words, by the wheel's runtime, for other engines."""
 
 from __future__ import annotations
 

@@ -82,13 +82,18 @@ class Listener {
     const jclass type = env->GetObjectClass(of);
     progress_ = env->GetMethodID(type, "progress", "(JJ)V");
     if (progress_ != nullptr) token_ = env->GetMethodID(type, "token", "(JD)V");
-    if (token_ != nullptr) text_ = env->GetMethodID(type, "text", "([B)V");
+    if (token_ != nullptr) part_ = env->GetMethodID(type, "part", "(JJ)V");
+    if (part_ != nullptr) text_ = env->GetMethodID(type, "text", "([B)V");
   }
   bool ready() const { return text_ != nullptr; }
 
   static void progress(void* self, uint64_t bytes, uint64_t of) {
     auto& to = *static_cast<Listener*>(self);
     to.tell([&] { to.env_->CallVoidMethod(to.of_, to.progress_, static_cast<jlong>(bytes), static_cast<jlong>(of)); });
+  }
+  static void part(void* self, int64_t done, int64_t of) {
+    auto& to = *static_cast<Listener*>(self);
+    to.tell([&] { to.env_->CallVoidMethod(to.of_, to.part_, static_cast<jlong>(done), static_cast<jlong>(of)); });
   }
   static void token(void* self, int64_t id, double ms) {
     auto& to = *static_cast<Listener*>(self);
@@ -118,7 +123,7 @@ class Listener {
   jobject of_;
   pocketphi_engine* engine_;
   pocketphi_tokenizer* tokenizer_;
-  jmethodID progress_ = nullptr, token_ = nullptr, text_ = nullptr;
+  jmethodID progress_ = nullptr, token_ = nullptr, part_ = nullptr, text_ = nullptr;
 };
 
 void put(JNIEnv* env, jdoubleArray into, const std::vector<double>& numbers) {
@@ -151,12 +156,18 @@ class Elements {
 using Bytes = Elements<jbyteArray, jbyte, &JNIEnv::GetByteArrayElements, &JNIEnv::ReleaseByteArrayElements>;
 using Floats = Elements<jfloatArray, jfloat, &JNIEnv::GetFloatArrayElements, &JNIEnv::ReleaseFloatArrayElements>;
 
-// Encodes by `work`, which is given where to put what was encoded; writes Native.ENCODED numbers and returns the first id,
-// which no double can hold.
+// Encodes by `work`, which is given where to put what was encoded, and tells `of` before each part; writes Native.ENCODED
+// numbers and returns the first id, which no double can hold.
 template <class Work>
-jlong encoded(JNIEnv* env, jclass native, jdoubleArray numbers, Work work) {
+jlong encoded(JNIEnv* env, jclass native, jlong engine, jdoubleArray numbers, jobject of, Work work) {
+  Listener listener(env, of, engine_of(engine), nullptr);
+  if (!listener.ready()) return 0;
   pocketphi_encoded made = {};
-  call(env, native, [&](pocketphi_error* error) { return work(&made, error); });
+  call(env, native, [&](pocketphi_error* error) {
+    const auto status = pocketphi_watch_encoding(engine_of(engine), Listener::part, &listener, error);
+    return status == POCKETPHI_OK ? work(&made, error) : status;
+  });
+  pocketphi_watch_encoding(engine_of(engine), nullptr, nullptr, nullptr);
   if (env->ExceptionCheck()) return 0;
   put(env, numbers, doubles(made.count, made.parts, made.reused ? 1 : 0, made.prepare_ms, made.encode_ms));
   return made.first_id;
@@ -200,8 +211,9 @@ NATIVE(jbyteArray, load, jlong engine, jbyteArray model, jbyteArray cache_dir, j
   return bytes(env, report.packed_note, std::strlen(report.packed_note));
 }
 
-NATIVE(jlong, picture, jlong engine, jbyteArray rgb, jint width, jint height, jdoubleArray numbers) {
-  return encoded(env, native, numbers, [&](pocketphi_encoded* made, pocketphi_error* error) {
+NATIVE(jlong, picture, jlong engine, jbyteArray rgb, jint width, jint height, jdoubleArray numbers,
+       jobject of) {
+  return encoded(env, native, engine, numbers, of, [&](pocketphi_encoded* made, pocketphi_error* error) {
     const Bytes pixels(env, rgb);
     const size_t columns = static_cast<size_t>(width), rows = static_cast<size_t>(height);
     if (pixels.at() == nullptr) return POCKETPHI_FAILED;
@@ -213,8 +225,8 @@ NATIVE(jlong, picture, jlong engine, jbyteArray rgb, jint width, jint height, jd
 }
 
 // The mode as pocketphi_mode counts.
-NATIVE(jlong, sound, jlong engine, jfloatArray samples, jint rate, jint mode, jdoubleArray numbers) {
-  return encoded(env, native, numbers, [&](pocketphi_encoded* made, pocketphi_error* error) {
+NATIVE(jlong, sound, jlong engine, jfloatArray samples, jint rate, jint mode, jdoubleArray numbers, jobject of) {
+  return encoded(env, native, engine, numbers, of, [&](pocketphi_encoded* made, pocketphi_error* error) {
     const Floats given(env, samples);
     if (given.at() == nullptr) return POCKETPHI_FAILED;
     return pocketphi_sound(

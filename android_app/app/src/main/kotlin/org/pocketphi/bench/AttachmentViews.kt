@@ -10,10 +10,10 @@ import org.pocketphi.core.Part
 class AttachmentViews(private val screen: Activity, private val into: ViewGroup, private val onRemove: ((Part) -> Unit)? = null) {
     fun show(parts: List<Part>) {
         into.removeAllViews()
-        parts.forEach { add(it) }
+        parts.forEach { add(it, last = it === parts.last()) }
     }
 
-    private fun add(part: Part) {
+    private fun add(part: Part, last: Boolean) {
         val card = screen.layoutInflater.inflate(R.layout.attachment, into, false)
         val image = card.findViewById<ImageView>(R.id.attachment)
         val text = card.findViewById<TextView>(R.id.attachment_text)
@@ -36,6 +36,7 @@ class AttachmentViews(private val screen: Activity, private val into: ViewGroup,
             visible(onRemove != null)
             setOnClickListener { onRemove?.invoke(part) }
         }
+        if (last) (card.layoutParams as ViewGroup.MarginLayoutParams).marginEnd = 0
         into.addView(card)
     }
 }

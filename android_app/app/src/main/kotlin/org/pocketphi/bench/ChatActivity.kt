@@ -173,11 +173,11 @@ class ChatActivity : Activity() {
         val media = app.media.state
         findViewById<View>(R.id.attach).apply {
             visible(takes.pictures || takes.sound)
-            isEnabled = media.recorded == null
+            enable(media.recorded == null)
         }
         send.setImageResource(if (busy) R.drawable.ic_stop else R.drawable.ic_send)
         send.contentDescription = getString(if (busy) R.string.stop else R.string.send)
-        send.isEnabled = busy || media.reading == 0 && media.recorded == null
+        send.enable(busy || media.reading == 0 && media.recorded == null)
         keepScreenOn(busy || media.recorded != null)
     }
 
@@ -212,8 +212,10 @@ class ChatActivity : Activity() {
 
     private fun line(now: ChatState): String? = when {
         now.loading -> getString(R.string.chat_loading, choice.model?.name.orEmpty())
-        now.encoding is Part.Picture -> getString(R.string.chat_looking)
-        now.encoding != null -> getString(R.string.chat_listening)
+        now.encoding != null -> {
+            val doing = getString(if (now.encoding.part is Part.Picture) R.string.chat_looking else R.string.chat_listening)
+            if (now.encoding.of > 1) getString(R.string.chat_part, doing, now.encoding.done + 1, now.encoding.of) else doing
+        }
         app.media.state.reading > 0 -> getString(R.string.attach_reading)
         now.rate != null -> listOfNotNull(
             getString(R.string.chat_rate, now.tokens, Format.number(now.rate)),

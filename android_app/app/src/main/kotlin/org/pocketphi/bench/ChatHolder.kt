@@ -6,6 +6,7 @@ import org.pocketphi.core.BadInput
 import org.pocketphi.core.ChatFormat
 import org.pocketphi.core.ChatSession
 import org.pocketphi.core.Contract
+import org.pocketphi.core.Encoding
 import org.pocketphi.core.EngineError
 import org.pocketphi.core.EngineSettings
 import org.pocketphi.core.EngineStopped
@@ -38,7 +39,7 @@ data class ChatState(
     val memory: Long? = null,
     val problem: String? = null,
     val takes: Takes? = null,
-    val encoding: Part? = null,
+    val encoding: Encoding? = null,
     val encodeMs: Double? = null,
     val unsent: String? = null,
 ) {
@@ -122,6 +123,7 @@ class ChatHolder(private val app: BenchApp) {
     private fun newSession(of: LlmEngine) = ChatSession(of, app.settings.current.system)
 
     private fun answer(model: File, tokenizer: File, text: String, media: List<Part>, load: Boolean) {
+        var encoding = false
         try {
             if (load) load(model, tokenizer)
             if (stopAsked) throw EngineStopped()
@@ -130,9 +132,10 @@ class ChatHolder(private val app: BenchApp) {
             var first = 0L
             val answer = StringBuilder()
             var tokens = 0
-            val onEncode = { part: Part? ->
+            val onEncode = { step: Encoding? ->
+                encoding = true
                 if (stopAsked) throw EngineStopped()
-                post { it.copy(encoding = part) }
+                post { it.copy(encoding = step) }
             }
             val done = session!!.ask(text, Contract.current.chatTokens, app.settings.current.sampling, media, onEncode) { piece ->
                 if (tokens++ == 0) first = System.nanoTime()
@@ -151,7 +154,7 @@ class ChatHolder(private val app: BenchApp) {
         } catch (refused: MediaRefused) {
             unasked(text, media, refused.message)
         } catch (_: EngineStopped) {
-            if (media.isNotEmpty() && session != null) return unasked(text, media, null)
+            if (encoding) return unasked(text, media, null)
             unload()
             post { it.copy(loading = false, streaming = null, takes = null) }
         } catch (failure: EngineError) {

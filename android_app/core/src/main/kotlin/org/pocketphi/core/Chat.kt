@@ -55,12 +55,12 @@ class ChatSession(private val engine: LlmEngine, system: String?) {
         private set
 
     /**
-     * The answer to [text] with [media] before it. [onEncode] is told of each picture and sound before it is encoded, and
-     * of null when all are; where it throws, or a picture or sound cannot be used ([MediaRefused]), the conversation is
+     * The answer to [text] with [media] before it. [onEncode] is told before each part of a picture or sound is encoded,
+     * and null when all are; where it throws, or a picture or sound cannot be used ([MediaRefused]), the conversation is
      * as before. Throws [EngineError], after which the conversation should be begun anew.
      */
     fun ask(
-        text: String, newTokens: Int, sampling: Sampling, media: List<Part> = emptyList(), onEncode: (Part?) -> Unit = {},
+        text: String, newTokens: Int, sampling: Sampling, media: List<Part> = emptyList(), onEncode: (Encoding?) -> Unit = {},
         onPiece: (String) -> Unit,
     ): Generated {
         val question = Message(Role.USER, text, media)
@@ -79,7 +79,7 @@ class ChatSession(private val engine: LlmEngine, system: String?) {
         return generated
     }
 
-    private fun encode(prompt: List<Part>, onEncode: (Part?) -> Unit): Double? {
+    private fun encode(prompt: List<Part>, onEncode: (Encoding?) -> Unit): Double? {
         val encoded = try {
             engine.encode(prompt, onEncode)
         } catch (stopped: EngineStopped) {

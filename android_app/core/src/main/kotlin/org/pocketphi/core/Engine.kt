@@ -48,9 +48,10 @@ interface LlmEngine : Closeable {
 
     /**
      * Encodes the pictures and sounds of a [prompt] that [generate] is about to be given, and those before it that must
-     * be encoded anew; [onEach] is told of each before it begins. Slow: seconds. Without this [generate] does it.
+     * be encoded anew; [onPart] is told before each part of one, and what it throws ends the encoding. Slow: seconds.
+     * Without this [generate] does it.
      */
-    fun encode(prompt: List<Part>, onEach: (Part) -> Unit = {}): List<Encoded> {
+    fun encode(prompt: List<Part>, onPart: (Encoding) -> Unit = {}): List<Encoded> {
         if (prompt.any { it !is Part.Words }) throw EngineErrors.textOnly()
         return emptyList()
     }
@@ -67,7 +68,7 @@ interface LlmEngine : Closeable {
      */
     fun generate(prompt: List<Part>, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated
 
-    /** Ends a generation after the token it is at and, where the engine can, a load; from any thread. */
+    /** Ends a generation after the token it is at and, where the engine can, a load or encoding; from any thread. */
     fun stop()
 
     /** Empties the context. */

@@ -39,6 +39,9 @@ data class Takes(val pictures: Boolean, val sound: Boolean, val soundRate: Int) 
     }
 }
 
+/** A picture or sound that is being encoded: [done] of its [of] crops or pieces. */
+data class Encoding(val part: Part, val done: Int, val of: Int)
+
 /**
  * A picture or sound that an engine has made [tokens] of, of so many [parts] (crops or pieces): [reused] where it was
  * encoded before. Milliseconds of scaling and cutting (or the spectrogram), and of encoding.

@@ -12,6 +12,9 @@ internal object Native {
 
         fun token(id: Long, ms: Double) = Unit
 
+        /** Before a part of a picture or sound is encoded: so many [of] all are done. */
+        fun part(done: Long, of: Long) = Unit
+
         /** Whole characters in UTF-8. */
         fun text(piece: ByteArray) = Unit
     }
@@ -27,10 +30,10 @@ internal object Native {
     ): ByteArray
 
     /** [rgb] has three bytes a pixel, row by row. The first media id; the rest goes into [numbers]. */
-    @JvmStatic external fun picture(engine: Long, rgb: ByteArray, width: Int, height: Int, numbers: DoubleArray): Long
+    @JvmStatic external fun picture(engine: Long, rgb: ByteArray, width: Int, height: Int, numbers: DoubleArray, listener: Listener): Long
 
     /** For prompts of the [mode] with that number. The first media id; the rest goes into [numbers]. */
-    @JvmStatic external fun sound(engine: Long, samples: FloatArray, rate: Int, mode: Int, numbers: DoubleArray): Long
+    @JvmStatic external fun sound(engine: Long, samples: FloatArray, rate: Int, mode: Int, numbers: DoubleArray, listener: Listener): Long
 
     @JvmStatic external fun pictureTokens(engine: Long, width: Int, height: Int): Long
 

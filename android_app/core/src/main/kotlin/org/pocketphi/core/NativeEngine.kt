@@ -45,7 +45,7 @@ class NativeEngine(
     override fun pictureTokens(width: Int, height: Int): Int? =
         use { if (takes.pictures) Native.pictureTokens(engine, width, height).toInt() else null }
 
-    override fun encode(prompt: List<Part>, onEach: (Part) -> Unit): List<Encoded> = use { encodeMissing(said + spelled(prompt), onEach) }
+    override fun encode(prompt: List<Part>, onPart: (Encoding) -> Unit): List<Encoded> = use { encodeMissing(said + spelled(prompt), onPart) }
 
     override fun generate(
         prompt: List<Part>, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit,
@@ -86,21 +86,22 @@ class NativeEngine(
     )
 
     /** Everything of [whole] whose rows the engine will look for; what the session has been fed of it is not. */
-    private fun encodeMissing(whole: Transcript, onEach: (Part) -> Unit): List<Encoded> {
+    private fun encodeMissing(whole: Transcript, onPart: (Encoding) -> Unit): List<Encoded> {
         val mode = whole.mode
         val fed = if (whole.media.isEmpty()) return emptyList() else Native.tokens(engine)
         return whole.media.mapNotNull { piece ->
-            if (whole.isFed(piece, fed)) return@mapNotNull null
-            onEach(piece.of)
-            encode(piece, mode)
+            if (whole.isFed(piece, fed)) null else encode(piece, mode, onPart)
         }
     }
 
-    private fun encode(piece: Transcript.Piece.Media, mode: Mode): Encoded {
+    private fun encode(piece: Transcript.Piece.Media, mode: Mode, onPart: (Encoding) -> Unit): Encoded {
         val numbers = DoubleArray(Native.ENCODED)
+        val listener = object : Native.Listener {
+            override fun part(done: Long, of: Long) = onPart(Encoding(piece.of, done.toInt(), of.toInt()))
+        }
         val first = when (val of = piece.of) {
-            is Part.Picture -> Native.picture(engine, of.rgb, of.width, of.height, numbers)
-            is Part.Sound -> Native.sound(engine, of.samples, of.rate, mode.ordinal, numbers)
+            is Part.Picture -> Native.picture(engine, of.rgb, of.width, of.height, numbers, listener)
+            is Part.Sound -> Native.sound(engine, of.samples, of.rate, mode.ordinal, numbers, listener)
             is Part.Words -> error("words are not encoded")
         }
         piece.ids[mode] = LongArray(numbers[0].toInt()) { first - it }

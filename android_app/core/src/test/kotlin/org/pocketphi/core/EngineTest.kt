@@ -95,9 +95,9 @@ class EngineTest {
                 super.generate(prompt.also { given.add(it) }, promptTokens, newTokens, sampling, onPiece)
         }
         val chat = ChatSession(engine, "Be brief.")
-        val told = ArrayList<Part?>()
+        val told = ArrayList<Encoding?>()
         chat.ask("What is this?", 3, Sampling(), listOf(sound, picture), { told.add(it) }) { }
-        assertEquals(listOf(sound, picture, null), told)
+        assertEquals(listOf(Encoding(sound, 0, 2), Encoding(sound, 1, 2), Encoding(picture, 0, 2), Encoding(picture, 1, 2), null), told)
         assertEquals(800.0, chat.encodeMs!!, 0.0)
         val wanted = listOf(
             Part.Words("<|system|>Be brief.<|end|><|user|>"), sound, picture, Part.Words("What is this?<|end|><|assistant|>"),
@@ -124,7 +124,7 @@ class EngineTest {
         chat.ask("More", 3, Sampling()) { }
         assertEquals("t3 <|end|><|user|>More<|end|><|assistant|>", engine.prompts.last())
         val upstream = object : LlmEngine by engine {
-            override fun encode(prompt: List<Part>, onEach: (Part) -> Unit) = super<LlmEngine>.encode(prompt, onEach)
+            override fun encode(prompt: List<Part>, onPart: (Encoding) -> Unit) = super<LlmEngine>.encode(prompt, onPart)
         }
         assertThrows(EngineError::class.java) { upstream.encode(listOf(picture)) }
     }

@@ -69,8 +69,8 @@ open class FakeEngine(private val clock: FakeClock) : LlmEngine {
         return Generated(tokens, made, pieces, 10.0 * tokens, 50.0 * (made - 1), reason, "t$made ")
     }
 
-    override fun encode(prompt: List<Part>, onEach: (Part) -> Unit): List<Encoded> = prompt.filter { it !is Part.Words }.map {
-        onEach(it)
+    override fun encode(prompt: List<Part>, onPart: (Encoding) -> Unit): List<Encoded> = prompt.filter { it !is Part.Words }.map {
+        for (done in 0..1) onPart(Encoding(it, done, 2))
         calls.add(if (it is Part.Picture) "picture ${it.width}x${it.height}" else "sound ${(it as Part.Sound).samples.size} at ${it.rate}")
         onEncode()
         clock.pass(400.0)

@@ -4,6 +4,7 @@ import org.junit.Assert.assertArrayEquals
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertFalse
 import org.junit.Assert.assertNull
+import org.junit.Assert.assertSame
 import org.junit.Assert.assertThrows
 import org.junit.Assert.assertTrue
 import org.junit.Assume.assumeNotNull
@@ -45,8 +46,8 @@ class MediaEngineChecks {
         val (heard, first) = turn("sound")
         val told = ArrayList<Part>()
         val prompt = listOf(sound, Part.Words(heard))
-        val encoded = engine.encode(prompt) { told.add(it) }.single()
-        assertEquals(listOf<Part>(sound), told)
+        val encoded = engine.encode(prompt) { told.add(it.part) }.single()
+        assertEquals(setOf<Part>(sound), told.toSet())
         assertFalse(encoded.reused)
         assertTrue(encoded.prepareMs > 0 && encoded.encodeMs > 0 && encoded.parts > 0)
         val made = engine.generate(prompt, null, NEW, Sampling()) { }
@@ -55,8 +56,8 @@ class MediaEngineChecks {
         // With a picture the same sound is other rows, and all before it is fed anew.
         val (seen, second) = turn("picture")
         told.clear()
-        assertEquals(2, engine.encode(listOf(picture, Part.Words(seen))) { told.add(it) }.size)
-        assertEquals(listOf(sound, picture), told)
+        assertEquals(2, engine.encode(listOf(picture, Part.Words(seen))) { told.add(it.part) }.size)
+        assertEquals(listOf(sound, picture), told.distinct())
         engine.ask(picture, Part.Words(seen))
         assertArrayEquals(second, engine.held())
         // What the session holds is encoded no more, though its rows are gone.
@@ -109,6 +110,17 @@ class MediaEngineChecks {
         // 4 x 545 tokens, of 2048.
         val large = assertThrows(EngineError::class.java) { engine.ask(*Array<Part>(4) { Part.Picture(picture.rgb, 448, 448) }, Part.Words("?")) }
         assertTrue(large.message, large.message.startsWith("The prompt of 2181 tokens does not fit the model's context of 2048 tokens"))
+    }
+
+    @Test
+    fun encodingIsStoppedAndWhatAListenerThrowsComesOut() = engine { engine, _ ->
+        assertThrows(EngineStopped::class.java) { engine.encode(listOf(picture)) { engine.stop() } }
+        val mine = IllegalStateException("mine")
+        assertSame(mine, assertThrows(IllegalStateException::class.java) { engine.encode(listOf(picture)) { throw mine } })
+        val steps = ArrayList<Encoding>()
+        assertEquals(2, engine.encode(listOf(picture)) { steps.add(it) }.single().parts)
+        assertEquals(listOf(0 to 2, 1 to 2), steps.map { it.done to it.of })
+        assertTrue("its rows are here", engine.encode(listOf(picture)).single().reused)
     }
 
     @Test

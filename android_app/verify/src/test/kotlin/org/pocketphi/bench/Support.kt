@@ -5,6 +5,7 @@ import android.app.ActivityManager
 import android.content.Context
 import android.os.Looper
 import org.pocketphi.core.Encoded
+import org.pocketphi.core.Encoding
 import org.pocketphi.core.EngineError
 import org.pocketphi.core.Generated
 import org.pocketphi.core.Json
@@ -87,9 +88,10 @@ class ScriptedEngine : LlmEngine {
     /** Runs for each picture and sound. */
     @Volatile var onEncode: () -> Unit = {}
 
-    override fun encode(prompt: List<Part>, onEach: (Part) -> Unit): List<Encoded> = prompt.filter { it !is Part.Words }.map {
-        onEach(it)
+    override fun encode(prompt: List<Part>, onPart: (Encoding) -> Unit): List<Encoded> = prompt.filter { it !is Part.Words }.map {
+        onPart(Encoding(it, 0, 2))
         onEncode()
+        onPart(Encoding(it, 1, 2))
         Encoded(545, 2, false, 10.0, 40.0)
     }
 
