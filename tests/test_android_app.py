@@ -26,7 +26,7 @@ from tests.tools import need
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "android_app"
 ANDROID = "{http://schemas.android.com/apk/res/android}"
-TESTS = 140
+TESTS = 168
 
 
 def read(name: str) -> str:
@@ -67,6 +67,9 @@ def test_build(tmp_path: Path) -> None:
         "result",
         "compare",
         "chat",
+        "chat-recording",
+        "chat-media",
+        "main-multimodal",
     }
     assert len(list((tmp_path / "left/screens").glob("*.png"))) == 4 * len(screens)
 
@@ -152,7 +155,12 @@ def test_only_the_engine_touches_executorch() -> None:
 def test_manifest() -> None:
     manifest = ElementTree.parse(APP / "app/src/main/AndroidManifest.xml").getroot()
     assert "package" not in manifest.attrib, "Gradle takes it from the namespace"
-    assert manifest.findall("uses-permission") == []
+    asked = [one.attrib[ANDROID + "name"] for one in manifest.findall("uses-permission")]
+    assert asked == ["android.permission.RECORD_AUDIO"], "the network least of all"
+    features = {
+        one.attrib[ANDROID + "name"]: one.attrib[ANDROID + "required"] for one in manifest.findall("uses-feature")
+    }
+    assert features == {"android.hardware.microphone": "false"}
     application = manifest.find("application")
     assert application is not None
     exported = {
@@ -163,8 +171,9 @@ def test_manifest() -> None:
         ".MainActivity": "true", ".ChatActivity": "false", ".HistoryActivity": "false", ".ResultActivity": "false",
         ".HeadlessActivity": "true", ".SettingsActivity": "false",
     }  # fmt: skip
-    provider = application.find("provider")
-    assert provider is not None and provider.attrib[ANDROID + "exported"] == "false"
+    providers = application.findall("provider")
+    assert [one.attrib[ANDROID + "name"] for one in providers] == [".ShareProvider", ".CameraProvider"]
+    assert all(one.attrib[ANDROID + "exported"] == "false" for one in providers)
     launcher = [
         activity
         for activity in application.findall("activity")

@@ -23,12 +23,14 @@ import sentencepiece
 
 from export.engine.generation import Request, answer
 from export.engine.tokenizer import load_tokenizer, runner_ids
+from tests.engine.media_turns import make_turns
 from tests.linux_swift import APP, BUILD, CORE, INSIDE, PLACE, ROOT, built, inside, passes, swift_test
 
 __all__ = ["built"]
 # Files with no Apple UI in them; the rest can only be parsed.
 CHECKED = (
-    "Probes/DeviceProbes.swift", "Probes/TaskMemory.swift", "State/BenchmarkState.swift", "State/ChatState.swift",
+    "Probes/DeviceProbes.swift", "Probes/TaskMemory.swift", "State/AttachmentsState.swift", "State/BenchmarkState.swift",
+    "State/ChatState.swift",
     "State/LibraryState.swift", "State/SettingsState.swift", "State/Surroundings.swift",
 )  # fmt: skip
 
@@ -39,8 +41,11 @@ def test_the_cores_own_tests_pass(built: str) -> None:
 
 
 @pytest.mark.usefixtures("built")
-def test_the_real_engine_answers_in_swift_as_in_python(tiny_pte: Path) -> None:
-    """Ids and texts of export.generate; NativeEngineTests.swift has the stops, turns and errors."""
+def test_the_real_engine_answers_in_swift_as_in_python(tiny_pte: Path, multimodal_pte: Path) -> None:
+    """Ids and texts of export.generate; NativeEngineTests.swift has the stops, turns and errors.
+
+    With pictures and sound the ids of the wheel's runtime, by MediaEngineTests.swift.
+    """
     tokenizer = tiny_pte.parent / "tokenizer.json"
     turns = {}
     for name, country in (("question", "France"), ("spread", "Brazil")):
@@ -62,7 +67,10 @@ def test_the_real_engine_answers_in_swift_as_in_python(tiny_pte: Path) -> None:
         vocabulary = {f"t{index}": index for index in range(9)}
         (case / "foreign.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
         (case / "expected.json").write_text(json.dumps(turns | {"context": 256}))
-        assert swift_test("PocketphiEngineTests", f"POCKETPHI_CASE={INSIDE}/{case.name}") >= 13
+        shutil.copyfile(multimodal_pte, case / "mm.pte")
+        shutil.copyfile(multimodal_pte.with_name("tokenizer.json"), case / "mm-tokenizer.json")
+        (case / "turns.json").write_text(json.dumps(make_turns(multimodal_pte)))
+        assert swift_test("PocketphiEngineTests", f"POCKETPHI_CASE={INSIDE}/{case.name}") >= 16
     finally:
         shutil.rmtree(case)
 

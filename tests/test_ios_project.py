@@ -154,6 +154,8 @@ def test_plists() -> None:
     }
     info = plistlib.loads((APP / "Configuration/Info.plist").read_bytes())
     assert info["UIFileSharingEnabled"] is True and info["LSSupportsOpeningDocumentsInPlace"] is True
+    for device in ("Camera", "Microphone"):  # without these the system ends an app that asks for one
+        assert "on this device" in info[f"NS{device}UsageDescription"]
     declared = {item["UTTypeIdentifier"]: item for item in info["UTImportedTypeDeclarations"]}
     (opened,) = info["CFBundleDocumentTypes"]
     (kind,) = opened["LSItemContentTypes"]

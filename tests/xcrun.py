@@ -94,9 +94,12 @@ def launch(given: dict[str, str]) -> None:
         ("pss_bytes", "rss_bytes", "private_dirty_bytes", "native_heap_bytes", "footprint_bytes", "available_bytes")
     )
     memory: dict[str, Any] = nothing | {"footprint_bytes": 2_900_000_000, "available_bytes": 400_000_000}
+    modes = given.get("modes", "text").split(",")
+    asked = [{"prompt_tokens": length} for length in lengths if "text" in modes]
+    asked += [{"prompt_tokens": lengths[0], "mode": mode} for mode in modes if mode != "text"]
     configurations = [
-        {"prompt_tokens": length, "new_tokens": new, "repeats": count, "warmups": int(given["warmups"]),
-         "cooldown_s": float(given["cooldown"]), "load_mode": given["load-mode"]} for length in lengths
+        one | {"new_tokens": new, "repeats": count, "warmups": int(given["warmups"]),
+         "cooldown_s": float(given["cooldown"]), "load_mode": given["load-mode"]} for one in asked
     ]  # fmt: skip
     runs: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         (configuration, []) for configuration in configurations
@@ -122,7 +125,7 @@ def launch(given: dict[str, str]) -> None:
             measures = {
                 "load_ms": 812.5 if at == number == 0 else None,
                 "time_to_first_token_ms": 400.0,
-                "prefill_tokens_per_s": lengths[at] / 0.4,
+                "prefill_tokens_per_s": runs[at][0]["prompt_tokens"] / 0.4,
                 "decode_tokens_per_s": 1000 / ms,
             }
             repeats.append(

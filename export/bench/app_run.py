@@ -116,7 +116,7 @@ class AppRun(ABC):
         if text is None:
             raise BadInput(f"{self.device_name}: the app said that its result is in {file}, which does not exist")
         document = result.parse(text, f"{self.device_name}: {file}")
-        wanted, found = self.plan.repeats * len(self.plan.prompt_tokens), result.count_repeats(document)
+        wanted, found = self.plan.repeats * len(self.plan.configurations()), result.count_repeats(document)
         if document["status"] != "complete" or found != wanted:
             raise BadInput(
                 f"{self.device_name}: {file} is {document['status']} and has {found} repeats, {wanted} were asked for"

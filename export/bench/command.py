@@ -12,11 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Unpack
 
-from checkpoints.errors import run
-from export.bench.contract import OPTIONS, Option
+from checkpoints.errors import BadInput, run
+from export.bench.contract import MODES, OPTIONS, Option
 from export.bench.finish import Ending, Finished, tell
 from export.bench.outcome import Outcome, Watch
-from export.bench.plan import Plan, PlanFlags, StrPath, flag_name, make_plan, parse_lengths, parse_tolerance
+from export.bench.plan import (
+    Plan,
+    PlanFlags,
+    StrPath,
+    flag_name,
+    make_plan,
+    parse_lengths,
+    parse_modes,
+    parse_tolerance,
+)
 from export.flags import FILE_HELP
 from export.progress import quiet
 
@@ -80,6 +89,8 @@ def bench_desktop(
     from export.bench.desktop.desktop import Desktop, measure
 
     options = Desktop(engine, path_of(packed), draft_tokens)
+    if engine != "ours":
+        text_only(flags, "--engine ours")
     return bench(lambda plan, watch: [measure(plan, watch, options)], **flags)
 
 
@@ -100,6 +111,8 @@ def bench_android(
     from export.bench.android.android import Android, measure
 
     options = Android(tuple(serial), path_of(apk), path_of(native), build, remove, ignore_memory)
+    if native is not None:
+        text_only(flags, "the app")
     return bench(lambda plan, watch: measure(plan, options, watch), **flags)
 
 
@@ -114,12 +127,24 @@ def bench_ios(*, serial: Sequence[str] = (), app: StrPath | None = None, **flags
     return bench(lambda plan, watch: measure(plan, options, watch), **flags)
 
 
+def text_only(flags: Flags, other: str) -> None:
+    """Upstream's runners measure text; BadInput where another mode is asked for, which `other` could."""
+    asked = flags["modes"] = flags.get("modes") or ("text",)
+    if others := [mode for mode in asked if mode != "text"]:
+        raise BadInput(f"--modes {','.join(others)} is for {other}: upstream's runner takes text alone")
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
     """The flags that every device has."""
     parser.add_argument("--pte", metavar="FILE", required=True, help=FILE_HELP)
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: the one beside the model")
     for name, option in OPTIONS.items():
         _add_option(parser, name, option)
+    parser.add_argument(
+        "--modes",
+        metavar="M,M",
+        help=f"{', '.join(MODES)}: also after the standard picture and sound (default: all that the file has)",
+    )
     parser.add_argument("--baseline", type=Path, metavar="JSON", help="an older result to compare with")
     parser.add_argument(
         "--tolerance", metavar="P", help="how much worse a median may be (default: each metric's own)"
@@ -173,6 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = vars(parser.parse_args(argv))
     kind = flags.pop("kind")
     flags["prompt_tokens"] = parse_lengths(flags["prompt_tokens"])
+    if flags["modes"] is not None:
+        flags["modes"] = parse_modes(flags["modes"])
     if flags["tolerance"] is not None:
         flags["tolerance"] = parse_tolerance(flags["tolerance"])
     benches: dict[str, Callable[..., Finished]] = {

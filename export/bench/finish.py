@@ -78,7 +78,7 @@ class Ending:
         self.out, self.tolerance = out, tolerance
         self.baseline = None if baseline is None else read_result(baseline)
         if self.baseline is not None:
-            check_baseline(self.baseline, plan.lengths(), baseline)
+            check_baseline(self.baseline, plan.configurations(), baseline)
         if out is not None:
             try:
                 out.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ struct PocketphiApp: App {
   @State private var library = LibraryState()
   @State private var chat = ChatState()
   @State private var settings = SettingsState()
+  @State private var attachments = AttachmentsState(
+    readPicture: { try PictureReader.read($0, side: $1) }, microphone: Microphone())
   @State private var benchmark = BenchmarkState(watchSystem: { run in
     let events = SystemEvents(run: run)
     return { events.end() }
@@ -27,6 +29,7 @@ struct PocketphiApp: App {
           .environment(chat)
           .environment(benchmark)
           .environment(settings)
+          .environment(attachments)
       }
     }
   }

@@ -112,6 +112,18 @@ def test_the_pushed_file_is_run_and_its_numbers_arrive(
     assert served.repeats == [repeat for run in document["runs"] for repeat in run["repeats"]]
 
 
+def test_pictures_and_sound_are_asked_for_where_the_file_has_them(
+    phone: Phone, bench: Bench, multimodal_pte: Path, tmp_path: Path
+) -> None:
+    ran = bench("--serial", phone.serial, file=multimodal_pte)
+    assert (ran.code, ran.errors) == (0, [])
+    runs = result(tmp_path / "out")["runs"]
+    assert [run["configuration"]["mode"] for run in runs] == ["text", "text", "vision", "speech"]
+    assert "16 tokens with a picture, repeat 2 of 2" in ran.err
+    ran = bench("--serial", phone.serial, "--native", multimodal_pte, "--modes", "vision", file=multimodal_pte)
+    assert ran.errors == ["error: --modes vision is for the app: upstream's runner takes text alone"]
+
+
 def apk(path: Path, version: int, *, metadata: bool = True, **more: Any) -> Path:
     """An APK for the stand-in, with Gradle's metadata beside it."""
     path.parent.mkdir(exist_ok=True)

@@ -176,3 +176,43 @@ def test_a_runner_that_says_nothing_is_given_up(
     monkeypatch.setattr("export.bench.desktop.desktop.WORKER", ["-c", "import time; time.sleep(60)"])
     ran = bench("--timeout", "1", kind="desktop", file=tiny_pte)
     assert ran.code == 2 and "nothing happened for 1 s while starting: time-out" in ran.errors[0]
+
+
+def test_pictures_and_sound_of_our_engine(multimodal_pte: Path, bench: Bench, tmp_path: Path) -> None:
+    """Encoded anew for every repeat, before the prompt that has them; what that takes is measured beside it."""
+    need_compiler()
+    ran = bench("--engine", "ours", kind="desktop", file=multimodal_pte)
+    assert (ran.code, ran.errors) == (0, [])
+    (path,) = (tmp_path / "out").glob("*.json")
+    document = read_result(path)
+    assert [run["configuration"].get("mode", "text") for run in document["runs"]] == [
+        "text",
+        "text",
+        "vision",
+        "speech",
+    ]
+    for run, media in zip(document["runs"], (0, 0, 545, 63), strict=True):
+        asked = run["configuration"]["prompt_tokens"]
+        for repeat in run["repeats"]:
+            assert repeat["prompt_tokens"] == asked + media and repeat.get("media_tokens", 0) == media
+            assert (repeat["encode_ms"] or 0) > 0 if media else repeat["encode_ms"] is None
+            phases = {sample["phase"] for sample in repeat["memory"]["samples"]}
+            assert ("encode" in phases) is bool(media)
+            rate = repeat["prompt_tokens"] / repeat["prefill_tokens_per_s"] * 1e3
+            assert rate == pytest.approx(repeat["time_to_first_token_ms"], rel=0.1), "without what was encoded before"
+            if media:
+                peak = repeat["memory"]["peak"]["private_bytes"]
+                assert 20e6 < repeat["encoded_bytes"] <= repeat["encode_peak_bytes"] <= peak
+    assert (
+        "16+8 with" in ran.out and "encode" in ran.out and "16 tokens with a sound, repeat 2 of 2: encode" in ran.err
+    )
+
+
+def test_modes_that_an_engine_or_a_file_lacks(
+    tiny_pte: Path, multimodal_pte: Path, bench: Bench, tmp_path: Path
+) -> None:
+    ran = bench("--modes", "text,vision", kind="desktop", file=multimodal_pte)
+    sentence = "error: --modes vision is for --engine ours: upstream's runner takes text alone"
+    assert ran.code == 2 and ran.errors == [sentence]
+    ran = bench("--modes", "speech", "--engine", "ours", kind="desktop", file=tiny_pte)
+    assert ran.code == 2 and ran.errors == [f"error: --modes speech: {tiny_pte} has the modes text"]

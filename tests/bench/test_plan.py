@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from checkpoints.errors import BadInput
-from export.bench.model import manifest_facts
-from export.bench.plan import make_plan
+from export.bench.model import manifest_facts, media_tokens
+from export.bench.plan import make_plan, parse_modes
 
 NUMBERS = {"quantized": True, "group_size": 32, "embedding_bits": 8, "head_bits": 4}
 
@@ -64,3 +64,60 @@ def test_what_is_no_manifest_is_refused(damage: dict[str, Any], pte: Path) -> No
     manifest(pte, **damage)
     with pytest.raises(BadInput, match=r"model\.json is no manifest of model\.pte"):
         manifest_facts(pte)
+
+
+IMAGE = {"crop": 448, "patch": 14, "pooled": 16, "max_crops": 36, "mean": 0.5, "std": 0.5}
+AUDIO = {
+    "rate": 16000, "bins": 80, "frame": 400, "hop": 160, "fft": 512, "preemphasis": 0.97, "low_hz": 0.0,
+    "high_hz": 7690.0, "frames_per_token": 8, "window": 500, "piece": 335, "before": 8, "after": 7,
+}  # fmt: skip
+NO_MEDIA = {"image": None, "image_id": None, "audio": None, "audio_id": None}
+
+
+def test_a_multimodal_file_is_measured_in_all_its_modes(pte: Path) -> None:
+    assert make_plan(pte=pte).modes == ("text",), "without a manifest nothing is known"
+    manifest(pte, media=NO_MEDIA)
+    assert make_plan(pte=pte).modes == ("text",)
+    with pytest.raises(BadInput, match=r"--modes vision: .*model\.pte has the modes text$"):
+        make_plan(pte=pte, modes=("vision",))
+    manifest(pte, media=NO_MEDIA | {"image": IMAGE, "image_id": 1, "audio": AUDIO, "audio_id": 2})
+    plan = make_plan(pte=pte, prompt_tokens=(64, 512))
+    assert [(one["prompt_tokens"], one.get("mode")) for one in plan.configurations()] == [
+        (64, None), (512, None), (64, "vision"), (64, "speech"),
+    ]  # fmt: skip
+    speech = make_plan(pte=pte, modes=("speech",)).configurations()
+    assert [one["mode"] for one in speech] == ["speech"]
+    assert media_tokens(pte, plan.modes) == {"vision": 545, "speech": 63}
+    measured = {"encode_ms": 1234.5, "decode_tokens_per_s": 9.0, "prefill_tokens_per_s": 80.0}
+    line = plan.repeat_line(2, 0, measured)
+    assert line == "64 tokens with a picture, repeat 1 of 5: encode 1,234 ms, decode 9.0, prefill 80.0 tokens/s"
+
+
+@pytest.mark.parametrize(
+    ("modes", "said"),
+    [("text,sight", "names sight: there are text, vision, speech"), ("text,text", "names a mode twice")],
+)
+def test_wrong_modes_are_refused(modes: str, said: str, pte: Path) -> None:
+    with pytest.raises(BadInput) as refused:
+        make_plan(pte=pte, modes=parse_modes(modes))
+    assert str(refused.value) == f"--modes {modes} {said}"
+
+
+def test_a_picture_must_fit_the_context(pte: Path) -> None:
+    options = {"context": 700, "prefill_chunk": 256, "kv_cache": "bf16", "full_logits": False, "recipe": NUMBERS}
+    manifest(pte, options=options, media=NO_MEDIA | {"image": IMAGE, "image_id": 1})
+    assert make_plan(pte=pte, prompt_tokens=(64,), new_tokens=64).modes == ("text", "vision")
+    with pytest.raises(BadInput) as refused:
+        make_plan(pte=pte, prompt_tokens=(64,), new_tokens=128)
+    assert str(refused.value) == (
+        f"64 prompt tokens with a picture of 545 and 128 new ones do not fit into the 700 tokens of {pte}: "
+        "leave vision out of --modes"
+    )
+    make_plan(pte=pte, prompt_tokens=(64,), new_tokens=128, modes=("text",))
+
+
+@pytest.mark.parametrize("media", [7, {"image": {"crop": 448}}, {"image": IMAGE}])
+def test_media_that_are_none_are_refused(media: Any, pte: Path) -> None:
+    manifest(pte, media=media)
+    with pytest.raises(BadInput, match=r"model\.json is no manifest of model\.pte"):
+        make_plan(pte=pte)

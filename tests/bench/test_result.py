@@ -13,15 +13,17 @@ import pytest
 from checkpoints.errors import BadInput
 from export.bench.android.app import read_apk
 from export.bench.android.post_mortem import crash_cause, killed_for_memory
+from export.bench.desktop.models import standard
 from export.bench.memory import kib_of, nothing, parse_memory, sample, with_peak
 from export.bench.prompts import make_prompts
 from export.bench.results import result
-from export.bench.results.baseline import Change, compare, differences
-from export.bench.results.table import notes_of
+from export.bench.results.baseline import Change, check_baseline, compare, differences
+from export.bench.results.table import headlines, notes_of
 from export.engine.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
-VECTORS = json.loads((ROOT / "export/bench/contract/vectors.json").read_text())["statistics"]
+ALL_VECTORS = json.loads((ROOT / "export/bench/contract/vectors.json").read_text())
+VECTORS = ALL_VECTORS["statistics"]
 COOL = {"status": "none", "battery_celsius": 30.0, "battery_percent": 80.0, "low_power_mode": False}
 
 
@@ -222,3 +224,48 @@ def test_an_apk_without_metadata_has_no_version_that_can_be_told(tmp_path: Path)
     path.with_name("output-metadata.json").write_text("{}")
     with pytest.raises(BadInput, match="is no metadata of Gradle's"):
         read_apk(path)
+
+
+def test_what_only_one_side_has_is_noted() -> None:
+    """An older result, without pictures, beside one that has them, and the other way round."""
+    text, both = make(20.0), make(20.0)
+    picture = copy.deepcopy(make(18.0)["runs"][0])
+    picture["configuration"]["mode"] = "vision"
+    for repeat in picture["repeats"]:
+        repeat |= {"encode_ms": 400.0, "media_tokens": 545}
+    picture["summary"] = result.summarise(picture["repeats"])
+    both["runs"].append(picture)
+    assert result.validate(both, "both") == both
+    assert differences(text, both) == ["the baseline has no repeat of 16+4 with a picture tokens"]
+    assert differences(both, text) == ["this one has no repeat of 16+4 with a picture tokens"]
+    assert {change.mode for change in compare(text, both)} == {"text"}
+    slower = copy.deepcopy(both)
+    for repeat in slower["runs"][1]["repeats"]:
+        repeat["encode_ms"] = 500.0
+    slower["runs"][1]["summary"] = result.summarise(slower["runs"][1]["repeats"])
+    (worse,) = [change for change in compare(both, slower) if change.regression]
+    assert str(worse) == ("16+4 with a picture tokens: encode_ms 500 instead of 400, 25.0% worse, tolerated 5.0%")
+    del slower["runs"][1]["summary"]["encode_ms"]
+    assert differences(both, slower) == ["16+4 with a picture tokens: this one has no encode"]
+    check_baseline(both, [{"prompt_tokens": 16, "new_tokens": 4, "mode": "vision"}], "both")
+    with pytest.raises(
+        BadInput, match=r"no configuration of this run \(16\+4 with a picture tokens\): it has 16\+4$"
+    ):
+        check_baseline(text, [{"prompt_tokens": 16, "new_tokens": 4, "mode": "vision"}], "text")
+
+
+def test_columns_of_pictures_are_shown_where_a_run_has_them() -> None:
+    assert "encode_ms" not in [metric.name for metric in headlines(make(20.0))]
+    seen = make(20.0)
+    seen["runs"][0]["repeats"][0]["encode_ms"] = 400.0
+    seen["runs"][0]["summary"] = result.summarise(seen["runs"][0]["repeats"])
+    assert "encode_ms" in [metric.name for metric in headlines(seen)]
+
+
+def test_the_standard_picture_and_sound_are_those_of_the_other_languages() -> None:
+    picture = standard("vision", 0)
+    for pixel in ALL_VECTORS["picture"]:
+        assert picture[pixel["y"], pixel["x"]].tolist() == pixel["rgb"]
+    for heard in ALL_VECTORS["sound"]:
+        sound = standard("speech", heard["rate"])
+        assert len(sound) == heard["count"] and sound[heard["at"]] == pytest.approx(heard["sample"], abs=1e-7)

@@ -1,11 +1,13 @@
 """The Android app's way to the C++ engine: JNI, on this machine's Java virtual machine with the real engine.
 
-NativeEngineChecks.kt does the asking, under -Xcheck:jni; what must come out is `export.generate`'s. Also the way into
-ExecuTorch's build for Android, with a stand-in for that build.
+NativeEngineChecks.kt does the asking, with pictures and sound MediaEngineChecks.kt, under -Xcheck:jni; what must come
+out is `export.generate`'s, or the wheel's runtime's. Also the way into ExecuTorch's build for Android, with a stand-in
+for that build.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ from pathlib import Path
 from checkpoints.cache import cached_folder
 from export.engine.generation import Request, answer
 from export.engine.native import CPP
+from tests.engine.media_turns import make_turns
 from tests.engine.native import need_cmake
 from tests.tools import need
 
@@ -23,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent / "jni"
 PACKAGES = Path(str(distribution("executorch").locate_file("")))
 CHECKS = 13
+MEDIA_CHECKS = 7
 
 
 def need_java() -> None:
@@ -65,20 +69,30 @@ def classes(folder: Path) -> str:
 JARS = ("junit-", "hamcrest-core-", "kotlin-stdlib-")
 
 
-def test_the_real_engine_answers_a_java_virtual_machine(tiny_pte: Path, tmp_path: Path) -> None:
+def test_the_real_engine_answers_a_java_virtual_machine(tiny_pte: Path, multimodal_pte: Path, tmp_path: Path) -> None:
     need_java()
     wanted = answer(tiny_pte, None, Request("What is the capital of France?", max_new_tokens=64), lambda text: None)
     assert wanted.ended and len(wanted.text) > 10
-    told = {
+    told: dict[str, object] = {
         "library": library(),
         "model": tiny_pte,
         "tokenizer": tiny_pte.with_name("tokenizer.json"),
         "answer": wanted.text,
     }
+    path = classes(tmp_path)
+    check("NativeEngineChecks", CHECKS, told, path)
+    expected = tmp_path / "turns.json"
+    expected.write_text(json.dumps(make_turns(multimodal_pte)))
+    told |= {"model": multimodal_pte, "tokenizer": multimodal_pte.with_name("tokenizer.json"), "expected": expected}
+    check("MediaEngineChecks", MEDIA_CHECKS, told, path)
+
+
+def check(name: str, tests: int, told: dict[str, object], path: str) -> None:
+    """Run a class of tests in a Java virtual machine that watches over JNI."""
     command = ["java", "-Xcheck:jni", "-Xmx512m", *(f"-Dpocketphi.{key}={value}" for key, value in told.items())]
-    command += ["-cp", classes(tmp_path), "org.junit.runner.JUnitCore", "org.pocketphi.core.NativeEngineChecks"]
+    command += ["-cp", path, "org.junit.runner.JUnitCore", f"org.pocketphi.core.{name}"]
     ran = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600)
-    assert ran.returncode == 0 and f"OK ({CHECKS} tests)" in ran.stdout, ran.stdout[-6000:]
+    assert ran.returncode == 0 and f"OK ({tests} tests)" in ran.stdout, ran.stdout[-6000:]
     warnings = [line for line in ran.stdout.splitlines() if "in native method" in line or "JNI local refs" in line]
     assert not warnings, "\n".join(warnings)
 

@@ -52,7 +52,10 @@ class App:
         self.run, self.count, self.phase = extras["run"], 0, "idle"
         self.file, self.lines = RESULTS / f"{self.run}.json", RESULTS / f"{self.run}.progress.jsonl"
         self.lengths = [int(part) for part in extras["prompt_tokens"].split(",")]
-        self.repeats: list[list] = [[] for _ in self.lengths]
+        modes = extras.get("modes", "text").split(",")
+        self.runs = [(length, "text") for length in self.lengths if "text" in modes]
+        self.runs += [(self.lengths[0], mode) for mode in modes if mode != "text"]
+        self.repeats: list[list] = [[] for _ in self.runs]
         self.memory = dict.fromkeys(KEYS) | {"pss_bytes": 900_000_000, "rss_bytes": 1_000_000_000}
         self.memory |= {"private_dirty_bytes": 800_000_000, "available_bytes": 2_000_000_000}
 
@@ -92,7 +95,7 @@ class App:
         self.tell("loaded", load_ms=50)
         texts = [Path(path).read_text() for path in self.extras["prompt_files"].split(",")]
         assert len(texts) == len(self.lengths) and all(texts)
-        for index, length in enumerate(self.lengths):
+        for index, (length, mode) in enumerate(self.runs):
             for warmup in range(self.extras["warmups"]):
                 self.tell("warmup", configuration=index, warmup=warmup)
             for number in range(self.extras["repeats"]):
@@ -100,9 +103,9 @@ class App:
                     time.sleep(self.extras["cooldown_s"])
                 self.count += 1
                 self.fail()
-                self.keep(index, number, self.measured(length))
+                self.keep(index, number, self.measured(length, mode))
 
-    def measured(self, length: int) -> dict:
+    def measured(self, length: int, mode: str) -> dict:
         new, begun = self.extras["new_tokens"], time.monotonic()
         self.phase = "prefill"
         time.sleep(self.behaviour.get("slow", 0.02) / 2)
@@ -120,6 +123,7 @@ class App:
             "decode_tokens_per_s": (new - 1) / rest, "token_ms": [1e3 * rest / (new - 1)] * (new - 1),
             "memory": {"samples": [sample], "peak": self.memory}, "thermal": {"before": COOL, "after": after},
             "throttled": hot, "low_memory_events": 0, "stop_reason": "new_tokens", "notes": [],
+            **({} if mode == "text" else {"encode_ms": 40, "encoded_bytes": 900_000_000, "media_tokens": 545}),
         }  # fmt: skip
 
     def real(self, path: str) -> None:
@@ -193,7 +197,7 @@ class App:
     def write(self, status: str, problem: str | None = None) -> None:
         facts, wanted = self.extras, ("new_tokens", "repeats", "warmups", "cooldown_s", "load_mode")
         model = Path(facts["model"])
-        done, count = sum(map(len, self.repeats)), facts["repeats"] * len(self.lengths)
+        done, count = sum(map(len, self.repeats)), facts["repeats"] * len(self.runs)
         going_on = f"The run goes on: {done} of {count} repeats are done."
         document = {
             "schema": "pocketphi-result/1", "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -209,10 +213,12 @@ class App:
             },
             "runs": [
                 {
-                    "configuration": {"prompt_tokens": length, **{key: facts[key] for key in wanted}},
+                    "configuration": {
+                        "prompt_tokens": length, "mode": mode, **{key: facts[key] for key in wanted}
+                    },
                     "repeats": repeats, "summary": summarise(repeats),
                 }
-                for length, repeats in zip(self.lengths, self.repeats, strict=True)
+                for (length, mode), repeats in zip(self.runs, self.repeats, strict=True)
             ],
         }  # fmt: skip
         if self.behaviour.get("rubbish") == "schema" and status == "complete":

@@ -94,6 +94,8 @@ class HeadlessRun(AppRun):
             "prompt_tokens": ",".join(map(str, plan.prompt_tokens)),
             "prompt_files": ",".join(f"{FOLDER}/{prompt.name}" for prompt in self.files.prompts),
         }
+        if plan.modes != ("text",):  # older apps know no modes
+            extras["modes"] = ",".join(plan.modes)
         keys = ("new_tokens", "repeats", "warmups", "cooldown_s", "load_mode")
         if self.ignore_memory:  # the app looks at it too
             extras["ignore_memory"] = 1

@@ -69,7 +69,27 @@ MEMORY_KEYS: Final = tuple(SCHEMA["$defs"]["memory"]["properties"])
 THERMAL: Final = tuple(SCHEMA["$defs"]["thermal"]["properties"]["status"]["enum"])  # by severity; last unknown
 HOT: Final = frozenset(_data["hot"])
 REMARKS: Final[dict[str, str]] = _data["remarks"]
+MODE_WORDS: Final[dict[str, str]] = _data["modes"]
+MODES: Final = ("text", *MODE_WORDS)
+MEDIA: Final[dict[str, Any]] = _data["media"]  # pixels, seconds, hertz and loudness of the standard picture and sound
 GOING_ON: Final[str] = _data["going_on"]
+
+
+def lengths(configuration: Mapping[str, Any], between: str = "+") -> str:
+    """A configuration for people: `64+128`, or `64+128 with a picture`."""
+    words = MODE_WORDS.get(configuration.get("mode", "text"))
+    return f"{configuration['prompt_tokens']}{between}{configuration['new_tokens']}{f' {words}' if words else ''}"
+
+
+def named(configuration: Mapping[str, Any]) -> str:
+    """By its prompt alone: `64 tokens`, or `64 tokens with a picture`."""
+    words = MODE_WORDS.get(configuration.get("mode", "text"))
+    return f"{configuration['prompt_tokens']} tokens{f' {words}' if words else ''}"
+
+
+def key(configuration: Mapping[str, Any]) -> tuple[int, int, str]:
+    """What two results must have in common to be compared: prompt and new tokens, and the mode."""
+    return configuration["prompt_tokens"], configuration["new_tokens"], configuration.get("mode", "text")
 
 
 def goes_on(problem: str | None) -> bool:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +27,7 @@ import psutil
 
 from checkpoints.cache import cache_folder
 from checkpoints.errors import BadInput
+from export.bench.contract import MEMORY
 from export.bench.files import local_file
 from export.bench.memory import nothing, parse_memory, sample, with_peak
 from export.bench.model import make_model
@@ -37,6 +38,8 @@ from export.bench.results import result
 from export.bench.results.numbers import size
 from export.subprocess_call import last_line
 
+KINDS = tuple(metric.place[-1] for metric in MEMORY)
+WAITS = ("idle", "encoded")  # phases that the worker stays in until it has been looked at
 INTERVAL_S = 0.02
 MOST = 0.05  # of the time may go into asking: a large process's tables take long to walk
 ROOT = Path(__file__).resolve().parents[3]
@@ -135,7 +138,7 @@ class Run:
         options: Desktop = Desktop(),
     ) -> None:
         self.plan, self.watch, self.options, self.on_repeat = plan, watch, options, on_repeat
-        self.repeats: list[list[dict[str, Any]]] = [[] for _ in plan.prompt_tokens]
+        self.repeats: list[list[dict[str, Any]]] = [[] for _ in plan.configurations()]
         self._phases: list[tuple[float, str]] = []
         self._before: dict[str, Any] = {}
         self._doing = "starting"
@@ -147,7 +150,7 @@ class Run:
 
     def _follow(self, packed: Path | None) -> str | None:
         plan, options = self.plan, self.options
-        keys = ("new_tokens", "repeats", "warmups", "cooldown_s", "load_mode", "prompt_tokens")
+        keys = ("new_tokens", "repeats", "warmups", "cooldown_s", "load_mode", "prompt_tokens", "modes")
         spec = {key: getattr(plan, key) for key in keys} | {"pte": str(plan.pte), "tokenizer": str(plan.tokenizer)}
         spec |= {"engine": options.engine, "packed": str(packed), "draft_tokens": options.draft_tokens}
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -192,7 +195,7 @@ class Run:
             if event["event"] == "done":
                 return None
             self._take(event, sampler)
-            if event.get("phase") == "idle":  # it has been looked at and may go on
+            if event.get("phase") in WAITS:  # it has been looked at and may go on
                 assert worker.stdin is not None
                 with suppress(BrokenPipeError):
                     worker.stdin.write("\n")
@@ -204,9 +207,11 @@ class Run:
         match event["event"]:
             case "phase":
                 self._phases.append((event["at"], event["phase"]))
-                if event["phase"] == "idle":  # what a load or an answer left, however short it was
+                if event["phase"] in WAITS:  # what a load, an encoder or an answer left, however short it was
                     sampler.take(event["at"])
-                self._doing = {"load": "loading the model", "idle": "resting"}.get(event["phase"], "answering")
+                self._doing = {"load": "loading the model", "idle": "resting", "encode": "encoding"}.get(
+                    event["phase"], "answering"
+                )
             case "begin":
                 self._before = thermal()
             case "loaded":
@@ -226,7 +231,7 @@ class Run:
         if not samples and sampler.taken:  # shorter than the time between two samples
             samples = [sample(1e3 * (end - begun), "decode", sampler.taken[-1][1])]
         repeat = result.make_repeat(
-            event["measures"],
+            event["measures"] | encoding_memory(samples),
             **event["counted"],
             **event["told"],
             new_tokens=self.plan.new_tokens,
@@ -246,7 +251,17 @@ class Run:
         return [sample(1e3 * (at - start), "load", memory) for at, memory in sampler.between(start, end)]
 
     def _phase(self, at: float) -> str:
-        return next((phase for begun, phase in reversed(self._phases) if begun < at), "idle")
+        phase = next((phase for begun, phase in reversed(self._phases) if begun < at), "idle")
+        return "encode" if phase == "encoded" else phase
+
+
+def encoding_memory(samples: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
+    """The most while something was encoded, and what was left of it, in bytes of the first kind that is known."""
+    seen = [sample["memory"] for sample in samples if sample["phase"] == "encode"]
+    name = next((name for name in KINDS if seen and seen[-1].get(name) is not None), None)
+    if name is None:
+        return {}
+    return {"encode_peak_bytes": max(one[name] or 0 for one in seen), "encoded_bytes": seen[-1][name]}
 
 
 def thermal() -> dict[str, Any]:

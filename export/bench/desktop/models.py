@@ -13,7 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from checkpoints.errors import BadInput
+from export.bench.contract import MEDIA
 
 Tell = Callable[..., None]
 
@@ -38,7 +41,8 @@ class Model(Protocol):
     def load(self) -> None:
         """Load, in place of what was loaded before: never two are in memory."""
 
-    def answer(self, ids: list[int], new_tokens: int) -> Answer: ...
+    def answer(self, ids: list[int], new_tokens: int, mode: str = "text") -> Answer:
+        """Answer a prompt, in another mode than text after the standard picture or sound."""
 
 
 class RunnerModel:
@@ -81,7 +85,9 @@ class RunnerModel:
     def _settings(self, new_tokens: int) -> Any:
         return self.module.GenerationConfig(echo=False, max_new_tokens=new_tokens, temperature=0.0)
 
-    def answer(self, ids: list[int], new_tokens: int) -> Answer:
+    def answer(self, ids: list[int], new_tokens: int, mode: str = "text") -> Answer:
+        if mode != "text":
+            raise BadInput(f"upstream's runner has no mode {mode}")
         stamps: list[float] = []
 
         def take(piece: str) -> None:
@@ -121,6 +127,7 @@ class OurModel:
 
         self.pte, self.packed, self.draft_tokens, self.tell = pte, packed, draft_tokens, tell
         self.engine, self.load_ms, self.packing = NativeEngine(), 0.0, {}  # compiled here, before anything is timed
+        self.sound_rate = 0
 
     def __enter__(self) -> OurModel:
         return self
@@ -140,10 +147,24 @@ class OurModel:
                 "of one token a step"
             )
         kind = {Packing.UNPACKED: "none", Packing.PACKED: "cold", Packing.REUSED: "warm"}[loaded.packing]
+        self.sound_rate = loaded.sound_rate
         self.load_ms, self.packing = loaded.load_ms, {"packing": kind, "packing_note": loaded.packed_note or None}
         self.tell("loaded", load_ms=round(loaded.load_ms))
 
-    def answer(self, ids: list[int], new_tokens: int) -> Answer:
+    def _encode(self, mode: str) -> tuple[list[int], dict[str, float | None]]:
+        """Ids of the standard picture or sound, encoded anew, and how long that took."""
+        if mode == "text":
+            return [], {}
+        media = standard(mode, self.sound_rate)
+        self.engine.forget_media()
+        self.tell("phase", phase="encode")
+        encoded = (
+            self.engine.picture(media) if mode == "vision" else self.engine.sound(media, self.sound_rate, "speech")
+        )
+        self.tell("phase", phase="encoded")
+        return encoded.ids, {"encode_ms": encoded.prepare_ms + encoded.encode_ms}
+
+    def answer(self, ids: list[int], new_tokens: int, mode: str = "text") -> Answer:
         from export.engine.native import Sampling
 
         count = 0
@@ -155,6 +176,8 @@ class OurModel:
                 self.tell("phase", phase="decode")
 
         self.engine.release()  # else only what the last answer did not have in common would be computed
+        media, encoding = self._encode(mode)
+        ids = media + ids
         self.tell("phase", phase="prefill")
         sampling = Sampling(max_new_tokens=new_tokens, draft_tokens=self.draft_tokens, ignore_eos=True)
         found = self.engine.generate(ids, sampling, on_token=take)
@@ -165,7 +188,8 @@ class OurModel:
                 "generated_tokens": len(found.token_ids),
                 "token_ms": [round(ms, 4) for ms in found.token_ms[1:]],
             },
-            {
+            encoding
+            | {
                 "load_ms": None,
                 "time_to_first_token_ms": found.first_token_ms,
                 "prefill_tokens_per_s": 1e3 * len(ids) / found.prefill_ms,
@@ -173,5 +197,15 @@ class OurModel:
                 if found.decode_ms
                 else None,
             },
-            {"drafted_tokens": found.drafted_tokens, "accepted_tokens": found.accepted_tokens},
+            {"drafted_tokens": found.drafted_tokens, "accepted_tokens": found.accepted_tokens}
+            | ({"media_tokens": len(media)} if media else {}),
         )
+
+
+def standard(mode: str, rate: int) -> np.ndarray:
+    """The picture, uint8 [height, width, 3], or the sound, float32 [n], that contract.json says."""
+    from export.media.vectors import painted, tone
+
+    if mode == "vision":
+        return painted(MEDIA["width"], MEDIA["height"])
+    return tone(rate, MEDIA["seconds"], MEDIA["hertz"], MEDIA["loudness"])

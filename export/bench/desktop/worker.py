@@ -1,11 +1,12 @@
 """Runs the repeats of a plan with one of the C++ engines and tells each as a line of JSON.
 
 A process of its own (`python -m export.bench.desktop.worker`), whose memory is measured from outside. Its argument is
-JSON: pte, tokenizer, new_tokens, repeats, warmups, cooldown_s, load_mode, prompt_tokens (lengths), engine, packed (a
-folder), draft_tokens.
-Events, each with `at`, seconds of the system's monotonic clock: `phase` (load, prefill, decode, idle), `loaded`,
-`warmup`, `repeat`, `refused` (a sentence; nothing was run), `done`. After `idle` it waits for a line on stdin, or its
-end: a look at its memory through all its pages would disturb what comes next. Knows nothing of results and memory.
+JSON: pte, tokenizer, new_tokens, repeats, warmups, cooldown_s, load_mode, prompt_tokens (lengths), modes,
+engine, packed (a folder), draft_tokens.
+Events, each with `at`, seconds of the monotonic clock: `phase` (load, encode, encoded, prefill, decode, idle),
+`loaded`, `warmup`, `repeat`, `refused` (a sentence; nothing was run), `done`. After `idle` and `encoded` it waits for
+a line on stdin, or its end: a look at its memory through all its pages would disturb what comes next. Knows nothing
+of results and memory.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def work(spec: dict[str, Any], tell: Tell) -> None:
     check_fits(pte, facts, tokenizer)
     texts = make_prompts(path, tuple(spec["prompt_tokens"]))
     prompts = [runner_ids(path, text) for text in texts]
-    for ids in prompts:
+    others = [mode for mode in spec["modes"] if mode != "text"]
+    runs = [(ids, "text") for ids in prompts if "text" in spec["modes"]] + [(prompts[0], mode) for mode in others]
+    for ids, _ in runs:
         if len(ids) + spec["new_tokens"] > facts.context:
             raise BadInput(
                 f"{len(ids)} prompt tokens and {spec['new_tokens']} new ones do not fit into the {facts.context} "
@@ -45,16 +48,16 @@ def work(spec: dict[str, Any], tell: Tell) -> None:
     else:
         model = RunnerModel(pte, tokenizer.vocab_size, tell)
     with model:
-        _repeats(spec, prompts, model, tell)
+        _repeats(spec, runs, model, tell)
 
 
-def _repeats(spec: dict[str, Any], prompts: list[list[int]], model: Model, tell: Tell) -> None:
+def _repeats(spec: dict[str, Any], runs: list[tuple[list[int], str]], model: Model, tell: Tell) -> None:
     each, new_tokens = spec["load_mode"] == "each", spec["new_tokens"]
     model.load()
     fresh = first = True
-    for configuration, ids in enumerate(prompts):
+    for configuration, (ids, mode) in enumerate(runs):
         for warmup in range(spec["warmups"]):
-            model.answer(ids, new_tokens)
+            model.answer(ids, new_tokens, mode)
             tell("warmup", configuration=configuration, warmup=warmup)
         for repeat in range(spec["repeats"]):
             if not first:
@@ -65,7 +68,7 @@ def _repeats(spec: dict[str, Any], prompts: list[list[int]], model: Model, tell:
             if each and not first:
                 model.load()
                 fresh = True
-            answer = model.answer(ids, new_tokens)
+            answer = model.answer(ids, new_tokens, mode)
             if fresh:
                 answer.measures["load_ms"] = model.load_ms
                 answer.told.update(model.packing)
@@ -81,7 +84,7 @@ def main() -> int:
 
     def tell(event: str, **more: Any) -> None:
         print(json.dumps({"event": event, "at": time.monotonic(), **more}), file=out)
-        if more.get("phase") == "idle":
+        if more.get("phase") in ("idle", "encoded"):
             sys.stdin.readline()
 
     try:

@@ -195,6 +195,8 @@ class IosRun(AppRun):
             "cooldown": plan.cooldown_s,
             "load-mode": plan.load_mode,
         }
+        if plan.modes != ("text",):  # older apps know no modes
+            arguments["modes"] = ",".join(plan.modes)
         launch = [
             "device",
             "process",

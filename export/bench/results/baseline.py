@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from checkpoints.errors import BadInput
-from export.bench.contract import METRICS, Metric
+from export.bench.contract import METRICS, Metric, key, lengths
 from export.bench.results.result import Document
 
 
@@ -17,6 +17,7 @@ class Change:
 
     prompt_tokens: int
     new_tokens: int
+    mode: str
     metric: Metric
     before: float
     now: float
@@ -38,10 +39,15 @@ class Change:
             return "the same"
         return f"{abs(self.worse):.1%} {'worse' if self.worse > 0 else 'better'}"
 
+    @property
+    def lengths(self) -> str:
+        """The configuration, for people."""
+        return lengths(vars(self), " + ")
+
     def __str__(self) -> str:
         tolerated = "" if self.tolerance is None else f", tolerated {self.tolerance:.1%}"
         return (
-            f"{self.prompt_tokens}+{self.new_tokens} tokens: {self.metric.name} {self.now:,.4g} instead of "
+            f"{lengths(vars(self))} tokens: {self.metric.name} {self.now:,.4g} instead of "
             f"{self.before:,.4g}, {self.words}{tolerated}"
         )
 
@@ -49,13 +55,13 @@ class Change:
         return {**vars(self), "metric": self.metric.name, "regression": self.regression}
 
 
-def check_baseline(baseline: Document, lengths: set[tuple[int, int]], name: object) -> None:
-    """Raise BadInput unless the baseline has a configuration of these prompt and new tokens."""
-    if not lengths & _summaries(baseline).keys():
-        have = ", ".join(f"{prompt}+{new}" for prompt, new in _summaries(baseline)) or "none with a finished repeat"
+def check_baseline(baseline: Document, planned: Sequence[Mapping[str, Any]], name: object) -> None:
+    """Raise BadInput unless the baseline has one of these configurations."""
+    have = _configurations(baseline)
+    if not have.keys() & set(map(key, planned)):
         raise BadInput(
-            f"--baseline {name} has no configuration of this run "
-            f"({', '.join(f'{prompt}+{new}' for prompt, new in sorted(lengths))} tokens): it has {have}"
+            f"--baseline {name} has no configuration of this run ({', '.join(map(lengths, planned))} tokens): "
+            f"it has {', '.join(map(lengths, have.values())) or 'none with a finished repeat'}"
         )
 
 
@@ -65,15 +71,15 @@ def compare(baseline: Document, document: Document, tolerance: float | None = No
     `tolerance` stands in for the metrics' own, but for those that have none.
     """
     before, changes = _summaries(baseline), []
-    for (prompt, new), summary in _summaries(document).items():
+    for configuration, summary in _summaries(document).items():
         for metric in METRICS:
-            was = _median(before.get((prompt, new), {}), metric)
+            was = _median(before.get(configuration, {}), metric)
             now = _median(summary, metric)
             if was is None or now is None or was <= 0:
                 continue
             worse = (was - now if metric.higher_is_better else now - was) / was
             allowed = metric.tolerance if metric.tolerance is None or tolerance is None else tolerance
-            changes.append(Change(prompt, new, metric, was, now, worse, allowed))
+            changes.append(Change(*configuration, metric, was, now, worse, allowed))
     return changes
 
 
@@ -83,6 +89,18 @@ def differences(baseline: Document, document: Document) -> list[str]:
     for (what, was), is_ in zip(_facts(baseline).items(), _facts(document).values(), strict=True):
         if was and is_ and was != is_:
             notes.append(f"the baseline's {what} is {was[:40]}, this one's {is_[:40]}")
+    return notes + [*_only(document, baseline, "the baseline has"), *_only(baseline, document, "this one has")]
+
+
+def _only(one: Document, other: Document, other_has: str) -> list[str]:
+    """What of one result the other lacks: whole configurations, and metrics of those that both have."""
+    configurations, theirs = _configurations(one), _summaries(other)
+    lacks = [lengths(configuration) for at, configuration in configurations.items() if at not in theirs]
+    notes = [f"{other_has} no repeat of {', '.join(lacks)} tokens"] if lacks else []
+    for at, summary in _summaries(one).items():
+        names = [m.label for m in METRICS if at in theirs and _median(summary, m) and not _median(theirs[at], m)]
+        if names:
+            notes.append(f"{lengths(configurations[at])} tokens: {other_has} no {', '.join(names)}")
     return notes
 
 
@@ -98,12 +116,12 @@ def _facts(document: Document) -> dict[str, str | None]:
     }
 
 
-def _summaries(document: Document) -> dict[tuple[int, int], dict[str, Any]]:
-    return {
-        (run["configuration"]["prompt_tokens"], run["configuration"]["new_tokens"]): run["summary"]
-        for run in document["runs"]
-        if run["repeats"]
-    }
+def _summaries(document: Document) -> dict[tuple[int, int, str], dict[str, Any]]:
+    return {key(run["configuration"]): run["summary"] for run in document["runs"] if run["repeats"]}
+
+
+def _configurations(document: Document) -> dict[tuple[int, int, str], dict[str, Any]]:
+    return {key(run["configuration"]): run["configuration"] for run in document["runs"] if run["repeats"]}
 
 
 def _median(summary: Mapping[str, Mapping[str, float] | None], metric: Metric) -> float | None:

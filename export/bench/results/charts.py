@@ -208,7 +208,7 @@ def _coloured(document: Document) -> list[tuple[dict[str, Any], str]]:
 
 
 def _label(run: dict[str, Any]) -> str:
-    return f"{run['configuration']['prompt_tokens']} tokens"
+    return contract.named(run["configuration"])
 
 
 def _legend(ax: Axes, document: Document) -> None:
@@ -236,6 +236,6 @@ def _baseline_median(baseline: Document | None, run: dict[str, Any], metric: Met
     wanted = run["configuration"]
     for other in baseline["runs"] if baseline else ():
         had, statistics = other["configuration"], other["summary"].get(metric.name)
-        if statistics and all(had[name] == wanted[name] for name in ("prompt_tokens", "new_tokens")):
+        if statistics and contract.key(had) == contract.key(wanted):
             return float(statistics["median"])
     return None

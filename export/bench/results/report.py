@@ -7,12 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from export.bench.contract import METRICS, Metric
+from export.bench.contract import METRICS, MODE_WORDS, Metric, lengths, named
 from export.bench.results import charts
 from export.bench.results.baseline import Change, differences
 from export.bench.results.numbers import number, shown, size, titled
 from export.bench.results.result import STATISTICS, Document
-from export.bench.results.table import HEADLINES, notes_of, peak
+from export.bench.results.table import HEADLINES, headlines, notes_of, peak
 
 CSS = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 CHARTS = {"rates": "Rates per repeat", "latency": "Token latency", "memory": "Memory", "temperature": "Temperature"}
@@ -77,7 +77,9 @@ def _tiles(run: dict[str, Any]) -> str:
         tiles.append(_tile(memory, summary[memory.name]))
     done = len(run["repeats"])
     count = f"{done} of {wanted['repeats']}" if done < wanted["repeats"] else done
-    head = f"{wanted['prompt_tokens']} prompt tokens, {wanted['new_tokens']} new, {count} repeats"
+    words = MODE_WORDS.get(wanted.get("mode", "text"))
+    prompt = f"{wanted['prompt_tokens']} prompt tokens{f' {words}' if words else ''}"
+    head = f"{prompt}, {wanted['new_tokens']} new, {count} repeats"
     return f'<section class="card"><h2>{head}</h2><div class="tiles">{"".join(tiles)}</div></section>'
 
 
@@ -108,7 +110,7 @@ def _changes(changes: Sequence[Change]) -> str:
         tolerated = "" if change.tolerance is None else f"{change.tolerance:.1%}"
         rows.append(
             [
-                f"{change.prompt_tokens} + {change.new_tokens}: {titled(change.metric)}",
+                f"{change.lengths}: {titled(change.metric)}",
                 *(shown(change.metric, value) for value in (change.before, change.now)),
                 f'<span class="{kind}">{change.words}</span>',
                 tolerated,
@@ -125,13 +127,13 @@ def _statistics(document: Document) -> str:
         for metric in METRICS:
             if found := run["summary"].get(metric.name):
                 values = [shown(metric, found[key]) for key in STATISTICS]
-                rows.append([f"{wanted['prompt_tokens']} + {wanted['new_tokens']}: {titled(metric)}", *values])
+                rows.append([f"{lengths(wanted, ' + ')}: {titled(metric)}", *values])
     table = _table(["prompt + new tokens", *STATISTICS], rows)
     return f'<section class="card"><h2>Summary</h2>{table}</section>' if rows else ""
 
 
 def _repeats(document: Document) -> str:
-    rows = []
+    rows, metrics = [], headlines(document)
     for run in document["runs"]:
         for index, repeat in enumerate(run["repeats"], 1):
             state = repeat["thermal"]["after"]
@@ -139,14 +141,14 @@ def _repeats(document: Document) -> str:
             heat = "–" if state["battery_celsius"] is None else f"{state['battery_celsius']:.1f} °C"
             rows.append(
                 [
-                    f"{run['configuration']['prompt_tokens']} tokens, {index}",
-                    *(number(repeat.get(metric.name)) for metric in HEADLINES),
+                    f"{named(run['configuration'])}, {index}",
+                    *(number(repeat.get(metric.name)) for metric in metrics),
                     str(repeat["generated_tokens"]),
                     repeat["stop_reason"].replace("_", " "),
                     f"{hot}{escape(state['status'])}, {heat}",
                 ]
             )
-    head = ["repeat", *map(titled, HEADLINES), "new tokens", "ended by", "afterwards"]
+    head = ["repeat", *map(titled, metrics), "new tokens", "ended by", "afterwards"]
     return f'<details class="card"><summary>Every repeat</summary>{_table(head, rows)}</details>' if rows else ""
 
 

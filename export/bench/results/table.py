@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from export.bench.contract import MEMORY, METRICS, REMARKS, Metric
+from export.bench.contract import MEMORY, METRICS, REMARKS, Metric, lengths, named
 from export.bench.results.baseline import Change
 from export.bench.results.numbers import shown, size, spread, titled
 from export.bench.results.result import Document
@@ -25,9 +25,10 @@ def render(document: Document, changes: Sequence[Change]) -> Group:
     title = Text(f"{device['model']}{soc}", style="bold")
     title.append(f", {device['os']} {device['os_version']} {device['abi']}{ram}\n", style="not bold")
     title.append(f"{model['file']}, {size(model['size_bytes'])}, run by {document['build']['engine']}", "not bold")
-    table = _table("tokens", "repeats", *(f"{metric.label}\n{metric.unit}" for metric in HEADLINES), "peak\nmemory")
+    metrics = headlines(document)
+    table = _table("tokens", "repeats", *(f"{metric.label}\n{metric.unit}" for metric in metrics), "peak\nmemory")
     for run in document["runs"]:
-        table.add_row(*_row(run))
+        table.add_row(*_row(run, metrics))
     parts: list[RenderableType] = [title, table]
     parts += [Text(f"note: {note}", style="yellow") for note in notes_of(document)]
     if changes:
@@ -37,6 +38,12 @@ def render(document: Document, changes: Sequence[Change]) -> Group:
 
 def show(document: Document, changes: Sequence[Change], console: Console) -> None:
     console.print(render(document, changes), soft_wrap=False)
+
+
+def headlines(document: Document) -> list[Metric]:
+    """Those of a multimodal file only where a run has them."""
+    found = [run["summary"].get("encode_ms") for run in document["runs"]]
+    return [metric for metric in HEADLINES if metric.name != "encode_ms" or any(found)]
 
 
 def peak(summary: dict[str, Any]) -> Metric | None:
@@ -51,13 +58,13 @@ def _table(*names: str) -> Table:
     return table
 
 
-def _row(run: dict[str, Any]) -> list[str]:
+def _row(run: dict[str, Any], metrics: Sequence[Metric]) -> list[str]:
     wanted, summary = run["configuration"], run["summary"]
     memory = peak(summary)
     return [
-        f"{wanted['prompt_tokens']}+{wanted['new_tokens']}",
+        lengths(wanted),
         f"{len(run['repeats'])}/{wanted['repeats']}",
-        *(spread(metric, summary.get(metric.name)) for metric in HEADLINES),
+        *(spread(metric, summary.get(metric.name)) for metric in metrics),
         f"{shown(memory, summary[memory.name]['median'])}\n{memory.label.removeprefix('peak ')}" if memory else "–",
     ]
 
@@ -66,9 +73,9 @@ def notes_of(document: Document) -> list[str]:
     """What a reader of the numbers must know, in sentences."""
     notes = [document["problem"]] if document["problem"] else []
     for run in document["runs"]:
-        length = run["configuration"]["prompt_tokens"]
-        notes += [f"{length} tokens: {remark}" for remark in _remarks(run["repeats"])]
-        notes += sorted({f"{length} tokens: {note}" for repeat in run["repeats"] for note in repeat["notes"]})
+        name = named(run["configuration"])
+        notes += [f"{name}: {remark}" for remark in _remarks(run["repeats"])]
+        notes += sorted({f"{name}: {note}" for repeat in run["repeats"] for note in repeat["notes"]})
     return notes
 
 
@@ -92,7 +99,7 @@ def _changes(changes: Sequence[Change]) -> Table:
     table = _table("prompt + new", "median of", "baseline", "now", "change")
     for change in changes:
         table.add_row(
-            f"{change.prompt_tokens} + {change.new_tokens}",
+            change.lengths,
             titled(change.metric),
             shown(change.metric, change.before),
             shown(change.metric, change.now),

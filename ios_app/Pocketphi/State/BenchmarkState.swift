@@ -27,6 +27,8 @@ final class BenchmarkState {
   var repeats = Contract.current.option("repeats").number
   var warmups = Contract.current.option("warmups").number
   var cooldownS = Double(Contract.current.option("cooldown_s").number)
+  /// Whether a file that takes pictures or sound is measured with them too.
+  var withMedia = true
   var loadMode = LoadMode(rawValue: Contract.current.option("load_mode").text) ?? .once
 
   private(set) var live: Live?
@@ -101,17 +103,18 @@ final class BenchmarkState {
     refresh()
   }
 
+  /// What the chosen model takes, by its manifest.
+  var modes: [Mode] { model?.manifest?.modes ?? [.text] }
+
   private func request() throws -> RunRequest {
     guard let model else { throw BadInput("Choose a model first.") }
     guard let tokenizer else { throw BadInput("Choose the tokenizer of \(model.name) first.") }
     let stamp = Date().formatted(.iso8601.dateSeparator(.omitted).timeSeparator(.omitted)).lowercased()
     return try RunRequest(
       name: "run-\(stamp)", model: model.file, tokenizer: tokenizer,
-      configurations: LaunchArguments.lengths(promptTokens).map {
-        try Configuration(
-          promptTokens: $0, newTokens: newTokens, repeats: repeats, warmups: warmups, cooldownS: cooldownS,
-          loadMode: loadMode)
-      })
+      configurations: Configuration.all(
+        lengths: LaunchArguments.lengths(promptTokens), modes: withMedia ? modes : [.text], newTokens: newTokens,
+        repeats: repeats, warmups: warmups, cooldownS: cooldownS, loadMode: loadMode))
   }
 
   private func handle(_ event: RunEvent) {

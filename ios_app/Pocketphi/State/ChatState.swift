@@ -13,6 +13,7 @@ final class ChatState {
     var text: String
     /// Rates and counts of an answer.
     var note = ""
+    var media: [Media] = []
   }
 
   enum Stage {
@@ -26,9 +27,14 @@ final class ChatState {
   private(set) var loaded = 0.0
   /// How the model was loaded, and what memory that takes.
   private(set) var loadNote = ""
+  /// What the loaded model takes.
+  private(set) var takes = Takes.text
+  /// What is being looked at or listened to.
+  private(set) var encoding: String?
   var problem: String?
 
   private var worker: ChatWorker?
+  private var refused: (@MainActor () -> Void)?
   private var system = ""
   private var closing: Task<Void, Never>?
 
@@ -53,12 +59,15 @@ final class ChatState {
     }
   }
 
-  func send(_ text: String) {
+  /// `onRefused` where the question could not be asked, or its encoding was stopped.
+  func send(_ text: String, media: [Media] = [], onRefused: @escaping @MainActor () -> Void = {}) {
     guard stage == .ready, let worker else { return }
-    bubbles.append(Bubble(id: bubbles.count, role: .user, text: text))
+    refused = onRefused
+    bubbles.append(Bubble(id: bubbles.count, role: .user, text: text, media: media))
     bubbles.append(Bubble(id: bubbles.count, role: .assistant, text: ""))
     stage = .answering
-    follow(worker.ask(text, newTokens: Contract.current.chat.newTokens), of: worker) { [self] in stage = .ready }
+    let newTokens = Contract.current.chat.newTokens
+    follow(worker.ask(text, media: media, newTokens: newTokens), of: worker) { [self] in stage = .ready }
   }
 
   func stop() {
@@ -85,6 +94,8 @@ final class ChatState {
     }
     worker = nil
     bubbles = []
+    takes = .text
+    encoding = nil
     stage = .empty
   }
 
@@ -100,7 +111,13 @@ final class ChatState {
   private func handle(_ event: ChatWorker.Event) {
     switch event {
     case .loading(let part): loaded = part
-    case .loaded(let note): loadNote = note
+    case .loaded(let note, let takes): (loadNote, self.takes) = (note, takes)
+    case .encoding(let line): encoding = line
+    case .refused(let message):
+      problem = message
+      encoding = nil
+      bubbles.removeLast(min(2, bubbles.count))
+      refused?()
     case .stopped: close()
     case .text(let text):
       if let last = bubbles.indices.last { bubbles[last].text += text }
@@ -108,6 +125,7 @@ final class ChatState {
       if let last = bubbles.indices.last { bubbles[last].note = note }
     case .failed(let message):
       problem = message
+      encoding = nil
       guard stage == .answering, let worker, let last = bubbles.indices.last else { return close() }
       bubbles[last].note = "The conversation begins anew: the model has forgotten what stands above."
       worker.begin(system: system)

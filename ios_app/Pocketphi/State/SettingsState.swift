@@ -9,6 +9,8 @@ final class SettingsState {
   private struct Kept: Codable {
     var engine = EngineSettings()
     var system = ""
+    /// Nil in what older versions kept.
+    var pictureSide: Int?
   }
 
   private static let key = "settings"
@@ -42,6 +44,16 @@ final class SettingsState {
     get { kept.system }
     set {
       kept.system = newValue
+      keep()
+    }
+  }
+
+  /// How many pixels the longer side of a picture has at most: larger ones show more, and take longer and more of the
+  /// context.
+  var pictureSide: Int {
+    get { kept.pictureSide ?? 896 }
+    set {
+      kept.pictureSide = newValue
       keep()
     }
   }

@@ -67,6 +67,9 @@ private struct SetupSections: View {
       Stepper("Warm-ups: \(benchmark.warmups)", value: $benchmark.warmups, in: range("warmups"))
       Stepper(
         "Cool-down: \(Format.fixed(benchmark.cooldownS, 0)) s", value: $benchmark.cooldownS, in: rests, step: 5)
+      if benchmark.modes.count > 1 {
+        Toggle("Also with a picture and with sound", isOn: $benchmark.withMedia)
+      }
       Picker("Load", selection: $benchmark.loadMode) {
         Text("Once").tag(LoadMode.once)
         Text("For every repeat").tag(LoadMode.each)

@@ -9,10 +9,13 @@ struct ChatView: View {
   @Environment(SettingsState.self) private var settings
   @State private var model: LibraryModel?
   @State private var tokenizer: URL?
+  @Environment(AttachmentsState.self) private var attachments
+  @Environment(\.scenePhase) private var scenePhase
   @State private var draft = ""
 
   var body: some View {
     @Bindable var chat = chat
+    @Bindable var attachments = attachments
     NavigationStack {
       Group {
         switch chat.stage {
@@ -39,6 +42,10 @@ struct ChatView: View {
       }
     }
     .problemAlert($chat.problem)
+    .problemAlert($attachments.problem)
+    .onChange(of: scenePhase) {
+      if scenePhase == .background { attachments.stopRecording() }
+    }
   }
 
   private var loading: some View {
@@ -83,7 +90,27 @@ struct ChatView: View {
   }
 
   private var composer: some View {
+    VStack(alignment: .leading) {
+      if let encoding = chat.encoding {
+        Text(encoding).font(.caption).foregroundStyle(.secondary).monospacedDigit()
+      } else if attachments.reading > 0 {
+        ProgressView("Reading the picture").font(.caption)
+      }
+      if let clip = attachments.clip { RecordingRow(clip: clip) { attachments.stopRecording() } }
+      if !attachments.pending.isEmpty {
+        AttachmentRow(media: attachments.pending) { attachments.remove($0) }
+      }
+      question
+    }
+    .padding()
+    .background(.bar)
+  }
+
+  private var question: some View {
     HStack(alignment: .bottom) {
+      if chat.takes != .text {
+        AttachMenu(takes: chat.takes, side: settings.pictureSide, attachments: attachments)
+      }
       TextField("Message", text: $draft, axis: .vertical)
         .lineLimit(1...6)
         .textFieldStyle(.roundedBorder)
@@ -92,20 +119,25 @@ struct ChatView: View {
         Button("Stop", systemImage: "stop.circle.fill") { chat.stop() }
       } else {
         Button("Send", systemImage: "arrow.up.circle.fill") { send() }
-          .disabled(draft.trimmingCharacters(in: .whitespacesAndNewlines).isEmpty)
+          .disabled(!canSend)
       }
     }
     .labelStyle(.iconOnly)
     .font(.title2)
-    .padding()
-    .background(.bar)
   }
 
+  private var text: String { draft.trimmingCharacters(in: .whitespacesAndNewlines) }
+  private var canSend: Bool { !attachments.busy && !(text.isEmpty && attachments.pending.isEmpty) }
+
   private func send() {
-    let text = draft.trimmingCharacters(in: .whitespacesAndNewlines)
-    guard !text.isEmpty, chat.stage == .ready else { return }
+    guard canSend, chat.stage == .ready else { return }
+    let (asked, media) = (text, attachments.take())
     draft = ""
-    chat.send(text)
+    chat.send(asked, media: media) {
+      // It was not asked: the person has it back.
+      if draft.isEmpty { draft = asked }
+      attachments.putBack(media)
+    }
   }
 }
 
@@ -116,12 +148,15 @@ private struct BubbleView: View {
 
   var body: some View {
     VStack(alignment: fromUser ? .trailing : .leading, spacing: 4) {
-      Text(bubble.text.isEmpty ? "…" : bubble.text)
-        .textSelection(.enabled)
-        .padding(10)
-        .background(
-          fromUser ? Color.accentColor.opacity(0.2) : Color(.secondarySystemBackground),
-          in: RoundedRectangle(cornerRadius: 14))
+      if !bubble.media.isEmpty { AttachmentRow(media: bubble.media) }
+      if !fromUser || !bubble.text.isEmpty {
+        Text(bubble.text.isEmpty ? "…" : bubble.text)
+          .textSelection(.enabled)
+          .padding(10)
+          .background(
+            fromUser ? Color.accentColor.opacity(0.2) : Color(.secondarySystemBackground),
+            in: RoundedRectangle(cornerRadius: 14))
+      }
       if !bubble.note.isEmpty {
         Text(bubble.note).font(.caption).foregroundStyle(.secondary).monospacedDigit()
       }

@@ -29,7 +29,7 @@ struct CompareView: View {
           Text("The two results have no lengths in common.").foregroundStyle(.secondary)
         }
         ForEach(Array(comparison.pairs.enumerated()), id: \.offset) { _, pair in
-          Section("\(pair.configuration.promptTokens) prompt and \(pair.configuration.newTokens) new tokens") {
+          Section(pair.configuration.lengths) {
             ForEach(pair.metrics, id: \.metric) { ComparedRow(compared: $0) }
           }
         }

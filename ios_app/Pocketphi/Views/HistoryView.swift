@@ -53,7 +53,7 @@ private struct HistoryRow: View {
 
   private var rates: String {
     saved.document.runs.compactMap { run in
-      run.summary["decode_tokens_per_s"].map { "\(run.configuration.promptTokens): \(Format.rate($0.median))" }
+      run.summary["decode_tokens_per_s"].map { "\(run.configuration.lengths): \(Format.rate($0.median))" }
     }
     .joined(separator: "  ")
   }

@@ -13,7 +13,7 @@ struct ResultView: View {
         Label(problem, systemImage: "exclamationmark.triangle").foregroundStyle(.orange)
       }
       ForEach(Array(document.runs.enumerated()), id: \.offset) { _, run in
-        Section("\(run.configuration.promptTokens) prompt and \(run.configuration.newTokens) new tokens") {
+        Section(run.configuration.lengths) {
           ForEach(Contract.current.metrics) { metric in
             if let statistics = run.summary[metric.name] {
               MetricRow(metric: metric, statistics: statistics)

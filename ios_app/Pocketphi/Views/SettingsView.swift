@@ -51,6 +51,13 @@ struct SettingsView: View {
         Text("Equal seeds give equal answers. Speed and choice hold for the next model that is loaded.")
       }
       Section {
+        Stepper("Longer side: \(settings.pictureSide) pixels", value: $settings.pictureSide, in: 224...4032, step: 224)
+      } header: {
+        Text("Pictures")
+      } footer: {
+        Text("At most. Larger pictures show more, take longer and fill more of the model's context.")
+      }
+      Section {
         LabeledContent("Packed weights", value: Format.bytes(settings.packedBytes))
         Button("Delete packed weights", systemImage: "trash", role: .destructive) { settings.deletePacked() }
           .disabled(settings.packedBytes == 0)

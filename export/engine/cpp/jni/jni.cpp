@@ -69,6 +69,11 @@ void call(JNIEnv* env, jclass native, Work work) {
   if (sentence != nullptr) env->CallStaticVoidMethod(native, fail, static_cast<jint>(status), sentence);
 }
 
+pocketphi_status refused(pocketphi_error* error, const char* sentence) {
+  std::strncpy(error->text, sentence, sizeof error->text - 1);
+  return POCKETPHI_BAD_INPUT;
+}
+
 // A Native.Listener, called on the thread that called.
 class Listener {
  public:
@@ -77,13 +82,18 @@ class Listener {
     const jclass type = env->GetObjectClass(of);
     progress_ = env->GetMethodID(type, "progress", "(JJ)V");
     if (progress_ != nullptr) token_ = env->GetMethodID(type, "token", "(JD)V");
-    if (token_ != nullptr) text_ = env->GetMethodID(type, "text", "([B)V");
+    if (token_ != nullptr) part_ = env->GetMethodID(type, "part", "(JJ)V");
+    if (part_ != nullptr) text_ = env->GetMethodID(type, "text", "([B)V");
   }
   bool ready() const { return text_ != nullptr; }
 
   static void progress(void* self, uint64_t bytes, uint64_t of) {
     auto& to = *static_cast<Listener*>(self);
     to.tell([&] { to.env_->CallVoidMethod(to.of_, to.progress_, static_cast<jlong>(bytes), static_cast<jlong>(of)); });
+  }
+  static void part(void* self, int64_t done, int64_t of) {
+    auto& to = *static_cast<Listener*>(self);
+    to.tell([&] { to.env_->CallVoidMethod(to.of_, to.part_, static_cast<jlong>(done), static_cast<jlong>(of)); });
   }
   static void token(void* self, int64_t id, double ms) {
     auto& to = *static_cast<Listener*>(self);
@@ -113,7 +123,7 @@ class Listener {
   jobject of_;
   pocketphi_engine* engine_;
   pocketphi_tokenizer* tokenizer_;
-  jmethodID progress_ = nullptr, token_ = nullptr, text_ = nullptr;
+  jmethodID progress_ = nullptr, token_ = nullptr, part_ = nullptr, text_ = nullptr;
 };
 
 void put(JNIEnv* env, jdoubleArray into, const std::vector<double>& numbers) {
@@ -123,6 +133,44 @@ void put(JNIEnv* env, jdoubleArray into, const std::vector<double>& numbers) {
 template <class... Numbers>
 std::vector<double> doubles(Numbers... numbers) {
   return {static_cast<double>(numbers)...};
+}
+
+// Pixels or samples of Kotlin's, read where they lie or in a copy of the machine's, and never written.
+template <class Array, class Element, Element* (JNIEnv::*get)(Array, jboolean*), void (JNIEnv::*give)(Array, Element*, jint)>
+class Elements {
+ public:
+  Elements(JNIEnv* env, Array of) : env_(env), of_(of), at_((env->*get)(of, nullptr)) {}
+  ~Elements() {
+    if (at_ != nullptr) (env_->*give)(of_, at_, JNI_ABORT);
+  }
+  Elements(const Elements&) = delete;
+  Elements& operator=(const Elements&) = delete;
+  const Element* at() const { return at_; }  // NULL, and an exception pending, where memory has run out
+  size_t size() const { return static_cast<size_t>(env_->GetArrayLength(of_)); }
+
+ private:
+  JNIEnv* env_;
+  Array of_;
+  Element* at_;
+};
+using Bytes = Elements<jbyteArray, jbyte, &JNIEnv::GetByteArrayElements, &JNIEnv::ReleaseByteArrayElements>;
+using Floats = Elements<jfloatArray, jfloat, &JNIEnv::GetFloatArrayElements, &JNIEnv::ReleaseFloatArrayElements>;
+
+// Encodes by `work`, which is given where to put what was encoded, and tells `of` before each part; writes Native.ENCODED
+// numbers and returns the first id, which no double can hold.
+template <class Work>
+jlong encoded(JNIEnv* env, jclass native, jlong engine, jdoubleArray numbers, jobject of, Work work) {
+  Listener listener(env, of, engine_of(engine), nullptr);
+  if (!listener.ready()) return 0;
+  pocketphi_encoded made = {};
+  call(env, native, [&](pocketphi_error* error) {
+    const auto status = pocketphi_watch_encoding(engine_of(engine), Listener::part, &listener, error);
+    return status == POCKETPHI_OK ? work(&made, error) : status;
+  });
+  pocketphi_watch_encoding(engine_of(engine), nullptr, nullptr, nullptr);
+  if (env->ExceptionCheck()) return 0;
+  put(env, numbers, doubles(made.count, made.parts, made.reused ? 1 : 0, made.prepare_ms, made.encode_ms));
+  return made.first_id;
 }
 
 }  // namespace
@@ -158,8 +206,53 @@ NATIVE(jbyteArray, load, jlong engine, jbyteArray model, jbyteArray cache_dir, j
   });
   if (env->ExceptionCheck()) return nullptr;
   put(env, numbers, doubles(report.packing, report.context_length, report.prefill_chunk, report.logits_positions,
-                            report.threads, report.load_ms, report.pack_ms, report.packed_bytes));
+                            report.threads, report.load_ms, report.pack_ms, report.packed_bytes,
+                            report.takes_pictures ? 1 : 0, report.takes_sound ? 1 : 0, report.sound_rate));
   return bytes(env, report.packed_note, std::strlen(report.packed_note));
+}
+
+NATIVE(jlong, picture, jlong engine, jbyteArray rgb, jint width, jint height, jdoubleArray numbers,
+       jobject of) {
+  return encoded(env, native, engine, numbers, of, [&](pocketphi_encoded* made, pocketphi_error* error) {
+    const Bytes pixels(env, rgb);
+    const size_t columns = static_cast<size_t>(width), rows = static_cast<size_t>(height);
+    if (pixels.at() == nullptr) return POCKETPHI_FAILED;
+    if (width < 1 || height < 1 || pixels.size() / 3 / columns < rows)
+      return refused(error, "the picture has fewer bytes than its width and height need");
+    return pocketphi_picture(
+        engine_of(engine), reinterpret_cast<const uint8_t*>(pixels.at()), columns, rows, made, error);
+  });
+}
+
+// The mode as pocketphi_mode counts.
+NATIVE(jlong, sound, jlong engine, jfloatArray samples, jint rate, jint mode, jdoubleArray numbers, jobject of) {
+  return encoded(env, native, engine, numbers, of, [&](pocketphi_encoded* made, pocketphi_error* error) {
+    const Floats given(env, samples);
+    if (given.at() == nullptr) return POCKETPHI_FAILED;
+    return pocketphi_sound(
+        engine_of(engine), given.at(), given.size(), rate, static_cast<pocketphi_mode>(mode), made, error);
+  });
+}
+
+NATIVE(jlong, pictureTokens, jlong engine, jint width, jint height) {
+  int64_t count = 0;
+  call(env, native, [&](pocketphi_error* error) {
+    const size_t columns = width < 0 ? 0 : static_cast<size_t>(width), rows = height < 0 ? 0 : static_cast<size_t>(height);
+    return pocketphi_picture_tokens(engine_of(engine), columns, rows, &count, error);
+  });
+  return count;
+}
+
+NATIVE(jlong, soundTokens, jlong engine, jint samples, jint rate) {
+  int64_t count = 0;
+  call(env, native, [&](pocketphi_error* error) {
+    return pocketphi_sound_tokens(engine_of(engine), samples < 0 ? 0 : static_cast<size_t>(samples), rate, &count, error);
+  });
+  return count;
+}
+
+NATIVE(void, forgetMedia, jlong engine) {
+  call(env, native, [&](pocketphi_error* error) { return pocketphi_forget_media(engine_of(engine), error); });
 }
 
 // Writes Native.ANSWERED numbers.

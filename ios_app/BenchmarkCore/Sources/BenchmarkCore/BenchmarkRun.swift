@@ -125,6 +125,7 @@ public final class BenchmarkRun: Sendable {
     let created: Date
     var files: ModelFiles?
     var load: Load?
+    var takes = Takes.text
     /// Something was computed since the last rest.
     var warm = false
 
@@ -144,7 +145,7 @@ public final class BenchmarkRun: Sendable {
         onEvent(.warmup(configuration: index, warmup: warmup))
         try ensureLoaded(&progress)
         progress.warm = true
-        _ = try generate(prompt, configuration.newTokens)
+        _ = try generate(prompt, configuration, &progress)
         if configuration.loadMode == .each { unload() }
       }
       for number in 0..<configuration.repeats {
@@ -173,7 +174,7 @@ public final class BenchmarkRun: Sendable {
     var load = progress.load
     progress.load = nil
     var failure: (any Error)?
-    var timed: (times: TokenTimes, generated: Generated)?
+    var timed: (times: TokenTimes, generated: Generated, encoded: [Encoded])?
     var origin = around.clock.nanoseconds()
     if configuration.loadMode == .each {
       unload()
@@ -182,11 +183,14 @@ public final class BenchmarkRun: Sendable {
     // What happened while the model loaded belongs to the repeat that loaded it.
     if load == nil { forgetOutside() }
     do {
-      if configuration.loadMode == .each { load = try self.load(progress.files!) }
+      if configuration.loadMode == .each {
+        load = try self.load(progress.files!)
+        progress.takes = load!.loaded.takes
+      }
       let loaded = load.map { max($0.ms, $0.seen.samples.last?.atMs ?? 0) } ?? 0
       origin = around.clock.nanoseconds() - UInt64(loaded * 1e6)
       watch.begin()
-      timed = try generate(prompt, configuration.newTokens)
+      timed = try generate(prompt, configuration, &progress)
     } catch let problem as EngineFailure {
       failure = problem
     }
@@ -200,8 +204,10 @@ public final class BenchmarkRun: Sendable {
     if configuration.loadMode == .each { unload() }
     let contract = Contract.current
     let promptTokens = timed?.generated.promptTokens ?? prompt.tokens
-    if promptTokens != configuration.promptTokens {
-      note(contract.note("prompt_length", ["found": promptTokens, "wanted": configuration.promptTokens]))
+    let mediaTokens = timed?.encoded.reduce(0) { $0 + $1.tokens } ?? 0
+    if promptTokens - mediaTokens != configuration.promptTokens {
+      let found = promptTokens - mediaTokens
+      note(contract.note("prompt_length", ["found": found, "wanted": configuration.promptTokens]))
     }
     if let made = timed?.generated, made.stopReason == .newTokens, made.generatedTokens < configuration.newTokens {
       note(contract.note("context_full", ["found": made.generatedTokens, "wanted": configuration.newTokens]))
@@ -211,9 +217,12 @@ public final class BenchmarkRun: Sendable {
     let happened = outside.current
     var measures = timed?.times.measures(promptTokens: promptTokens) ?? [:]
     measures["load_ms"] = load?.ms
+    if let encoded = timed?.encoded, !encoded.isEmpty { measures["encode_ms"] = encoded.reduce(0) { $0 + $1.ms } }
+    measures.merge(seen.encoding) { $1 }
     let record = RepeatRecord(
       measures: measures, packing: load?.loaded.packing, packingNote: load?.loaded.packingNote,
-      promptTokens: promptTokens, generatedTokens: timed?.generated.generatedTokens ?? 0,
+      promptTokens: promptTokens, mediaTokens: configuration.mode == nil ? nil : mediaTokens,
+      generatedTokens: timed?.generated.generatedTokens ?? 0,
       tokenMs: timed?.times.tokenMs ?? [],
       memory: .init(samples: seen.samples, peak: seen.peak), thermal: .init(before: before, after: after),
       throttled: before.status.throttles || after.status.throttles, lowMemoryEvents: happened.lowMemoryEvents,
@@ -222,15 +231,20 @@ public final class BenchmarkRun: Sendable {
     return (record, failure)
   }
 
-  private func generate(_ prompt: CountedPrompt, _ newTokens: Int) throws -> (times: TokenTimes, generated: Generated)
-  {
+  private func generate(
+    _ prompt: CountedPrompt, _ configuration: Configuration, _ progress: inout Progress
+  ) throws -> (times: TokenTimes, generated: Generated, encoded: [Encoded]) {
     guard let engine = engine.current else { throw EngineFailure("The model is not loaded.") }
     engine.reset()
     try checkStopped()
+    let newTokens = configuration.newTokens
+    let media = try standard(configuration.mode ?? .text, progress)
+    let parts = media.map { PromptPart.media($0) } + [.text(prompt.text)]
+    let encoded = media.isEmpty ? [] : try encode(parts, engine)
     watch.enter(.prefill)
     let clock = around.clock
     let collected = Locked((times: TokenTimes(begin: clock.nanoseconds()), throttle: Throttle()))
-    let generated = try engine.generate(prompt.text, newTokens: newTokens) { [watch, onEvent, outside] in
+    let generated = try engine.generate(parts, newTokens: newTokens) { [watch, onEvent, outside] in
       let now = clock.nanoseconds()
       let (index, first, shown) = collected.with { seen in
         seen.times.tokens.append(now)
@@ -244,7 +258,25 @@ public final class BenchmarkRun: Sendable {
     watch.enter(.idle)
     try checkStopped()
     guard generated.generatedTokens > 0 else { throw EngineFailure("The model made no tokens.") }
-    return (collected.current.times, generated)
+    return (collected.current.times, generated, encoded)
+  }
+
+  private func standard(_ mode: Mode, _ progress: Progress) throws -> [Media] {
+    guard progress.takes.contains(mode) else {
+      let what = mode == .vision ? "pictures" : "sound"
+      throw EngineFailure("\(progress.files!.model.lastPathComponent) takes no \(what).")
+    }
+    return Contract.current.media.media(mode, rate: progress.takes.soundRate)
+  }
+
+  private func encode(_ parts: [PromptPart], _ engine: any TextEngine) throws -> [Encoded] {
+    watch.enter(.encode)
+    let encoded = try engine.encode(parts) { [outside] _ in
+      if outside.current.stopped { engine.stop() }
+    }
+    watch.lookNow()
+    try checkStopped()
+    return encoded
   }
 
   private func prompt(_ index: Int, _ configuration: Configuration, _ progress: inout Progress) throws
@@ -272,6 +304,7 @@ public final class BenchmarkRun: Sendable {
     progress.warm = true
     forgetOutside()
     progress.load = try load(progress.files!)
+    progress.takes = progress.load!.loaded.takes
   }
 
   private func load(_ files: ModelFiles) throws -> Load {

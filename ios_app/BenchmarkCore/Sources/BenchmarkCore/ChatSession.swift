@@ -2,7 +2,10 @@
 public final class ChatSession {
   private let engine: any TextEngine
   private var unread = ""
+  private var hasMedia = false
   public private(set) var messages: [Message] = []
+  /// For the last question.
+  public private(set) var encoded: [Encoded] = []
 
   public init(engine: any TextEngine, system: String?) {
     self.engine = engine
@@ -12,14 +15,18 @@ public final class ChatSession {
     }
   }
 
-  /// Answers `text` with at most `newTokens` tokens; `onText` gets what a person should see. After an error the
-  /// conversation must begin anew.
+  /// Answers `text` with `media` before it, with at most `newTokens` tokens; `onText` gets what a person should see,
+  /// `onEncode` each part of a picture or sound before it is encoded, and nil when all are. `MediaRefused` where one
+  /// cannot be used or encoding was stopped: the conversation is as before. After another error it must begin anew.
   public func ask(
-    _ text: String, newTokens: Int, onToken: @escaping () -> Void = {}, onText: @escaping (String) -> Void
+    _ text: String, media: [Media] = [], newTokens: Int, onEncode: @escaping (EncodingStep?) -> Void = { _ in },
+    onToken: @escaping () -> Void = {}, onText: @escaping (String) -> Void
   ) throws -> Generated {
-    let question = Message(role: .user, content: text)
+    let question = Message(role: .user, content: text, media: media)
+    let prompt = ChatTemplate.parts(after: unread, question, then: ChatTemplate.open(.assistant))
+    encoded = media.isEmpty && !hasMedia ? [] : try encode(prompt, onEncode)
+    hasMedia = hasMedia || !media.isEmpty
     messages.append(question)
-    let prompt = unread + ChatTemplate.turn(question) + ChatTemplate.open(.assistant)
     var answer = ""
     let generated = try engine.generate(prompt, newTokens: newTokens, onToken: onToken) { piece in
       answer += piece
@@ -29,5 +36,17 @@ public final class ChatSession {
     // The token that ended the answer was not read.
     unread = ChatTemplate.end
     return generated
+  }
+
+  private func encode(_ prompt: [PromptPart], _ onEncode: @escaping (EncodingStep?) -> Void) throws -> [Encoded] {
+    do {
+      let encoded = try engine.encode(prompt, onPart: onEncode)
+      onEncode(nil)
+      return encoded
+    } catch let problem as EngineFailure {
+      throw MediaRefused(message: problem.localizedDescription)
+    } catch is EngineStopped {
+      throw MediaRefused(message: nil)
+    }
   }
 }

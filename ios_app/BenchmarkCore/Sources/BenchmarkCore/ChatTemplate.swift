@@ -3,13 +3,16 @@ public enum Role: String, Codable, Sendable {
   case system, user, assistant
 }
 
-public struct Message: Codable, Equatable, Sendable {
+/// `media` stands before the text.
+public struct Message: Sendable {
   public let role: Role
   public let content: String
+  public let media: [Media]
 
-  public init(role: Role, content: String) {
+  public init(role: Role, content: String, media: [Media] = []) {
     self.role = role
     self.content = content
+    self.media = media
   }
 }
 
@@ -25,6 +28,13 @@ public enum ChatTemplate {
   }
 
   static func turn(_ message: Message) -> String { open(message.role) + message.content + end }
+
+  /// A turn with its pictures and sounds, after what the turn before it left.
+  static func parts(after before: String, _ message: Message, then rest: String) -> [PromptPart] {
+    guard !message.media.isEmpty else { return [.text(before + turn(message) + rest)] }
+    return [.text(before + open(message.role))] + message.media.map { .media($0) }
+      + [.text(message.content + end + rest)]
+  }
 
   static func open(_ role: Role) -> String {
     Contract.current.chat.turn.replacing("{role}", with: role.rawValue)

@@ -8,8 +8,12 @@ public final class ChatWorker: @unchecked Sendable {
     /// The part of a load that is done, 0 to 1.
     case loading(Double)
     /// A line on how the model was loaded.
-    case loaded(String)
+    case loaded(String, takes: Takes)
     case text(String)
+    /// "Looking at the picture, part 2 of 5", and nil when everything is encoded.
+    case encoding(String?)
+    /// The question was not asked, for this reason unless encoding was stopped: the conversation is as before it.
+    case refused(String?)
     /// A line on how fast the answer was and what memory the app takes.
     case answered(String)
     case failed(String)
@@ -43,18 +47,24 @@ public final class ChatWorker: @unchecked Sendable {
       }
       if stopAsked.current { throw EngineStopped() }
       let ms = clock.milliseconds(since: start)
-      events.yield(.loaded(Self.line(loaded, ms: ms, footprint: worker.probes.memory().footprintBytes)))
+      let line = Self.line(loaded, ms: ms, footprint: worker.probes.memory().footprintBytes)
+      events.yield(.loaded(line, takes: loaded.takes))
     }
   }
 
-  /// Answers `text` with at most `newTokens` tokens.
-  public func ask(_ text: String, newTokens: Int) -> AsyncStream<Event> {
+  /// Answers `text` with `media` before it, with at most `newTokens` tokens.
+  public func ask(_ text: String, media: [Media] = [], newTokens: Int) -> AsyncStream<Event> {
     perform { worker, events in
       let (clock, engine, stopAsked) = (worker.clock, worker.engine, worker.stopAsked)
-      let start = clock.nanoseconds()
+      // When everything was encoded.
+      let begun = Locked(clock.nanoseconds())
       let times = Locked<(first: UInt64, last: UInt64)?>(nil)
       let waiting = Locked((text: "", throttle: Throttle()))
-      let generated = try worker.session.ask(text, newTokens: newTokens) {
+      let generated = try worker.session.ask(text, media: media, newTokens: newTokens) { step in
+        if stopAsked.current { engine.stop() }
+        events.yield(.encoding(step.map(Self.line)))
+        if step == nil { begun.with { $0 = clock.nanoseconds() } }
+      } onToken: {
         let now = clock.nanoseconds()
         times.with { $0 = ($0?.first ?? now, now) }
         if stopAsked.current { engine.stop() }
@@ -69,7 +79,9 @@ public final class ChatWorker: @unchecked Sendable {
       let rest = waiting.current.text
       if !rest.isEmpty { events.yield(.text(rest)) }
       let footprint = worker.probes.memory().footprintBytes
-      events.yield(.answered(Self.line(generated, start: start, times: times.current, footprint: footprint)))
+      let line = Self.line(
+        generated, encoded: worker.session.encoded, start: begun.current, times: times.current, footprint: footprint)
+      events.yield(.answered(line))
     }
   }
 
@@ -105,6 +117,8 @@ public final class ChatWorker: @unchecked Sendable {
     queue.async { [self] in
       do {
         try work(self, continuation)
+      } catch let refusal as MediaRefused {
+        continuation.yield(.refused(refusal.message))
       } catch is EngineStopped {
         continuation.yield(.stopped)
       } catch {
@@ -127,10 +141,25 @@ public final class ChatWorker: @unchecked Sendable {
     return (parts + [footprint.map { "footprint \(Format.bytes($0))" }].compactMap { $0 }).joined(separator: ", ")
   }
 
+  private static func line(_ step: EncodingStep) -> String {
+    let doing =
+      switch step.media {
+      case .picture: "Looking at the picture"
+      case .sound: "Listening to the sound"
+      }
+    return step.of > 1 ? "\(doing), part \(step.done + 1) of \(step.of)" : doing
+  }
+
   private static func line(
-    _ generated: Generated, start: UInt64, times: (first: UInt64, last: UInt64)?, footprint: Int64?
+    _ generated: Generated, encoded: [Encoded], start: UInt64, times: (first: UInt64, last: UInt64)?,
+    footprint: Int64?
   ) -> String {
     var parts = ["\(generated.generatedTokens) tokens"]
+    if !encoded.isEmpty {
+      let tokens = encoded.reduce(0) { $0 + $1.tokens }
+      let ms = encoded.reduce(0) { $0 + $1.ms }
+      parts.insert("\(tokens) tokens encoded in \(Format.milliseconds(ms))", at: 0)
+    }
     if let times {
       let firstMs = Double(times.first - start) / 1e6
       let restS = Double(times.last - times.first) / 1e9

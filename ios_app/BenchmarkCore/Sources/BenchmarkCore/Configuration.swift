@@ -13,10 +13,13 @@ public struct Configuration: Codable, Equatable, Hashable, Sendable {
   public let warmups: Int
   public let cooldownS: Double
   public let loadMode: LoadMode
+  /// After the standard picture or sound; nil for text alone.
+  public let mode: Mode?
 
   /// Throws `BadInput` that names the value and what it may be.
   public init(
-    promptTokens: Int, newTokens: Int, repeats: Int, warmups: Int, cooldownS: Double, loadMode: LoadMode
+    promptTokens: Int, newTokens: Int, repeats: Int, warmups: Int, cooldownS: Double, loadMode: LoadMode,
+    mode: Mode = .text
   ) throws {
     try Self.check(promptTokens, "Prompt tokens", "prompt_tokens")
     try Self.check(newTokens, "New tokens", "new_tokens")
@@ -32,6 +35,25 @@ public struct Configuration: Codable, Equatable, Hashable, Sendable {
     self.warmups = warmups
     self.cooldownS = cooldownS
     self.loadMode = loadMode
+    self.mode = mode == .text ? nil : mode
+  }
+
+  /// One for each of the lengths where text is among the modes, then one for each other mode with the first length.
+  public static func all(
+    lengths: [Int], modes: [Mode], newTokens: Int, repeats: Int, warmups: Int, cooldownS: Double, loadMode: LoadMode
+  ) throws -> [Configuration] {
+    let others = modes.filter { $0 != .text }.map { (lengths[0], $0) }
+    return try ((modes.contains(.text) ? lengths.map { ($0, .text) } : []) + others).map {
+      try Configuration(
+        promptTokens: $0, newTokens: newTokens, repeats: repeats, warmups: warmups, cooldownS: cooldownS,
+        loadMode: loadMode, mode: $1)
+    }
+  }
+
+  /// For people: "64 + 128 tokens with a picture".
+  public var lengths: String {
+    let words = mode.flatMap { Contract.current.modes[$0.rawValue] }
+    return "\(promptTokens) + \(newTokens) tokens" + (words.map { " \($0)" } ?? "")
   }
 
   private static func check(_ value: Int, _ name: String, _ option: String) throws {
@@ -49,9 +71,9 @@ public struct Configuration: Codable, Equatable, Hashable, Sendable {
         + "tokens.")
   }
 
-  /// The same lengths are worth comparing, whatever the number of repeats.
+  /// The same lengths and modes are worth comparing, whatever the number of repeats.
   public func sameLengths(as other: Configuration) -> Bool {
-    promptTokens == other.promptTokens && newTokens == other.newTokens
+    promptTokens == other.promptTokens && newTokens == other.newTokens && mode == other.mode
   }
 }
 

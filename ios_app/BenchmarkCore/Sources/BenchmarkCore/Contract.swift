@@ -81,6 +81,9 @@ public struct Contract: Decodable, Sendable {
   let format: String
   let options: [String: Option]
   public let metrics: [Metric]
+  /// For people: a run "with a picture".
+  public let modes: [String: String]
+  public let media: StandardMedia
   let hot: [String]
   private let goingOn: String
   private let notes: [String: String]

@@ -26,3 +26,9 @@ public struct EngineFailure: Error, Equatable, LocalizedError {
 public struct EngineStopped: Error, Equatable, Sendable {
   public init() {}
 }
+
+/// A picture or sound could not be used, or its encoding was stopped (then there is no message); what was said before it
+/// stays.
+public struct MediaRefused: Error {
+  public let message: String?
+}

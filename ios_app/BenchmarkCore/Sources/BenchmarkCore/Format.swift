@@ -2,6 +2,12 @@ import Foundation
 
 /// Numbers for people; decimal units, as in the reports.
 public enum Format {
+  /// Minutes and seconds: 0:07.
+  public static func time(_ seconds: Double) -> String {
+    let whole = Int(seconds)
+    return "\(whole / 60):" + (whole % 60 < 10 ? "0" : "") + "\(whole % 60)"
+  }
+
   public static func bytes(_ count: Int64) -> String {
     switch count {
     case 1_000_000_000...: fixed(Double(count) / 1e9, 2) + " GB"

@@ -41,11 +41,13 @@ public struct Loaded: Equatable, Sendable {
   /// Why packed weights are kept nowhere, a sentence without its full stop; nil where they are kept.
   public let packingNote: String?
   public let threads: Int
+  public let takes: Takes
 
-  public init(packing: Packing, packingNote: String? = nil, threads: Int) {
+  public init(packing: Packing, packingNote: String? = nil, threads: Int, takes: Takes = .text) {
     self.packing = packing
     self.packingNote = packingNote
     self.threads = threads
+    self.takes = takes
   }
 }
 
@@ -76,13 +78,17 @@ public protocol TextEngine: AnyObject, Sendable {
   /// How many tokens a text has.
   func count(_ text: String) throws -> Int
 
+  /// Encodes the pictures and sounds of a prompt that `generate` is about to be given, and those before it that must be
+  /// encoded anew; `onPart` is told before each part. Slow: seconds. Without this `generate` does it.
+  func encode(_ prompt: [PromptPart], onPart: @escaping (EncodingStep) -> Void) throws -> [Encoded]
+
   /// Feeds `prompt` after what the context holds already and makes at most `newTokens` tokens. `onToken` is called for
   /// every token, `onText` with whole characters as they come.
   func generate(
-    _ prompt: String, newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
+    _ prompt: [PromptPart], newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
   ) throws -> Generated
 
-  /// Ends the running load, or a generation after the token or the piece of the prompt it is at; from any thread.
+  /// Ends the running load, encoding, or a generation after the token or the piece of the prompt it is at; from any thread.
   func stop()
 
   /// Empties the context.
@@ -90,6 +96,22 @@ public protocol TextEngine: AnyObject, Sendable {
 
   /// Gives the model's memory back; ends what is running.
   func unload()
+}
+
+extension TextEngine {
+  /// Of engines that take text alone.
+  public func encode(_ prompt: [PromptPart], onPart: @escaping (EncodingStep) -> Void) throws -> [Encoded] {
+    let isText = prompt.allSatisfy { if case .text = $0 { true } else { false } }
+    guard isText else { throw EngineFailure("This engine takes no pictures and no sound.") }
+    return []
+  }
+
+  /// A prompt that is text alone.
+  public func generate(
+    _ prompt: String, newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
+  ) throws -> Generated {
+    try generate([.text(prompt)], newTokens: newTokens, onToken: onToken, onText: onText)
+  }
 }
 
 /// Makes an engine for a model, its tokenizer and what is known of them, without loading it.

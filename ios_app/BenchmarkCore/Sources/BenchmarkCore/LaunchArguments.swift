@@ -4,7 +4,7 @@ import Foundation
 public struct LaunchArguments: Sendable {
   private static let names = [
     "run", "model", "tokenizer", "model-sha256", "prompt-tokens", "prompt-files", "new-tokens", "repeats", "warmups",
-    "cooldown", "load-mode",
+    "cooldown", "load-mode", "modes",
   ]
 
   private let values: [String: String]
@@ -58,20 +58,35 @@ public struct LaunchArguments: Sendable {
     guard let loadMode = LoadMode(rawValue: mode) else {
       throw BadInput("--load-mode is \"\(mode)\", but only \"once\" and \"each\" exist.")
     }
-    let configurations = try Self.lengths(values["prompt-tokens"] ?? contract.option("prompt_tokens").text).map {
-      try Configuration(
-        promptTokens: $0, newTokens: newTokens, repeats: repeats, warmups: warmups, cooldownS: cooldownS,
-        loadMode: loadMode)
+    let lengths = try Self.lengths(values["prompt-tokens"] ?? contract.option("prompt_tokens").text)
+    let configurations = try Configuration.all(
+      lengths: lengths, modes: Self.modes(values["modes"] ?? Mode.text.rawValue), newTokens: newTokens,
+      repeats: repeats, warmups: warmups, cooldownS: cooldownS, loadMode: loadMode)
+    let prompts = try (values["prompt-files"] ?? "").split(separator: ",").map {
+      try Self.file(String($0), in: documents)
     }
+    guard prompts.isEmpty || prompts.count == lengths.count else {
+      throw BadInput("There are \(prompts.count) prompt files, but \(lengths.count) lengths of prompt.")
+    }
+    let files = Dictionary(zip(lengths, prompts)) { first, _ in first }
     return try RunRequest(
       name: runName(),
       model: Self.file(required("model"), in: documents),
       tokenizer: Self.file(required("tokenizer"), in: documents),
       modelSha256: values["model-sha256"],
       configurations: configurations,
-      promptFiles: (values["prompt-files"] ?? "").split(separator: ",").map {
-        try Self.file(String($0), in: documents)
-      })
+      promptFiles: configurations.compactMap { files[$0.promptTokens] })
+  }
+
+  /// "text,vision" as modes.
+  static func modes(_ text: String) throws -> [Mode] {
+    let found = text.split(separator: ",", omittingEmptySubsequences: false)
+      .map { Mode(rawValue: $0.trimmingCharacters(in: .whitespaces)) }
+    guard !found.contains(nil), Set(found).count == found.count else {
+      let words = Mode.allCases.map(\.rawValue).joined(separator: ", ")
+      throw BadInput("--modes is \"\(text)\"; it wants words of \(words), each once, with commas between.")
+    }
+    return found.compactMap { $0 }
   }
 
   /// "64,512" as numbers.

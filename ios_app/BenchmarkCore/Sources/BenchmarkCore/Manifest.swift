@@ -16,6 +16,8 @@ public struct Manifest: Hashable, Sendable {
   public let vocabularySize: Int?
   public let hiddenSize: Int?
   public let executorch: String?
+  /// What the file takes.
+  public let modes: [Mode]
 
   /// KV cache and activations.
   public var plannedBytes: Int64? {
@@ -69,6 +71,12 @@ public struct Manifest: Hashable, Sendable {
       let hiddenSize: Int?
     }
     struct Packages: Decodable { let executorch: String? }
+    /// Settings of what the file takes beside text.
+    struct Media: Decodable {
+      struct Settings: Decodable {}
+      let image: Settings?
+      let audio: Settings?
+    }
 
     let file: File?
     let checkpoint: Checkpoint?
@@ -77,6 +85,7 @@ public struct Manifest: Hashable, Sendable {
     let planned: Planned?
     let config: Config?
     let packages: Packages?
+    let media: Media?
   }
 
   /// Throws `BadInput` where `json` is not a manifest.
@@ -98,6 +107,8 @@ public struct Manifest: Hashable, Sendable {
     vocabularySize = document.config?.vocabSize
     hiddenSize = document.config?.hiddenSize
     executorch = document.packages?.executorch
+    let others = [document.media?.image.map { _ in Mode.vision }, document.media?.audio.map { _ in Mode.speech }]
+    modes = [.text] + others.compactMap { $0 }
   }
 
   /// The manifest beside `model`, under its name with .json for .pte; nil without one or where it is something else.

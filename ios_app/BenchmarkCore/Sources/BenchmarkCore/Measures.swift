@@ -1,6 +1,6 @@
 /// What the engine is doing while memory is looked at.
 public enum Phase: String, Codable, Sendable {
-  case load, prefill, decode, idle
+  case load, encode, prefill, decode, idle
 }
 
 /// A process's memory and what it may still take, in bytes; nil where the system does not tell.

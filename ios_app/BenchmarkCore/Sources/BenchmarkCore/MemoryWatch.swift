@@ -6,6 +6,14 @@ final class MemoryWatch: Sendable {
   struct Seen: Equatable {
     var samples: [Sample]
     var peak: Memory
+    /// The highest footprint while something was encoded, and the last then; nil where nothing was.
+    var encodePeakBytes: Int64?
+    var encodedBytes: Int64?
+
+    /// By the names of the contract's metrics.
+    var encoding: [String: Double] {
+      ["encode_peak_bytes": encodePeakBytes, "encoded_bytes": encodedBytes].compactMapValues { $0.map(Double.init) }
+    }
   }
 
   private struct Taken {
@@ -20,6 +28,8 @@ final class MemoryWatch: Sendable {
     var taken: [Taken] = []
     var peak = Memory.unknown
     var highestBefore: Int64?
+    var encodePeakBytes: Int64?
+    var encodedBytes: Int64?
   }
 
   private let state = Locked(State())
@@ -67,6 +77,11 @@ final class MemoryWatch: Sendable {
     if changed { look(keep: true) }
   }
 
+  /// A look where a phase ends.
+  func lookNow() {
+    look(keep: true)
+  }
+
   /// Forgets what was seen so far.
   func begin() {
     let highest = probes.highestFootprint()
@@ -74,6 +89,7 @@ final class MemoryWatch: Sendable {
       $0.taken = []
       $0.peak = .unknown
       $0.highestBefore = highest
+      ($0.encodePeakBytes, $0.encodedBytes) = (nil, nil)
     }
     look(keep: true)
   }
@@ -89,7 +105,8 @@ final class MemoryWatch: Sendable {
         let ms = taken.nanoseconds > origin ? Double(taken.nanoseconds - origin) / 1e6 : 0
         return Sample(atMs: ms, phase: taken.phase, memory: taken.memory)
       }
-      return Seen(samples: samples, peak: state.peak)
+      return Seen(
+        samples: samples, peak: state.peak, encodePeakBytes: state.encodePeakBytes, encodedBytes: state.encodedBytes)
     }
   }
 
@@ -113,6 +130,10 @@ final class MemoryWatch: Sendable {
     let memory = probes.memory()
     state.with { state in
       state.peak = state.peak.worse(memory)
+      if state.phase == .encode, let bytes = memory.footprintBytes {
+        state.encodePeakBytes = max(bytes, state.encodePeakBytes ?? 0)
+        state.encodedBytes = bytes
+      }
       // The time is read in here, so that samples of two threads stay in order.
       if keep { state.taken.append(Taken(nanoseconds: clock.nanoseconds(), phase: state.phase, memory: memory)) }
     }

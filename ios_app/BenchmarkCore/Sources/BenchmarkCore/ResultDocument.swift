@@ -161,6 +161,8 @@ public struct RepeatRecord: Equatable, Sendable {
   public var packing: Packing?
   public var packingNote: String?
   public let promptTokens: Int
+  /// Of the prompt, in a run with a picture or sound.
+  public var mediaTokens: Int?
   public let generatedTokens: Int
   public let tokenMs: [Double]
   public let memory: MemoryRecord
@@ -178,7 +180,7 @@ public struct RepeatRecord: Equatable, Sendable {
 
 extension RepeatRecord: Codable {
   private enum Keys: String, CodingKey {
-    case packing, packingNote, promptTokens, generatedTokens, tokenMs, memory, thermal, throttled, lowMemoryEvents,
+    case packing, packingNote, promptTokens, mediaTokens, generatedTokens, tokenMs, memory, thermal, throttled, lowMemoryEvents,
       stopReason, notes
   }
 
@@ -219,6 +221,7 @@ extension RepeatRecord: Codable {
     packing = try values.decodeIfPresent(Packing.self, forKey: .packing)
     packingNote = try values.decodeIfPresent(String.self, forKey: .packingNote)
     promptTokens = try values.decode(Int.self, forKey: .promptTokens)
+    mediaTokens = try values.decodeIfPresent(Int.self, forKey: .mediaTokens)
     generatedTokens = try values.decode(Int.self, forKey: .generatedTokens)
     tokenMs = try values.decode([Double].self, forKey: .tokenMs)
     memory = try values.decode(MemoryRecord.self, forKey: .memory)
@@ -238,6 +241,7 @@ extension RepeatRecord: Codable {
       try values.encode(packingNote, forKey: .packingNote)
     }
     try values.encode(promptTokens, forKey: .promptTokens)
+    try values.encodeIfPresent(mediaTokens, forKey: .mediaTokens)
     try values.encode(generatedTokens, forKey: .generatedTokens)
     try values.encode(tokenMs, forKey: .tokenMs)
     try values.encode(memory, forKey: .memory)

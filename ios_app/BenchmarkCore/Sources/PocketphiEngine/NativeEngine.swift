@@ -2,7 +2,9 @@ import BenchmarkCore
 import CPocketphi
 import Foundation
 
-/// `TextEngine` over the functions of pocketphi.h and pocketphi_tokenizer.h.
+/// `TextEngine` over the functions of pocketphi.h and pocketphi_tokenizer.h. Pictures and sounds of the conversation are
+/// kept as they were given: with the first picture what was said before is fed anew, and sounds are encoded anew, as the
+/// engine answers with other weights then.
 ///
 /// Unchecked: `conversation` and `tokenizer` are used by the running call alone, which holds `turn`; the handle is freed
 /// by whoever holds `turn` and has taken it out of `state`; everything else that threads share is in `state`, a lock.
@@ -25,7 +27,7 @@ public final class NativeEngine: TextEngine, @unchecked Sendable {
   private let turn = NSLock()
   private let state = Locked(UncheckedBox(State()))
   private var tokenizer: Tokenizer?
-  private var conversation: [Int64] = []
+  private var conversation = Transcript()
 
   public init(files: ModelFiles, settings: EngineSettings = EngineSettings(), packed: PackedWeights?) {
     self.files = files
@@ -37,7 +39,7 @@ public final class NativeEngine: TextEngine, @unchecked Sendable {
 
   public func load(onProgress: @escaping (Double) -> Void) throws -> Loaded {
     try call { handle in
-      (tokenizer, conversation) = (nil, [])
+      (tokenizer, conversation) = (nil, Transcript())
       let tokenizer = try Tokenizer(file: files.tokenizer)
       // Where it cannot be made, the engine says so in its note.
       try? packed?.prepare()
@@ -69,7 +71,9 @@ public final class NativeEngine: TextEngine, @unchecked Sendable {
         default: .nowhere
         }
       return Loaded(
-        packing: packing, packingNote: packing == .nowhere ? named(note) : nil, threads: Int(report.threads))
+        packing: packing, packingNote: packing == .nowhere ? named(note) : nil, threads: Int(report.threads),
+        takes: Takes(
+          pictures: report.takes_pictures, sound: report.takes_sound, soundRate: Int(report.sound_rate)))
     }
   }
 
@@ -77,12 +81,21 @@ public final class NativeEngine: TextEngine, @unchecked Sendable {
     try call { _ in try loadedTokenizer().encode(text).count }
   }
 
+  public func encode(_ prompt: [PromptPart], onPart: @escaping (EncodingStep) -> Void) throws -> [Encoded] {
+    try call { handle in
+      var whole = conversation + (try spelled(prompt))
+      return try encodeMissing(handle, &whole, onPart)
+    }
+  }
+
   public func generate(
-    _ prompt: String, newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
+    _ prompt: [PromptPart], newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
   ) throws -> Generated {
     try call { handle in
       let tokenizer = try loadedTokenizer()
-      let ids = conversation + (try tokenizer.encode(prompt))
+      var whole = conversation + (try spelled(prompt))
+      _ = try encodeMissing(handle, &whole) { _ in }
+      let ids = whole.ids
       let answer = Answer(tokenizer: tokenizer, onToken: onToken, onText: onText) { [self] in stopAgain(handle) }
       let stops = ChatTemplate.stops.map { strdup($0) }
       defer { for stop in stops { free(stop) } }
@@ -101,7 +114,9 @@ public final class NativeEngine: TextEngine, @unchecked Sendable {
           return withExtendedLifetime(answer) { pocketphi_generate(handle, ids, ids.count, &how, &result, error) }
         }
       }
-      conversation = ids + answer.tokens
+      conversation = whole + Transcript(pieces: [.ids(answer.tokens)])
+      // Fed, so that their rows are of no more use.
+      if whole.hasMedia, UInt32(result.end) != POCKETPHI_END_STOPPED.rawValue { pocketphi_forget_media(handle, nil) }
       let reason: StopReason =
         switch UInt32(result.end) {
         case POCKETPHI_END_TOKEN.rawValue, POCKETPHI_END_TEXT.rawValue: .endOfTurn
@@ -125,9 +140,10 @@ public final class NativeEngine: TextEngine, @unchecked Sendable {
   /// Gives the memory of the conversation back too, so that each begins as the first did.
   public func reset() {
     try? call { handle in
-      conversation = []
+      conversation = Transcript()
       // Without a model there is nothing to forget.
       _ = pocketphi_release(handle, nil)
+      _ = pocketphi_forget_media(handle, nil)
     }
   }
 
@@ -144,18 +160,91 @@ public final class NativeEngine: TextEngine, @unchecked Sendable {
       return state.value.handle
     }
     pocketphi_close(handle, nil)
-    (tokenizer, conversation) = (nil, [])
+    (tokenizer, conversation) = (nil, Transcript())
+  }
+
+  // ---- pictures and sound
+
+  private func spelled(_ prompt: [PromptPart]) throws -> Transcript {
+    let tokenizer = try loadedTokenizer()
+    return Transcript(
+      pieces: try prompt.map { part in
+        switch part {
+        case .text(let text): .ids(try tokenizer.encode(text))
+        case .media(let media): .media(conversation.known[media.id] ?? MediaIds(media))
+        }
+      })
+  }
+
+  /// Everything of `whole` whose rows the engine will look for; what the session has been fed of it is not.
+  private func encodeMissing(
+    _ handle: OpaquePointer, _ whole: inout Transcript, _ onPart: @escaping (EncodingStep) -> Void
+  ) throws -> [Encoded] {
+    guard whole.hasMedia else { return [] }
+    let mode = whole.mode
+    let fed = try tokens(handle)
+    var made: [Encoded] = []
+    for (at, ids) in whole.media where !whole.isFed(at, fed) {
+      let (encoded, first) = try encode(handle, ids.media, mode, onPart)
+      ids.by[mode] = (0..<Int64(encoded.tokens)).map { first - $0 }
+      conversation.known[ids.media.id] = ids
+      made.append(encoded)
+    }
+    whole.known = conversation.known
+    return made
+  }
+
+  private func encode(
+    _ handle: OpaquePointer, _ media: Media, _ mode: Mode, _ onPart: @escaping (EncodingStep) -> Void
+  ) throws -> (Encoded, first: Int64) {
+    let watcher = Watcher { [self] done, of in
+      onPart(EncodingStep(media: media, done: done, of: of))
+      stopAgain(handle)
+    }
+    try check { error in
+      pocketphi_watch_encoding(
+        handle,
+        { context, done, of in
+          Unmanaged<Watcher>.fromOpaque(context!).takeUnretainedValue().told(Int(done), Int(of))
+        }, Unmanaged.passUnretained(watcher).toOpaque(), error)
+    }
+    defer { withExtendedLifetime(watcher) { _ = pocketphi_watch_encoding(handle, nil, nil, nil) } }
+    var made = pocketphi_encoded()
+    try check { error in
+      switch media {
+      case .picture(let picture):
+        // The engine reads as many bytes as the sizes say.
+        guard picture.width > 0, picture.rgb.count == 3 * picture.width * picture.height else {
+          return refuse(error, "the picture has fewer or more bytes than its width and height need")
+        }
+        return pocketphi_picture(handle, picture.rgb, picture.width, picture.height, &made, error)
+      case .sound(let sound):
+        return pocketphi_sound(
+          handle, sound.samples, sound.samples.count, Int32(clamping: sound.rate), mode.native, &made, error)
+      }
+    }
+    let encoded = Encoded(
+      tokens: Int(made.count), parts: Int(made.parts), reused: made.reused, prepareMs: made.prepare_ms,
+      encodeMs: made.encode_ms)
+    return (encoded, made.first_id)
+  }
+
+  private func refuse(_ error: UnsafeMutablePointer<pocketphi_error>, _ sentence: String) -> pocketphi_status {
+    withUnsafeMutableBytes(of: &error.pointee.text) { $0.copyBytes(from: Array(sentence.utf8) + [0]) }
+    return POCKETPHI_BAD_INPUT
+  }
+
+  private func tokens(_ handle: OpaquePointer) throws -> [Int64] {
+    var count = 0
+    try check { pocketphi_tokens(handle, nil, 0, &count, $0) }
+    var ids = [Int64](repeating: 0, count: count)
+    try check { pocketphi_tokens(handle, &ids, ids.count, &count, $0) }
+    return ids
   }
 
   /// Ids that the engine has been fed, for tests.
   func held() throws -> [Int64] {
-    try call { handle in
-      var count = 0
-      try check { pocketphi_tokens(handle, nil, 0, &count, $0) }
-      var ids = [Int64](repeating: 0, count: count)
-      try check { pocketphi_tokens(handle, &ids, ids.count, &count, $0) }
-      return ids
-    }
+    try call { try tokens($0) }
   }
 
   // ---- one call at a time
@@ -216,6 +305,25 @@ private final class Progress {
   init(told: @escaping (Double) -> Void, after: @escaping () -> Void) {
     self.told = told
     self.after = after
+  }
+}
+
+/// Of a picture or sound that is being encoded.
+private final class Watcher {
+  let told: (Int, Int) -> Void
+
+  init(told: @escaping (Int, Int) -> Void) {
+    self.told = told
+  }
+}
+
+extension Mode {
+  fileprivate var native: pocketphi_mode {
+    switch self {
+    case .text: POCKETPHI_TEXT
+    case .vision: POCKETPHI_VISION
+    case .speech: POCKETPHI_SPEECH
+    }
   }
 }
 

@@ -24,10 +24,11 @@ final class RehearsalEngine: TextEngine {
   func count(_ text: String) -> Int { text.split(separator: " ").count }
 
   func generate(
-    _ prompt: String, newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
+    _ prompt: [PromptPart], newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
   ) throws -> Generated {
     stopAsked.with { $0 = false }
-    Thread.sleep(forTimeInterval: Double(count(prompt)) * 0.0001)
+    let tokens = prompt.reduce(0) { if case .text(let text) = $1 { $0 + count(text) } else { $0 } }
+    Thread.sleep(forTimeInterval: Double(tokens) * 0.0001)
     var made = 0
     while made < newTokens, !stopAsked.current {
       Thread.sleep(forTimeInterval: 0.001)
@@ -39,7 +40,7 @@ final class RehearsalEngine: TextEngine {
       made += 1
     }
     return Generated(
-      promptTokens: count(prompt), generatedTokens: made, stopReason: made < newTokens ? .stopped : .newTokens)
+      promptTokens: tokens, generatedTokens: made, stopReason: made < newTokens ? .stopped : .newTokens)
   }
 
   func stop() { stopAsked.with { $0 = true } }

@@ -23,17 +23,17 @@ final class Rehearsal {
   }
 
   func request(
-    _ lengths: [Int] = [12], newTokens: Int = 5, repeats: Int = 2, warmups: Int = 1, mode: LoadMode = .once
+    _ lengths: [Int] = [12], newTokens: Int = 5, repeats: Int = 2, warmups: Int = 1, mode: LoadMode = .once,
+    modes: [Mode] = [.text]
   )
     throws -> RunRequest
   {
     try RunRequest(
       name: "test", model: folder.url.appending(path: "m.pte"),
       tokenizer: folder.url.appending(path: "tokenizer.json"),
-      configurations: lengths.map {
-        try Configuration(
-          promptTokens: $0, newTokens: newTokens, repeats: repeats, warmups: warmups, cooldownS: 3, loadMode: mode)
-      })
+      configurations: Configuration.all(
+        lengths: lengths, modes: modes, newTokens: newTokens, repeats: repeats, warmups: warmups, cooldownS: 3,
+        loadMode: mode))
   }
 
   func start(_ request: RunRequest) -> BenchmarkRun {
@@ -246,4 +246,43 @@ final class Rehearsal {
   #expect(rehearsal.start(try rehearsal.request()).run() == nil)
   #expect(rehearsal.failure?.contains("needs 1.5 kB of memory") == true)
   #expect(rehearsal.engines.current.isEmpty)
+}
+
+@Suite struct MediaRunTests {
+  @Test func picturesAndSoundAreRunsOfTheirOwn() throws {
+    let rehearsal = try Rehearsal()
+    rehearsal.script.takes = Takes(pictures: true, sound: true, soundRate: 8000)
+    rehearsal.script.onEncode = { [probes = rehearsal.probes] in
+      probes.footprint.with { $0 = 900_000_000 }
+      Thread.sleep(forTimeInterval: 0.05)
+      probes.footprint.with { $0 = 700_000_000 }
+    }
+    rehearsal.start(try rehearsal.request([12, 20], modes: Mode.allCases)).run()
+    let result = try rehearsal.store.read(rehearsal.store.file(run: "test"))
+    #expect(result.problem == nil)
+    #expect(result.runs.map { $0.configuration.mode } == [nil, nil, .vision, .speech])
+    #expect(result.runs.map { $0.configuration.promptTokens } == [12, 20, 12, 12])
+    let repeated = result.runs[2].repeats[1]
+    #expect(repeated.measures["encode_ms"] == 400)
+    #expect(repeated.promptTokens == 62 && repeated.mediaTokens == 50)
+    #expect(repeated.timeToFirstTokenMs == 310, "without what was encoded before")
+    #expect(repeated.notes.isEmpty)
+    let peak = try #require(repeated.measures["encode_peak_bytes"])
+    let left = try #require(repeated.measures["encoded_bytes"])
+    #expect(peak > 900_000_000 && left > 700_000_000 && left < 900_000_000)
+    #expect(repeated.memory.samples.contains { $0.phase == .encode })
+    #expect(result.runs[0].repeats[0].mediaTokens == nil && result.runs[0].summary["encode_ms"] == nil)
+    let encoded = rehearsal.engines.current.flatMap(\.encoded.current)
+    let sounds = encoded.compactMap { if case .sound(let sound) = $0 { sound.samples.count } else { nil } }
+    #expect(encoded.count == 6 && sounds == [40000, 40000, 40000])
+    #expect(result.runs[2].configuration.lengths == "12 + 5 tokens with a picture")
+    #expect(Comparison(before: result, after: result).pairs.count == 4)
+  }
+
+  @Test func aModeThatTheFileHasNotIsASentence() throws {
+    let rehearsal = try Rehearsal()
+    rehearsal.script.takes = Takes(pictures: true, sound: false, soundRate: 0)
+    rehearsal.start(try rehearsal.request(modes: [.speech])).run()
+    #expect(rehearsal.failure == "m.pte takes no sound.")
+  }
 }

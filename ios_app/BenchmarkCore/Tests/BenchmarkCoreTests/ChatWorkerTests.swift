@@ -24,7 +24,8 @@ import Testing
     let events = await all(worker.load())
     // Every 200 ms of the clock, of which four a second pass.
     #expect(events.dropLast() == [0.1, 0.3, 0.5, 0.7, 0.9].map { .loading($0) })
-    #expect(events.last == .loaded("loaded in 2.00 s, weights packed now, 2 threads, footprint 101.0 MB"))
+    let line = "loaded in 2.00 s, weights packed now, 2 threads, footprint 101.0 MB"
+    #expect(events.last == .loaded(line, takes: .text))
     let warm = Loaded(packing: .warm, threads: 4)
     #expect(ChatWorker.line(warm, ms: 700, footprint: nil) == "loaded in 700.0 ms, packed weights reused, 4 threads")
     let kept = Loaded(packing: .nowhere, packingNote: "the disk is full", threads: 4)
@@ -73,5 +74,38 @@ import Testing
     worker.begin(system: "New.")
     _ = await all(worker.ask("Hi", newTokens: 1))
     #expect(engine.prompts.current.last == "<|system|>New.<|end|><|user|>Hi<|end|><|assistant|>")
+  }
+
+  @Test func picturesAndSoundAreEncodedBeforeTheAnswer() async {
+    let (worker, engine) = worker()
+    let picture = Picture(rgb: [UInt8](repeating: 0, count: 12), width: 2, height: 2)
+    let media = [Media.picture(picture), .sound(Sound(samples: [0, 0], rate: 16000))]
+    let events = await all(worker.ask("What is this?", media: media, newTokens: 2))
+    let told = events.compactMap { if case .encoding(let line) = $0 { line ?? "done" } else { nil } }
+    #expect(
+      told == [
+        "Looking at the picture, part 1 of 2", "Looking at the picture, part 2 of 2",
+        "Listening to the sound, part 1 of 2", "Listening to the sound, part 2 of 2", "done",
+      ])
+    #expect(note(events)?.hasPrefix("100 tokens encoded in 800.0 ms, 2 tokens, first after 515.0 ms") == true)
+    #expect(engine.prompts.current == ["<|user|>[media][media]What is this?<|end|><|assistant|>"])
+    let more = await all(worker.ask("Sure?", newTokens: 2))
+    #expect(note(more)?.hasPrefix("2 tokens, first") == true, "nothing was new")
+  }
+
+  @Test func whatCannotBeEncodedLeavesTheConversation() async {
+    let box = Locked<ChatWorker?>(nil)
+    let fails = Locked(true)
+    var script = FakeEngine.Script()
+    script.onEncode = { if fails.current { throw EngineFailure("The picture is too narrow.") } }
+    let (worker, engine) = worker(script)
+    box.with { $0 = worker }
+    let media = [Media.picture(Picture(rgb: [0, 0, 0], width: 1, height: 1))]
+    #expect(await all(worker.ask("Hi", newTokens: 2)).contains { if case .answered = $0 { true } else { false } })
+    #expect(await all(worker.ask("And this?", media: media, newTokens: 2)).last == .refused("The picture is too narrow."))
+    fails.with { $0 = false }
+    _ = await all(worker.ask("This then?", media: media, newTokens: 2))
+    #expect(engine.prompts.current.last == "<|end|><|user|>[media]This then?<|end|><|assistant|>")
+    #expect(engine.unloads.current == 0)
   }
 }

@@ -23,6 +23,8 @@ final class FakeEngine: TextEngine {
     var onLoad: (@Sendable () -> Void)?
     var onToken: (@Sendable (_ generation: Int, _ token: Int) -> Void)?
     var packing = Packing.cold
+    var takes = Takes.text
+    var onEncode: (@Sendable () throws -> Void)?
   }
 
   let clock: FakeClock
@@ -31,6 +33,7 @@ final class FakeEngine: TextEngine {
   let unloads = Locked(0)
   let generations = Locked(0)
   let prompts = Locked<[String]>([])
+  let encoded = Locked<[Media]>([])
   private let stopped = Locked(false)
 
   init(clock: FakeClock, script: Script = Script()) {
@@ -49,24 +52,42 @@ final class FakeEngine: TextEngine {
     }
     if let failure = script.loadFailure { throw failure }
     return Loaded(
-      packing: script.packing, packingNote: script.packing == .nowhere ? "there is no room" : nil, threads: 2)
+      packing: script.packing, packingNote: script.packing == .nowhere ? "there is no room" : nil, threads: 2,
+      takes: script.takes)
+  }
+
+  /// A picture or sound is 50 tokens and takes 400 ms.
+  func encode(_ prompt: [PromptPart], onPart: @escaping (EncodingStep) -> Void) throws -> [Encoded] {
+    stopped.with { $0 = false }
+    return try prompt.compactMap { part in
+      guard case .media(let media) = part else { return nil }
+      for done in 0..<2 { onPart(EncodingStep(media: media, done: done, of: 2)) }
+      if stopped.current { throw EngineStopped() }
+      try script.onEncode?()
+      clock.pass(ms: 400)
+      encoded.with { $0.append(media) }
+      return Encoded(tokens: 50, parts: 2, reused: false, prepareMs: 30, encodeMs: 370)
+    }
   }
 
   func count(_ text: String) -> Int { text.split(separator: " ").count }
 
   func generate(
-    _ prompt: String, newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
+    _ prompt: [PromptPart], newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
   ) throws -> Generated {
     stopped.with { $0 = false }
-    prompts.with { $0.append(prompt) }
+    let text = prompt.map { if case .text(let text) = $0 { text } else { "[media]" } }.joined()
+    let tokens = count(text.replacing("[media]", with: "")) + 50 * (text.components(separatedBy: "[media]").count - 1)
+    prompts.with { $0.append(text) }
     let generation = generations.with { count in
       defer { count += 1 }
       return count
     }
-    clock.pass(ms: UInt64(count(prompt)) * 5)
+    clock.pass(ms: UInt64(tokens) * 5)
     let end = min(newTokens, script.endAfter ?? newTokens)
+    let promptTokens = tokens
     func generated(_ tokens: Int, _ reason: StopReason) -> Generated {
-      Generated(promptTokens: count(prompt), generatedTokens: tokens, stopReason: reason)
+      Generated(promptTokens: promptTokens, generatedTokens: tokens, stopReason: reason)
     }
     for token in 0..<end {
       if token > 0 { clock.pass(ms: 50) }

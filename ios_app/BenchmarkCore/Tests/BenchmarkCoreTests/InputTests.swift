@@ -28,6 +28,20 @@ import Testing
         == Configuration(promptTokens: 512, newTokens: 32, repeats: 3, warmups: 0, cooldownS: 2.5, loadMode: .each))
   }
 
+  @Test func modes() throws {
+    let words = "--run r --model m --tokenizer t --prompt-tokens 64,512 --prompt-files a,b --modes"
+    func request(_ modes: String) throws -> RunRequest {
+      try LaunchArguments(words.split(separator: " ").map(String.init) + [modes]).request(documents: documents)
+    }
+    let all = try request("text,speech")
+    #expect(all.configurations.map(\.mode) == [nil, nil, .speech])
+    #expect(all.promptFiles.map(\.lastPathComponent) == ["a", "b", "a"])
+    #expect(try request("vision").promptFiles.map(\.lastPathComponent) == ["a"])
+    for wrong in ["", "pictures", "vision,vision"] {
+      #expect(badInput { _ = try request(wrong) }.hasPrefix("--modes is \"\(wrong)\"; it wants"))
+    }
+  }
+
   @Test func defaults() throws {
     let request = try LaunchArguments(["--run", "r", "--model", "m", "--tokenizer", "t"]).request(
       documents: documents)

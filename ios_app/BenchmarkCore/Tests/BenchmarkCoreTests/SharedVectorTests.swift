@@ -11,12 +11,32 @@ struct SharedVectors: Decodable {
   }
 
   struct ChatCase: Decodable {
-    let messages: [Message]
+    struct Said: Decodable {
+      let role: Role
+      let content: String
+    }
+
+    let messages: [Said]
     let text: String
+  }
+
+  struct Pixel: Decodable {
+    let x: Int
+    let y: Int
+    let rgb: [UInt8]
+  }
+
+  struct Heard: Decodable {
+    let rate: Int
+    let count: Int
+    let at: Int
+    let sample: Float
   }
 
   let statistics: [StatisticsCase]
   let chat: [ChatCase]
+  let picture: [Pixel]
+  let sound: [Heard]
 
   static func load() throws -> SharedVectors {
     try JSONDecoder().decode(SharedVectors.self, from: Repository.contract("vectors.json"))
@@ -42,5 +62,21 @@ struct SharedVectors: Decodable {
 @Test func chatTextsAreTheModels() throws {
   let cases = try SharedVectors.load().chat
   #expect(cases.count > 2)
-  for one in cases { #expect(ChatTemplate.render(one.messages) == one.text) }
+  for one in cases { #expect(ChatTemplate.render(one.messages.map { Message(role: $0.role, content: $0.content) }) == one.text) }
+}
+
+@Test func theStandardPictureAndSoundAreThoseOfTheContract() throws {
+  let vectors = try SharedVectors.load()
+  let picture = Contract.current.media.picture
+  #expect(picture.rgb.count == 3 * picture.width * picture.height)
+  for one in vectors.picture {
+    let at = 3 * (one.y * picture.width + one.x)
+    #expect(Array(picture.rgb[at..<at + 3]) == one.rgb)
+  }
+  for one in vectors.sound {
+    let sound = Contract.current.media.sound(rate: one.rate)
+    #expect(sound.samples.count == one.count && abs(sound.samples[one.at] - one.sample) < 1e-7)
+  }
+  #expect(vectors.picture.count > 2 && vectors.sound.count > 2)
+  #expect(Mode(of: []) == .text && Mode(of: [.sound(Sound(samples: [], rate: 1))]) == .speech)
 }

@@ -18,9 +18,10 @@ import Testing
     func load(onProgress: @escaping (Double) -> Void) -> Loaded { Loaded(packing: .warm, threads: 2) }
     func count(_ text: String) -> Int { text.count }
     func generate(
-      _ prompt: String, newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
+      _ prompt: [PromptPart], newTokens: Int, onToken: @escaping () -> Void, onText: @escaping (String) -> Void
     ) -> Generated {
-      prompts.with { $0.append(prompt) }
+      let text = prompt.map { if case .text(let text) = $0 { text } else { "" } }.joined()
+      prompts.with { $0.append(text) }
       for piece in pieces {
         onToken()
         onText(piece)
@@ -156,4 +157,21 @@ import Testing
     #expect(Format.milliseconds(1234) == "1.23 s")
     #expect(Format.change(-0.031) == "−3.1 %")
   }
+}
+
+@Test func aClipEndsAtItsLimit() {
+  var clip = Clip()
+  #expect(clip.sound == nil && clip.seconds == 0)
+  clip.append([0.5, -0.5])
+  #expect(clip.loudness == 0.5 && clip.sound?.samples == [0.5, -0.5] && clip.sound?.rate == 16000)
+  clip.append([])
+  #expect(clip.loudness == 0.5)
+  for _ in 0..<100 { clip.append([Float](repeating: 0, count: 16000)) }
+  #expect(clip.isFull && clip.seconds == 60 && clip.loudness == 0)
+  #expect([0, 7.9, 61].map(Format.time) == ["0:00", "0:07", "1:01"])
+}
+
+@Test func fourBytesAPixelBecomeThree() {
+  let picture = Picture(rgbx: [1, 2, 3, 255, 4, 5, 6, 0], width: 2, height: 1)
+  #expect(picture.rgb == [1, 2, 3, 4, 5, 6] && picture.width == 2 && picture.height == 1)
 }

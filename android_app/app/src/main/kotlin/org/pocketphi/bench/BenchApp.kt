@@ -39,6 +39,7 @@ class BenchApp : Application() {
 
     val runs by lazy { RunHolder(this) }
     val chat by lazy { ChatHolder(this) }
+    val media by lazy { MediaHolder(this) }
     val imports by lazy { ImportHolder(this) }
 
     val version: String by lazy { packageManager.getPackageInfo(packageName, 0).versionName.orEmpty() }

@@ -6,20 +6,29 @@ import org.pocketphi.core.BadInput
 import org.pocketphi.core.ChatFormat
 import org.pocketphi.core.ChatSession
 import org.pocketphi.core.Contract
+import org.pocketphi.core.Encoding
 import org.pocketphi.core.EngineError
 import org.pocketphi.core.EngineSettings
 import org.pocketphi.core.EngineStopped
 import org.pocketphi.core.LlmEngine
+import org.pocketphi.core.MediaRefused
 import org.pocketphi.core.Message
+import org.pocketphi.core.Mode
 import org.pocketphi.core.Model
 import org.pocketphi.core.ModelFiles
+import org.pocketphi.core.Part
 import org.pocketphi.core.Preflight
 import org.pocketphi.core.Role
+import org.pocketphi.core.Takes
 import java.io.File
 import java.util.concurrent.Executors
 import java.util.concurrent.Future
 
-/** What the chat shows; [streaming] is the answer under way, null between answers, [rate] tokens a second, [memory] bytes. */
+/**
+ * What the chat shows; [streaming] is the answer under way, null between answers, [rate] tokens a second, [memory] bytes.
+ * [takes] is what the model that is loaded takes, null while none is. [encoding] is what is being looked at or listened to,
+ * [encodeMs] how long that took. [unsent] is a question that could not be asked.
+ */
 data class ChatState(
     val model: String? = null,
     val loading: Boolean = false,
@@ -29,6 +38,10 @@ data class ChatState(
     val rate: Double? = null,
     val memory: Long? = null,
     val problem: String? = null,
+    val takes: Takes? = null,
+    val encoding: Encoding? = null,
+    val encodeMs: Double? = null,
+    val unsent: String? = null,
 ) {
     val busy: Boolean get() = loading || streaming != null
 }
@@ -55,19 +68,20 @@ class ChatHolder(private val app: BenchApp) {
         listeners.remove(listener)
     }
 
-    /** Loads [model] where it is not the one that is loaded, then answers. */
-    fun ask(model: File, tokenizer: File, text: String) {
+    /** Loads [model] where it is not the one that is loaded, then answers [text] with [media] before it. */
+    fun ask(model: File, tokenizer: File, text: String, media: List<Part> = emptyList()) {
         if (state.busy) return
         val settings = app.settings.current
         val load = state.model != model.path || session == null || loadedWith != settings.engine
         stopAsked = false
         tell(
             state.copy(
-                model = model.path, loading = load, messages = state.messages + Message(Role.USER, text),
-                streaming = if (load) null else "", tokens = 0, rate = null, problem = null,
+                model = model.path, loading = load, messages = state.messages + Message(Role.USER, text, media),
+                streaming = if (load) null else "", tokens = 0, rate = null, problem = null, encodeMs = null,
+                takes = if (load) null else state.takes,
             ),
         )
-        worker.execute { answer(model, tokenizer, text, load) }
+        worker.execute { answer(model, tokenizer, text, media, load) }
     }
 
     /** Ends the answer, also one whose model is still being loaded. */
@@ -79,7 +93,7 @@ class ChatHolder(private val app: BenchApp) {
     /** Forgets the conversation; the model stays loaded. */
     fun anew() {
         if (state.busy) return
-        tell(ChatState(model = state.model))
+        tell(ChatState(model = state.model, takes = state.takes))
         worker.execute {
             try {
                 engine?.reset()
@@ -88,6 +102,15 @@ class ChatHolder(private val app: BenchApp) {
                 unload()
             }
         }
+    }
+
+    /** The screen has put the question that could not be asked back into its field. */
+    fun tookUnsent() = tell(state.copy(unsent = null))
+
+    /** What [model] takes: what its load said, else what its manifest says. */
+    fun takes(model: File): Takes = state.takes?.takeIf { state.model == model.path } ?: run {
+        val modes = ModelFiles.manifest(model)?.modes.orEmpty()
+        if (app.ownEngine) Takes(Mode.VISION in modes, Mode.SPEECH in modes, 0) else Takes.TEXT
     }
 
     /** Gives the memory back, as a measurement needs it: done when the future is, which waits for the engine. */
@@ -99,7 +122,8 @@ class ChatHolder(private val app: BenchApp) {
 
     private fun newSession(of: LlmEngine) = ChatSession(of, app.settings.current.system)
 
-    private fun answer(model: File, tokenizer: File, text: String, load: Boolean) {
+    private fun answer(model: File, tokenizer: File, text: String, media: List<Part>, load: Boolean) {
+        var encoding = false
         try {
             if (load) load(model, tokenizer)
             if (stopAsked) throw EngineStopped()
@@ -108,7 +132,12 @@ class ChatHolder(private val app: BenchApp) {
             var first = 0L
             val answer = StringBuilder()
             var tokens = 0
-            val done = session!!.ask(text, Contract.current.chatTokens, app.settings.current.sampling) { piece ->
+            val onEncode = { step: Encoding? ->
+                encoding = true
+                if (stopAsked) throw EngineStopped()
+                post { it.copy(encoding = step) }
+            }
+            val done = session!!.ask(text, Contract.current.chatTokens, app.settings.current.sampling, media, onEncode) { piece ->
                 if (tokens++ == 0) first = System.nanoTime()
                 if (stopAsked) engine?.stop() // engines forget a stop from just before the answer
                 answer.append(piece)
@@ -119,14 +148,26 @@ class ChatHolder(private val app: BenchApp) {
             }
             val rate = rate(done.generatedTokens, if (first == 0L) begin else first)
             val visible = session!!.messages.last()
+            val encodeMs = session!!.encodeMs
             val memory = app.probes.memory(walk = false).headline
-            post { it.copy(messages = it.messages + visible, streaming = null, tokens = done.generatedTokens, rate = rate, memory = memory) }
+            post { it.copy(messages = it.messages + visible, streaming = null, tokens = done.generatedTokens, rate = rate, memory = memory, encodeMs = encodeMs) }
+        } catch (refused: MediaRefused) {
+            unasked(text, media, refused.message)
         } catch (_: EngineStopped) {
+            if (encoding) return unasked(text, media, null)
             unload()
-            post { it.copy(loading = false, streaming = null) }
+            post { it.copy(loading = false, streaming = null, takes = null) }
         } catch (failure: EngineError) {
             unload()
-            post { it.copy(loading = false, streaming = null, problem = failure.message) }
+            post { it.copy(loading = false, streaming = null, problem = failure.message, takes = null, encoding = null) }
+        }
+    }
+
+    /** The conversation is as before the question, which goes back to the person. */
+    private fun unasked(text: String, media: List<Part>, problem: String?) {
+        main.post {
+            app.media.putBack(media)
+            tell(state.copy(messages = state.messages.dropLast(1), streaming = null, problem = problem, encoding = null, unsent = text))
         }
     }
 
@@ -137,7 +178,8 @@ class ChatHolder(private val app: BenchApp) {
         val settings = app.settings.current.engine
         val made = app.engines.create(model.path, tokenizer.path, manifest, settings)
         engine = made
-        made.load()
+        val takes = made.load().takes
+        post { it.copy(takes = takes) }
         loadedWith = settings
         session = newSession(made)
     }

@@ -7,6 +7,7 @@ import org.pocketphi.core.Generated
 import org.pocketphi.core.LlmEngine
 import org.pocketphi.core.Loaded
 import org.pocketphi.core.Manifest
+import org.pocketphi.core.Part
 import org.pocketphi.core.Sampling
 import org.pocketphi.core.StopReason
 import org.pytorch.executorch.ExecutorchRuntimeException
@@ -41,15 +42,16 @@ class ExecuTorchEngine(
     }
 
     override fun generate(
-        prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit,
+        prompt: List<Part>, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit,
     ): Generated {
         val module = module ?: throw EngineError("The model is not loaded.")
-        val limit = minOf(newTokens, room(prompt, promptTokens))
+        val text = prompt.joinToString("") { (it as? Part.Words ?: throw EngineErrors.textOnly()).text }
+        val limit = minOf(newTokens, room(text, promptTokens))
         val collector = Collector(module, limit, onPiece)
         stopAsked = false
         val config = LlmGenerationConfig.create().echo(false).temperature(sampling.temperature).seqLen(seqLen(promptTokens, limit)).build()
         val failure = { code: Int -> EngineErrors.generating(code, promptTokens, newTokens) }
-        guarded(failure) { module.generate(prompt, config, collector) }
+        guarded(failure) { module.generate(text, config, collector) }
         collector.errorCode?.let { throw failure(it) }
         val stats = collector.stats
         val generated = stats?.generatedTokens ?: collector.pieces

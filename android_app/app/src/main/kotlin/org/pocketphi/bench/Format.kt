@@ -2,6 +2,7 @@ package org.pocketphi.bench
 
 import android.content.Context
 import org.pocketphi.core.Configuration
+import org.pocketphi.core.Contract
 import org.pocketphi.core.Metric
 import org.pocketphi.core.size
 import java.text.DateFormat
@@ -27,7 +28,13 @@ object Format {
         number(if (metric.unit == "bytes") value / MB else value)
 
     fun lengths(context: Context, configuration: Configuration): String =
-        context.getString(R.string.lengths, configuration.promptTokens, configuration.newTokens)
+        listOfNotNull(
+            context.getString(R.string.lengths, configuration.promptTokens, configuration.newTokens),
+            Contract.current.modeWords[configuration.mode.json],
+        ).joinToString(" ")
+
+    /** Minutes and seconds: 0:07. */
+    fun time(seconds: Double): String = String.format(Locale.ROOT, "%d:%02d", seconds.toInt() / 60, seconds.toInt() % 60)
 
     /** The schema's UTC time in the phone's zone and words. */
     fun moment(utc: String): String = try {

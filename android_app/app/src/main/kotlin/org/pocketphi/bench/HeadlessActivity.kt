@@ -84,7 +84,7 @@ class HeadlessActivity : Activity() {
     }
 
     private companion object {
-        val TEXTS = listOf("run", "model", "tokenizer", "model_sha256", "prompt_tokens", "prompt_files", "load_mode")
+        val TEXTS = listOf("run", "model", "tokenizer", "model_sha256", "prompt_tokens", "prompt_files", "load_mode", "modes")
         val NUMBERS = listOf("new_tokens", "repeats", "warmups", "cooldown_s", "threads", "draft_tokens", "ignore_memory")
     }
 }

@@ -15,6 +15,7 @@ import android.widget.TextView
 import org.pocketphi.core.BadInput
 import org.pocketphi.core.Contract
 import org.pocketphi.core.LoadMode
+import org.pocketphi.core.Mode
 import org.pocketphi.core.Model
 import org.pocketphi.core.ModelFiles
 import org.pocketphi.core.Preflight
@@ -95,6 +96,7 @@ class MainActivity : Activity() {
         findViewById<TextView>(R.id.model).text = model?.name ?: getString(R.string.none_chosen)
         findViewById<TextView>(R.id.tokenizer).text = choice.tokenizer?.name ?: getString(R.string.none_chosen)
         findViewById<TextView>(R.id.model_facts).showOrHide(model?.let { choice.facts(it) })
+        findViewById<View>(R.id.with_media).visible(model != null && choice.modes(model).size > 1)
         findViewById<TextView>(R.id.engine).setText(if (app.ownEngine) R.string.engine_own else R.string.engine_upstream)
         val packed = app.packed.bytes()
         findViewById<TextView>(R.id.engine_facts).showOrHide(if (packed > 0) getString(R.string.packed_size, Format.bytes(packed)) else null)
@@ -135,6 +137,7 @@ class MainActivity : Activity() {
                 "model" to model.path, "tokenizer" to tokenizer.path,
                 "prompt_tokens" to text(R.id.prompt_tokens), "new_tokens" to text(R.id.new_tokens), "repeats" to text(R.id.repeats),
                 "warmups" to text(R.id.warmups), "cooldown_s" to text(R.id.cooldown),
+                "modes" to modes(model).joinToString(",") { it.json },
                 "load_mode" to (if (each) LoadMode.EACH else LoadMode.ONCE).json,
                 "threads" to app.settings.current.engine.threads, "draft_tokens" to app.settings.current.engine.draftTokens,
                 "ignore_memory" to if (ignoreMemory) 1 else 0,
@@ -148,6 +151,12 @@ class MainActivity : Activity() {
             problem.showOrHide(refused)
             findViewById<ScrollView>(R.id.scroll).smoothScrollTo(0, 0)
         }
+    }
+
+    /** All that [model] has, or text alone where the person wants no more. */
+    private fun modes(model: File): List<Mode> {
+        val wanted = findViewById<CheckBox>(R.id.with_media).run { isShown && isChecked }
+        return if (wanted) choice.modes(model).toList() else listOf(Mode.TEXT)
     }
 
     /** Whether memory looks too small and the person is being asked. */

@@ -1,6 +1,7 @@
 package org.pocketphi.bench
 
 import android.content.Context
+import org.pocketphi.core.Mode
 import org.pocketphi.core.ModelFiles
 import java.io.File
 
@@ -32,6 +33,9 @@ class ModelChoice(context: Context) {
         edit.apply()
         look()
     }
+
+    /** How [model] can be asked in this build, by the manifest beside it. */
+    fun modes(model: File): Set<Mode> = ModelFiles.manifest(model)?.modes?.takeIf { app.ownEngine } ?: setOf(Mode.TEXT)
 
     /** Size and what the manifest says, in a line. */
     fun facts(model: File): String {

@@ -39,6 +39,12 @@ fun View.visible(visible: Boolean) {
     visibility = if (visible) View.VISIBLE else View.GONE
 }
 
+/** A button of a picture alone, which does not show by itself that it is disabled. */
+fun View.enable(enabled: Boolean) {
+    isEnabled = enabled
+    alpha = if (enabled) 1f else 0.4f
+}
+
 /** Lets the person send a result's file to another app. */
 fun Activity.share(file: File) {
     val uri = ShareProvider.uri(file)

@@ -43,9 +43,10 @@ class SettingsActivity : Activity() {
         val FIELDS = mapOf(
             "threads" to R.id.threads, "draft_tokens" to R.id.draft_tokens, "temperature" to R.id.temperature, "top_k" to R.id.top_k,
             "top_p" to R.id.top_p, "seed" to R.id.seed, "system" to R.id.system,
+            "picture_side" to R.id.picture_side,
         )
 
         /** What upstream's LlmModule takes no word of. */
-        val OWN_ONLY = listOf("threads", "draft_tokens", "top_k", "top_p", "seed")
+        val OWN_ONLY = listOf("threads", "draft_tokens", "top_k", "top_p", "seed", "picture_side")
     }
 }

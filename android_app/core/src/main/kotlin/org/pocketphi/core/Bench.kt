@@ -40,6 +40,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
     private val created = Result.utc(clock.utcMillis())
     private val repeats = request.configurations.map { ArrayList<Repeat>() }
     private var firstLoad: Loading? = null
+    private var takes = Takes.TEXT
     private lateinit var model: Model
 
     private class Loading(val ms: Double, val told: Loaded, val seen: MemorySampler.Seen)
@@ -119,7 +120,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
             repeat(configuration.warmups) { warmup ->
                 ensureLoaded()
                 onEvent(Event.Warmup(index, warmup))
-                generate(prompt.text, prompt.tokens, configuration.newTokens)
+                generate(prompt, configuration)
                 if (configuration.loadMode == LoadMode.EACH) unload()
             }
             repeat(configuration.repeats) { repeat ->
@@ -158,7 +159,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
             onLoaded()
             sampler.begin()
             origin = clock.nanos() - ((load?.ms ?: 0.0) * 1e6).toLong()
-            timed = generate(prompt.text, prompt.tokens, configuration.newTokens)
+            timed = generate(prompt, configuration)
         } catch (stopped: EngineStopped) {
             throw stopped
         } catch (failure: EngineError) {
@@ -172,8 +173,9 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         if (before.lowPowerMode == true || after.lowPowerMode == true) note(contract.note("low_power"))
         val generated = timed.generated
         val promptTokens = generated?.promptTokens ?: prompt.tokens
-        if (promptTokens != configuration.promptTokens) {
-            note(contract.note("prompt_length", "found" to promptTokens, "wanted" to configuration.promptTokens))
+        val mediaTokens = timed.encoded.sumOf { it.tokens }
+        if (promptTokens - mediaTokens != configuration.promptTokens) {
+            note(contract.note("prompt_length", "found" to promptTokens - mediaTokens, "wanted" to configuration.promptTokens))
         }
         val asked = configuration.newTokens
         if (generated != null && generated.stopReason == StopReason.NEW_TOKENS && generated.generatedTokens < asked) {
@@ -184,7 +186,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         }
         problem?.let { notes.add(it) }
         return Repeat(
-            measures = timed.measures(promptTokens) + known("load_ms" to load?.ms),
+            measures = timed.measures(promptTokens) + seen.encoding + known("load_ms" to load?.ms),
             promptTokens = promptTokens,
             generatedTokens = generated?.generatedTokens ?: 0,
             tokenMs = timed.tokenMs,
@@ -199,14 +201,28 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
             packingNote = load?.told?.note,
             drafted = generated?.drafted,
             accepted = generated?.accepted,
+            mediaTokens = mediaTokens.takeIf { configuration.mode != Mode.TEXT },
         )
     }
 
-    private fun generate(prompt: String, promptTokens: Int?, newTokens: Int): Timed {
+    private fun generate(prompt: Prompts.Counted, configuration: Configuration): Timed {
+        val media = if (configuration.mode == Mode.TEXT) emptyList() else standard(configuration.mode)
+        return generate(media, prompt.text, prompt.tokens.takeIf { media.isEmpty() }, configuration.newTokens)
+    }
+
+    private fun standard(mode: Mode): List<Part> {
+        val takes = takes
+        if (mode !in takes) throw EngineError("${model.file} takes no ${if (mode == Mode.VISION) "pictures" else "sound"}, or this engine cannot.")
+        return Contract.current.standard(mode, takes.soundRate)
+    }
+
+    private fun generate(media: List<Part>, text: String, promptTokens: Int?, newTokens: Int): Timed {
         val engine = engine!!
         worked = true
         engine.reset()
         checkStopped()
+        val prompt = media + Part.Words(text)
+        val encoded = if (media.isEmpty()) emptyList() else encode(engine, prompt)
         sampler.phase = Phase.PREFILL
         val times = ArrayList<Long>(newTokens)
         val begin = clock.nanos()
@@ -219,11 +235,21 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         }
         sampler.phase = Phase.IDLE
         checkStopped()
-        return Timed(begin, times, generated)
+        return Timed(begin, times, generated, encoded)
+    }
+
+    private fun encode(engine: LlmEngine, prompt: List<Part>): List<Encoded> {
+        sampler.phase = Phase.ENCODE
+        sampler.lookNow()
+        return engine.encode(prompt).also {
+            sampler.lookNow()
+            checkStopped()
+        }
     }
 
     private fun prompt(index: Int, configuration: Configuration): Prompts.Counted {
-        val path = request.promptFiles.getOrNull(index)
+        // Runs in other modes have the first length.
+        val path = request.promptFiles.getOrNull(if (configuration.mode == Mode.TEXT) index else 0)
         if (path != null) return Prompts.Counted(readPrompt(path), configuration.promptTokens)
         onEvent(Event.Counting(index))
         ensureLoaded()
@@ -233,7 +259,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
     }
 
     private fun count(text: String): Int {
-        val counted = generate(text, null, 2).generated
+        val counted = generate(emptyList(), text, null, 2).generated
         return counted?.promptTokens ?: throw EngineError("The engine does not tell how many tokens a prompt has.")
     }
 
@@ -267,6 +293,7 @@ class Bench(private val request: RunRequest, private val around: Surroundings, p
         val made = around.engines.create(request.model, request.tokenizer, model.manifest, request.settings)
         synchronized(engineLock) { engine = made }
         val told = made.load()
+        takes = told.takes
         val ms = (clock.nanos() - begin) / 1e6
         val seen = sampler.end(begin)
         sampler.phase = Phase.IDLE

@@ -11,17 +11,22 @@ data class Configuration(
     val cooldownS: Int,
     val loadMode: LoadMode,
     val draftTokens: Int = 0,
+    /** Beside text the standard picture or sound. */
+    val mode: Mode = Mode.TEXT,
 ) {
     fun toJson(): Map<String, Any?> = linkedMapOf<String, Any?>(
         "prompt_tokens" to promptTokens, "new_tokens" to newTokens, "repeats" to repeats,
         "warmups" to warmups, "cooldown_s" to cooldownS, "load_mode" to loadMode.json,
-    ) + if (draftTokens > 0) mapOf("draft_tokens" to draftTokens) else emptyMap()
+    ) + buildMap {
+        if (mode != Mode.TEXT) put("mode", mode.json)
+        if (draftTokens > 0) put("draft_tokens", draftTokens)
+    }
 
-    /** The same lengths are worth comparing, whatever the number of repeats. */
-    fun sameLengths(other: Configuration) = promptTokens == other.promptTokens && newTokens == other.newTokens
+    /** The same lengths and modes are worth comparing, whatever the number of repeats. */
+    fun sameLengths(other: Configuration) = promptTokens == other.promptTokens && newTokens == other.newTokens && mode == other.mode
 }
 
-/** A whole run: one configuration for each of the prompt's lengths. Paths are absolute and on the device. */
+/** A whole run: one configuration for each of the prompt's lengths, and one for each other mode with the first of them. Paths are absolute and on the device. */
 data class RunRequest(
     val name: String,
     val model: String,
@@ -62,10 +67,14 @@ data class RunRequest(
             if (sha256 != null && !SHA256.matches(sha256)) {
                 throw BadInput("model_sha256 is \"$sha256\", which is not 64 lower-case hex digits.")
             }
+            val modes = modes((extras["modes"] as String?).orEmpty())
             val settings = EngineSettings(int(extras, "threads", 0, THREADS), int(extras, "draft_tokens", 0, DRAFTS))
             return RunRequest(
                 name(extras["run"] as String?), path(extras, "model"), path(extras, "tokenizer"), sha256,
-                lengths.map { Configuration(it, newTokens, repeats, warmups, cooldown, mode, settings.draftTokens) }, files, settings,
+                lengths.filter { Mode.TEXT in modes }.map { Configuration(it, newTokens, repeats, warmups, cooldown, mode, settings.draftTokens) } +
+                    modes.filter { it != Mode.TEXT }
+                        .map { Configuration(lengths[0], newTokens, repeats, warmups, cooldown, mode, settings.draftTokens, it) },
+                files, settings,
                 int(extras, "ignore_memory", 0, 0L..1) == 1,
             )
         }
@@ -86,6 +95,16 @@ data class RunRequest(
             if (path.isNullOrEmpty()) throw BadInput("The extra \"$key\" is missing: it names a file on the device.")
             if (!path.startsWith("/")) throw BadInput("$key is \"$path\", which is not an absolute path.")
             return path
+        }
+
+        /** Text alone where nothing is asked for. */
+        private fun modes(text: String): List<Mode> {
+            if (text.isBlank()) return listOf(Mode.TEXT)
+            val found = text.split(',').map { word -> Mode.entries.firstOrNull { it.json == word.trim() } }
+            if (null in found || found.toSet().size < found.size) {
+                throw BadInput("modes is \"$text\"; it wants words of ${Mode.entries.joinToString { it.json }}, each once, with commas between.")
+            }
+            return found.filterNotNull()
         }
 
         private fun lengths(text: String): List<Int> {

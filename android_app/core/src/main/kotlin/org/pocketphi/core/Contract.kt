@@ -30,6 +30,9 @@ class Contract(json: Map<*, *>) {
     val format = json["format"] as String
     val options: Map<String, Option> = json.map("options").entries.associate { (name, option) -> name as String to option(option as Map<*, *>) }
     val metrics: List<Metric> = json.list("metrics").map { metric(it as Map<*, *>) }
+    /** For people: a run "with a picture". */
+    val modeWords: Map<String, String> = json.map("modes").entries.associate { (mode, words) -> mode as String to words as String }
+    private val media = json.map("media")
     val hot: List<String> = json.texts("hot")
     private val goingOn = json["going_on"] as String
     private val notes = json.map("notes")
@@ -52,6 +55,13 @@ class Contract(json: Map<*, *>) {
     /** A sentence that a reader makes of a run's fields. */
     fun remark(name: String, vararg values: Pair<String, Any>): String = (remarks[name] as String).filled(*values)
 
+    /** What is encoded in a run of [mode]; sound of [rate] samples a second. */
+    fun standard(mode: Mode, rate: Int): List<Part> = when (mode) {
+        Mode.TEXT -> emptyList()
+        Mode.VISION -> listOf(StandardMedia.picture(media.number("width").toInt(), media.number("height").toInt()))
+        Mode.SPEECH -> listOf(StandardMedia.sound(rate, media.number("seconds"), media.number("hertz"), media.number("loudness")))
+    }
+
     private fun String.filled(vararg values: Pair<String, Any>) =
         values.fold(this) { text, (key, value) -> text.replace("{$key}", value.toString()) }
 
@@ -71,6 +81,8 @@ class Contract(json: Map<*, *>) {
     private fun Map<*, *>.map(key: String) = this[key] as Map<*, *>
 
     private fun Map<*, *>.list(key: String) = this[key] as List<*>
+
+    private fun Map<*, *>.number(key: String) = (this[key] as Number).toDouble()
 
     private fun Map<*, *>.texts(key: String) = list(key).map { it as String }
 

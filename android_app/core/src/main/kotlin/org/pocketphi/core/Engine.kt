@@ -36,7 +36,10 @@ data class EngineSettings(val threads: Int = 0, val draftTokens: Int = 0)
 enum class Packing(val json: String) { NONE("none"), COLD("cold"), WARM("warm") }
 
 /** What a load tells: of [packing] only an engine that keeps packed weights in a file; [note] is why there is none. */
-data class Loaded(val packing: Packing? = null, val note: String? = null, val packedBytes: Long = 0, val threads: Int? = null)
+data class Loaded(
+    val packing: Packing? = null, val note: String? = null, val packedBytes: Long = 0, val threads: Int? = null,
+    val takes: Takes = Takes.TEXT,
+)
 
 /** Runs one model. Not for several threads, but for [stop]. Every failure is an [EngineError]. */
 interface LlmEngine : Closeable {
@@ -44,17 +47,37 @@ interface LlmEngine : Closeable {
     fun load(): Loaded
 
     /**
+     * Encodes the pictures and sounds of a [prompt] that [generate] is about to be given, and those before it that must
+     * be encoded anew; [onPart] is told before each part of one, and what it throws ends the encoding. Slow: seconds.
+     * Without this [generate] does it.
+     */
+    fun encode(prompt: List<Part>, onPart: (Encoding) -> Unit = {}): List<Encoded> {
+        if (prompt.any { it !is Part.Words }) throw EngineErrors.textOnly()
+        return emptyList()
+    }
+
+    /**
+     * How many tokens a picture of so many pixels would be; null where the file takes none. Nothing is encoded.
+     * [EngineError] where no picture can be so narrow.
+     */
+    fun pictureTokens(width: Int, height: Int): Int? = null
+
+    /**
      * Feeds [prompt] after what the context holds already and makes at most [newTokens] tokens. [promptTokens] is how
      * many tokens the prompt has, where that is known. A prompt that does not fit the context is refused before the run.
      */
-    fun generate(prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated
+    fun generate(prompt: List<Part>, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated
 
-    /** Ends a generation after the token it is at and, where the engine can, a load; from any thread. */
+    /** Ends a generation after the token it is at and, where the engine can, a load or encoding; from any thread. */
     fun stop()
 
     /** Empties the context. */
     fun reset()
 }
+
+/** A prompt that is text alone. */
+fun LlmEngine.generate(prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated =
+    generate(listOf(Part.Words(prompt)), promptTokens, newTokens, sampling, onPiece)
 
 /** Makes an engine for a model and its tokenizer, without loading it. */
 fun interface EngineFactory {

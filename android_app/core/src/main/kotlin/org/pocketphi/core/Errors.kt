@@ -6,6 +6,9 @@ class BadInput(override val message: String) : Exception(message)
 /** The engine failed; [message] is a sentence for a person, [code] ExecuTorch's `runtime/core/error.h`, if there is one. */
 open class EngineError(override val message: String, val code: Int? = null, cause: Throwable? = null) : Exception(message, cause)
 
+/** A picture or sound cannot be used; what was said before it stays. */
+class MediaRefused(why: EngineError) : EngineError(why.message, why.code, why)
+
 /** [LlmEngine.stop] ended a load. */
 class EngineStopped : EngineError("It was stopped.")
 
@@ -30,6 +33,8 @@ object EngineErrors {
         val after = if (held > 0) " after the $held it holds" else ""
         return EngineError("The prompt of $promptTokens tokens does not fit the model's context of $context tokens$after.")
     }
+
+    fun textOnly() = EngineError("This engine takes no pictures and no sound.")
 
     private fun reason(code: Int): String = (REASONS[code] ?: "ExecuTorch gives no reason that is known here") +
         " (code 0x" + code.toString(16).padStart(2, '0') + ")."

@@ -1,6 +1,6 @@
 package org.pocketphi.core
 
-enum class Phase(val json: String) { LOAD("load"), PREFILL("prefill"), DECODE("decode"), IDLE("idle") }
+enum class Phase(val json: String) { LOAD("load"), ENCODE("encode"), PREFILL("prefill"), DECODE("decode"), IDLE("idle") }
 
 /** The process's memory, and what the system has left, in bytes; null where the device does not tell. */
 data class Memory(

@@ -1,7 +1,7 @@
 package org.pocketphi.core
 
 /**
- * Looks at the memory every [everyMs] on a thread of its own. Reading PSS makes the kernel walk all pages, so that is
+ * Looks at the memory every [everyMs], and while something is encoded every [QUICK_MS], on a thread of its own. Reading PSS makes the kernel walk all pages, so that is
  * done only in [begin] and [end]; the peak of physical memory comes from the kernel's own count.
  */
 class MemorySampler(
@@ -11,6 +11,10 @@ class MemorySampler(
     private val onSample: (Phase, Memory) -> Unit,
 ) {
     @Volatile var phase = Phase.IDLE
+        set(next) {
+            field = next
+            if (next == Phase.ENCODE) thread.interrupt() // from a long sleep
+        }
     @Volatile private var running = true
     private val taken = ArrayList<Taken>()
     private var sinceReset = false
@@ -49,14 +53,19 @@ class MemorySampler(
     }
 
     private fun watch() {
+        var slept = 0L
         while (running) {
+            val sleep = if (phase == Phase.ENCODE) minOf(QUICK_MS, everyMs) else everyMs
             try {
-                Thread.sleep(everyMs)
+                Thread.sleep(sleep)
+                slept += sleep
             } catch (_: InterruptedException) {
-                return
+                continue
             }
             val memory = look(walk = false)
-            if (running) onSample(phase, memory)
+            if (!running || slept < everyMs) continue
+            slept = 0
+            onSample(phase, memory)
         }
     }
 
@@ -67,5 +76,20 @@ class MemorySampler(
         return memory
     }
 
-    data class Seen(val samples: List<Sample>, val peak: Memory)
+    /** One more look where a phase ends, without a walk. */
+    fun lookNow() {
+        look(walk = false)
+    }
+
+    data class Seen(val samples: List<Sample>, val peak: Memory) {
+        /** The most while something was encoded and what was left of it, of the memory that a person should look at. */
+        val encoding: Map<String, Double> get() {
+            val seen = samples.filter { it.phase == Phase.ENCODE }.mapNotNull { it.memory.headline?.toDouble() }
+            return if (seen.isEmpty()) emptyMap() else mapOf("encode_peak_bytes" to seen.max(), "encoded_bytes" to seen.last())
+        }
+    }
+
+    private companion object {
+        const val QUICK_MS = 100L
+    }
 }

@@ -2,7 +2,8 @@ package org.pocketphi.core
 
 /** export/engine/cpp/jni/jni.cpp: its functions by their names. Handles are addresses: 0 is none, and a closed one must not be used. */
 internal object Native {
-    const val LOADED = 8
+    const val LOADED = 11
+    const val ENCODED = 5
     const val ANSWERED = 7
 
     /** Told on the thread that called; an exception ends the call and comes out of it. */
@@ -10,6 +11,9 @@ internal object Native {
         fun progress(bytes: Long, of: Long) = Unit
 
         fun token(id: Long, ms: Double) = Unit
+
+        /** Before a part of a picture or sound is encoded: so many [of] all are done. */
+        fun part(done: Long, of: Long) = Unit
 
         /** Whole characters in UTF-8. */
         fun text(piece: ByteArray) = Unit
@@ -24,6 +28,18 @@ internal object Native {
     @JvmStatic external fun load(
         engine: Long, model: ByteArray, cacheDir: ByteArray?, threads: Int, prefillChunk: Int, numbers: DoubleArray, listener: Listener,
     ): ByteArray
+
+    /** [rgb] has three bytes a pixel, row by row. The first media id; the rest goes into [numbers]. */
+    @JvmStatic external fun picture(engine: Long, rgb: ByteArray, width: Int, height: Int, numbers: DoubleArray, listener: Listener): Long
+
+    /** For prompts of the [mode] with that number. The first media id; the rest goes into [numbers]. */
+    @JvmStatic external fun sound(engine: Long, samples: FloatArray, rate: Int, mode: Int, numbers: DoubleArray, listener: Listener): Long
+
+    @JvmStatic external fun pictureTokens(engine: Long, width: Int, height: Int): Long
+
+    @JvmStatic external fun soundTokens(engine: Long, samples: Int, rate: Int): Long
+
+    @JvmStatic external fun forgetMedia(engine: Long)
 
     @JvmStatic external fun generate(
         engine: Long, tokenizer: Long, prompt: LongArray, maxNewTokens: Long, temperature: Float, topK: Int, topP: Float, seed: Long,

@@ -1,10 +1,13 @@
 package org.pocketphi.core
 
 import java.io.File
+import java.util.IdentityHashMap
 
 /**
  * [LlmEngine] over the C++ engine of export/engine/cpp. Packed weights are kept in [packed] between starts; 0 [threads]
  * is one for each of the phone's fast cores. The context keeps the tokens of a conversation, so nothing is fed twice.
+ * Pictures and sounds of the conversation are kept as they were given: with the first picture what was said before is fed
+ * anew, and sounds are encoded anew, as the engine answers with other weights then.
  * [stop] and [close] may come from any thread, but [close] not from within a callback.
  */
 class NativeEngine(
@@ -18,9 +21,14 @@ class NativeEngine(
     private var closed = false
 
     private var context = 0L
+    private var takes = Takes.TEXT
 
-    /** Tokens that belong to the conversation and have not been fed yet: the last one made, or what a stop left out. */
-    private var unfed = LongArray(0)
+    /** The conversation: what was asked and made. The engine holds its beginning; the last token made is never fed. */
+    private var said = Transcript(emptyList())
+
+    /** Of the pictures and sounds of the conversation, by their modes. */
+    private val ids = IdentityHashMap<Part, HashMap<Mode, LongArray>>()
+
 
     override fun load(): Loaded = use {
         if (words == 0L) words = Native.loadTokenizer(tokenizer.encodeToByteArray())
@@ -29,17 +37,26 @@ class NativeEngine(
             engine, model.encodeToByteArray(), packed?.path?.encodeToByteArray(), settings.threads, 0, numbers, object : Native.Listener {},
         )
         context = numbers[1].toLong()
-        unfed = LongArray(0)
-        Loaded(Packing.entries[numbers[0].toInt()], note.decodeToString().ifEmpty { null }, numbers[7].toLong(), numbers[4].toInt())
+        forgetSaid()
+        takes = Takes(numbers[8] == 1.0, numbers[9] == 1.0, numbers[10].toInt())
+        Loaded(Packing.entries[numbers[0].toInt()], note.decodeToString().ifEmpty { null }, numbers[7].toLong(), numbers[4].toInt(), takes)
     }
 
+    override fun pictureTokens(width: Int, height: Int): Int? =
+        use { if (takes.pictures) Native.pictureTokens(engine, width, height).toInt() else null }
+
+    override fun encode(prompt: List<Part>, onPart: (Encoding) -> Unit): List<Encoded> = use { encodeMissing(said + spelled(prompt), onPart) }
+
     override fun generate(
-        prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit,
+        prompt: List<Part>, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit,
     ): Generated = use {
-        val fed = Native.tokens(engine)
-        val asked = Native.encode(words, prompt.encodeToByteArray())
-        val ids = fed + unfed + asked
-        if (ids.size >= context) throw EngineErrors.full(asked.size, context, ids.size - asked.size)
+        val asked = spelled(prompt)
+        val whole = said + asked
+        val held = said.ids(whole.mode).size
+        encodeMissing(whole) { }
+        val ids = whole.ids(whole.mode)
+        val count = ids.size - held
+        if (ids.size >= context) throw EngineErrors.full(count, context, held)
         val collector = Collector(onPiece)
         val numbers = DoubleArray(Native.ANSWERED)
         try {
@@ -48,23 +65,63 @@ class NativeEngine(
                 sampling.seed, settings.draftTokens, numbers, collector,
             )
         } finally {
-            val all = ids + collector.ids.toLongArray()
-            unfed = all.copyOfRange(minOf(all.size, Native.tokens(engine).size), all.size)
+            said = whole + Transcript(listOf(Transcript.Piece.Ids(collector.ids.toLongArray())))
         }
+        // Fed, so that their rows are of no more use.
+        if (whole.media.isNotEmpty() && numbers[0].toInt() != END_STOPPED) Native.forgetMedia(engine)
         val (drafted, accepted) = numbers[5].toInt() to numbers[6].toInt()
         Generated(
-            promptTokens = asked.size, generatedTokens = numbers[1].toInt(), pieces = collector.pieces,
+            promptTokens = count, generatedTokens = numbers[1].toInt(), pieces = collector.pieces,
             prefillMs = numbers[3], decodeMs = numbers[4], stopReason = reason(numbers[0].toInt()), unread = "",
             tokenMs = collector.ms.drop(1), drafted = drafted.takeIf { settings.draftTokens > 0 },
             accepted = accepted.takeIf { settings.draftTokens > 0 },
         )
     }
 
+    private fun spelled(prompt: List<Part>) = Transcript(
+        prompt.map { part ->
+            if (part is Part.Words) Transcript.Piece.Ids(Native.encode(words, part.text.encodeToByteArray()))
+            else Transcript.Piece.Media(part, ids.getOrPut(part) { HashMap() })
+        },
+    )
+
+    /** Everything of [whole] whose rows the engine will look for; what the session has been fed of it is not. */
+    private fun encodeMissing(whole: Transcript, onPart: (Encoding) -> Unit): List<Encoded> {
+        val mode = whole.mode
+        val fed = if (whole.media.isEmpty()) return emptyList() else Native.tokens(engine)
+        return whole.media.mapNotNull { piece ->
+            if (whole.isFed(piece, fed)) null else encode(piece, mode, onPart)
+        }
+    }
+
+    private fun encode(piece: Transcript.Piece.Media, mode: Mode, onPart: (Encoding) -> Unit): Encoded {
+        val numbers = DoubleArray(Native.ENCODED)
+        val listener = object : Native.Listener {
+            override fun part(done: Long, of: Long) = onPart(Encoding(piece.of, done.toInt(), of.toInt()))
+        }
+        val first = when (val of = piece.of) {
+            is Part.Picture -> Native.picture(engine, of.rgb, of.width, of.height, numbers, listener)
+            is Part.Sound -> Native.sound(engine, of.samples, of.rate, mode.ordinal, numbers, listener)
+            is Part.Words -> error("words are not encoded")
+        }
+        piece.ids[mode] = LongArray(numbers[0].toInt()) { first - it }
+        return Encoded(numbers[0].toInt(), numbers[1].toInt(), numbers[2] == 1.0, numbers[3], numbers[4])
+    }
+
+    private fun forgetSaid() {
+        said = Transcript(emptyList())
+        ids.clear()
+    }
+
+    /** Ids that the engine has been fed, for tests. */
+    internal fun held(): LongArray = use { Native.tokens(engine) }
+
     override fun stop() = synchronized(gate) { if (!closed) Native.stop(engine) }
 
     override fun reset() = use {
         Native.rewind(engine, 0)
-        unfed = LongArray(0)
+        if (ids.isNotEmpty()) Native.forgetMedia(engine)
+        forgetSaid()
     }
 
     override fun close() {

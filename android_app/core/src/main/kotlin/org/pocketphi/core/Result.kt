@@ -64,6 +64,8 @@ data class Manifest(
     val prefillChunkTokens: Int?,
     val kvCache: String?,
     val plannedBytes: Long?,
+    /** What the file takes beside text. */
+    val modes: Set<Mode> = setOf(Mode.TEXT),
 ) {
     fun toJson(): Map<String, Any?> = linkedMapOf(
         "checkpoint" to checkpoint, "recipe" to recipe, "context_tokens" to contextTokens,
@@ -89,8 +91,13 @@ data class Manifest(
                 (options["prefill_chunk"] as? Number)?.toInt()?.takeIf { it > 0 },
                 options["kv_cache"] as? String,
                 if (null in parts) null else parts.sumOf { it!! },
+                modes(json["media"] as? Map<*, *>),
             )
         }
+
+        private fun modes(media: Map<*, *>?): Set<Mode> = setOfNotNull(
+            Mode.TEXT, Mode.VISION.takeIf { media?.get("image") != null }, Mode.SPEECH.takeIf { media?.get("audio") != null },
+        )
     }
 }
 
@@ -134,6 +141,8 @@ data class Repeat(
     val packingNote: String? = null,
     val drafted: Int? = null,
     val accepted: Int? = null,
+    /** Of the prompt. */
+    val mediaTokens: Int? = null,
 ) {
     val throttled: Boolean get() = before.status.throttles || after.status.throttles
 
@@ -154,6 +163,7 @@ data class Repeat(
         "notes" to notes,
     ) + buildMap {
         if (packing != null) putAll(mapOf("packing" to packing.json, "packing_note" to packingNote))
+        if (mediaTokens != null) put("media_tokens", mediaTokens)
         if (drafted != null) putAll(mapOf("drafted_tokens" to drafted, "accepted_tokens" to (accepted ?: 0)))
     }
 }

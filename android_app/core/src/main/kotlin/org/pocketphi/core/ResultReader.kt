@@ -36,6 +36,7 @@ object ResultReader {
         json.int("prompt_tokens"), json.int("new_tokens"), json.int("repeats"), json.int("warmups"), json.int("cooldown_s"),
         LoadMode.entries.firstOrNull { it.json == json.text("load_mode") } ?: json.fail("load_mode"),
         json.long("draft_tokens")?.toInt() ?: 0,
+        json.textOrNull("mode")?.let { word -> Mode.entries.firstOrNull { it.json == word } ?: json.fail("mode") } ?: Mode.TEXT,
     )
 
     private fun repeat(json: At) = Repeat(
@@ -59,6 +60,7 @@ object ResultReader {
         json.textOrNull("packing_note"),
         json.long("drafted_tokens")?.toInt(),
         json.long("accepted_tokens")?.toInt(),
+        json.long("media_tokens")?.toInt(),
     )
 
     private fun memory(json: At) = Memory(

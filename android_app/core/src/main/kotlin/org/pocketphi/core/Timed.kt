@@ -1,10 +1,12 @@
 package org.pocketphi.core
 
 /**
- * One generation's times: [begin] and when each piece came, in nanoseconds of one clock. An engine that times every
+ * One generation's times, and those of what was [encoded] before it: [begin] and when each piece came, in nanoseconds of one clock. An engine that times every
  * token itself is believed; else, where not every token gave a piece, its totals stand in for them.
  */
-class Timed(private val begin: Long, private val times: List<Long>, val generated: Generated?) {
+class Timed(
+    private val begin: Long, private val times: List<Long>, val generated: Generated?, val encoded: List<Encoded> = emptyList(),
+) {
     /** Whether each token's time is known. */
     val everyToken: Boolean get() = counted != null || generated != null && times.isNotEmpty() && times.size == generated.generatedTokens
     private val counted get() = generated?.tokenMs
@@ -23,6 +25,7 @@ class Timed(private val begin: Long, private val times: List<Long>, val generate
         "time_to_first_token_ms" to firstMs,
         "prefill_tokens_per_s" to firstMs?.takeIf { it > 0 }?.let { promptTokens / it * 1000 },
         "decode_tokens_per_s" to decodeRate,
+        "encode_ms" to encoded.takeIf { it.isNotEmpty() }?.sumOf { it.ms },
     )
 
     // Over all but the first.

@@ -199,7 +199,7 @@ class BenchTest {
         val counting = object : FakeEngine(clock) {
             override fun load() = super.load().let { Loaded(Packing.NONE, "the disk is full", 0, 4) }
 
-            override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit) =
+            override fun generate(prompt: List<Part>, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit) =
                 super.generate(prompt, promptTokens, newTokens, sampling) { }
                     .copy(prefillMs = 80.0, decodeMs = 400.0, tokenMs = List(10) { 40.0 }, drafted = 9, accepted = 4)
         }
@@ -353,5 +353,55 @@ class BenchTest {
             "peak_private_bytes", "peak_pss_bytes", "available_bytes", "thermal",
         )
         assertEquals(wanted, read.first { it["event"] == "repeat" }.keys)
+    }
+
+    @Test
+    fun picturesAndSoundAreRunsOfTheirOwn() {
+        engine.loaded = Loaded(takes = Takes(pictures = true, sound = true, soundRate = 8000))
+        engine.onEncode = { probes.memory = probes.memory.copy(privateBytes = 900) }
+        probes.memory = probes.memory.copy(privateBytes = 500)
+        // While it encodes it is looked at often, though not told of often.
+        bench("modes" to "text,vision,speech", "prompt_tokens" to "16,32", "repeats" to 2).run()
+        val result = saved()
+        assertTrue(result.problem.orEmpty(), result.complete)
+        assertEquals(listOf(16 to Mode.TEXT, 32 to Mode.TEXT, 16 to Mode.VISION, 16 to Mode.SPEECH), result.runs.map { it.configuration.run { promptTokens to mode } })
+        val repeat = result.runs[2].repeats[1]
+        assertEquals(400.0, repeat.measures["encode_ms"]!!, 1e-9)
+        assertEquals(66, repeat.promptTokens)
+        assertEquals(50, repeat.mediaTokens)
+        assertEquals("without what was encoded before", 660.0, repeat.timeToFirstTokenMs!!, 1e-6)
+        assertEquals(100.0, repeat.prefillTokensPerS!!, 1e-6)
+        assertEquals(emptyList<String>(), repeat.notes)
+        assertEquals(900.0, result.runs[2].summary["encoded_bytes"]!!.median, 0.0)
+        assertEquals(900.0, result.runs[2].summary["encode_peak_bytes"]!!.max, 0.0)
+        assertTrue(repeat.samples.any { it.phase == Phase.ENCODE })
+        assertNull(result.runs[0].summary["encode_ms"])
+        assertNull(result.runs[0].repeats[0].mediaTokens)
+        assertEquals("a warm-up and two repeats", 3, engine.calls.count { it == "picture 448x448" })
+        assertEquals(3, engine.calls.count { it == "sound 40000 at 8000" })
+        assertEquals(result.runs[3].configuration, Comparison.of(result, result)[3].configuration)
+        assertFalse(result.runs[0].configuration.sameLengths(result.runs[2].configuration))
+    }
+
+    @Test
+    fun theMostMemoryWhileEncodingIsSeen() {
+        engine.loaded = Loaded(takes = Takes(pictures = true, sound = false, soundRate = 0))
+        engine.onEncode = {
+            probes.memory = probes.memory.copy(privateBytes = 900)
+            Thread.sleep(400)
+            probes.memory = probes.memory.copy(privateBytes = 700)
+        }
+        probes.memory = probes.memory.copy(privateBytes = 500)
+        bench("modes" to "vision", "repeats" to 1, "warmups" to 0).run()
+        val summary = saved().runs.single().summary
+        assertEquals(900.0, summary["encode_peak_bytes"]!!.median, 0.0)
+        assertEquals(700.0, summary["encoded_bytes"]!!.median, 0.0)
+    }
+
+    @Test
+    fun aModeThatTheFileHasNot() {
+        engine.loaded = Loaded(takes = Takes(pictures = true, sound = false, soundRate = 0))
+        bench("modes" to "speech").run()
+        assertEquals("phi.pte takes no sound, or this engine cannot.", (events.last() as Event.Failed).message)
     }
 }

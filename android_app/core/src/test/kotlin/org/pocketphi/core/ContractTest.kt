@@ -41,6 +41,8 @@ class ContractTest {
         assertEquals(words("thermal", "status"), ThermalStatus.entries.map { it.json })
         assertEquals(words("configuration", "load_mode"), LoadMode.entries.map { it.json })
         assertEquals(Contract.current.option("load_mode").choices, LoadMode.entries.map { it.json })
+        assertEquals(words("configuration", "mode"), Mode.entries.map { it.json })
+        assertEquals(Mode.entries.map { it.json } - "text", Contract.current.modeWords.keys.toList())
         assertEquals(words("sample", "phase"), Phase.entries.map { it.json })
         assertEquals(words("repeat", "stop_reason"), StopReason.entries.map { it.json })
     }

@@ -2,6 +2,7 @@ package org.pocketphi.core
 
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertNull
+import org.junit.Assert.assertThrows
 import org.junit.Assert.assertTrue
 import org.junit.Test
 
@@ -64,8 +65,8 @@ class EngineTest {
             override fun stop() = Unit
             override fun reset() = Unit
             override fun close() = Unit
-            override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated {
-                fed.append(prompt)
+            override fun generate(prompt: List<Part>, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated {
+                fed.append((prompt.single() as Part.Words).text)
                 val (pieces, reason) = answers.removeFirst()
                 pieces.forEach(onPiece)
                 // The engine has read all but the last token it made.
@@ -82,5 +83,49 @@ class EngineTest {
         assertEquals(listOf("Paris", "4 is", "ok"), chat.messages.filter { it.role == Role.ASSISTANT }.map { it.content })
         // All but the last answer stands in the context as the format wants it.
         assertEquals(ChatFormat.render(chat.messages.dropLast(1)), fed.toString())
+    }
+
+    @Test
+    fun picturesAndSoundStandBeforeTheText() {
+        val picture = Part.Picture(ByteArray(12), 2, 2)
+        val sound = Part.Sound(FloatArray(8000), 16_000)
+        val given = ArrayList<List<Part>>()
+        val engine = object : FakeEngine(FakeClock()) {
+            override fun generate(prompt: List<Part>, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit) =
+                super.generate(prompt.also { given.add(it) }, promptTokens, newTokens, sampling, onPiece)
+        }
+        val chat = ChatSession(engine, "Be brief.")
+        val told = ArrayList<Encoding?>()
+        chat.ask("What is this?", 3, Sampling(), listOf(sound, picture), { told.add(it) }) { }
+        assertEquals(listOf(Encoding(sound, 0, 2), Encoding(sound, 1, 2), Encoding(picture, 0, 2), Encoding(picture, 1, 2), null), told)
+        assertEquals(800.0, chat.encodeMs!!, 0.0)
+        val wanted = listOf(
+            Part.Words("<|system|>Be brief.<|end|><|user|>"), sound, picture, Part.Words("What is this?<|end|><|assistant|>"),
+        )
+        assertEquals(wanted, given.single())
+        assertEquals(listOf(sound, picture), chat.messages[1].media)
+        chat.ask("Sure?", 3, Sampling()) { }
+        assertNull("nothing was new", chat.encodeMs)
+        assertEquals(0.5, sound.seconds, 0.0)
+        assertEquals(listOf(Mode.TEXT, Mode.SPEECH, Mode.VISION), listOf(emptyList(), listOf(sound), listOf(sound, picture)).map { Mode.of(it) })
+    }
+
+    @Test
+    fun whatCannotBeUsedLeavesTheConversation() {
+        val engine = FakeEngine(FakeClock())
+        val chat = ChatSession(engine, null)
+        chat.ask("Hello", 3, Sampling()) { }
+        engine.onEncode = { throw EngineError("The picture is too narrow.") }
+        val picture = Part.Picture(ByteArray(3), 1, 1)
+        val refused = assertThrows(MediaRefused::class.java) { chat.ask("And this?", 3, Sampling(), listOf(picture)) { } }
+        assertEquals("The picture is too narrow.", refused.message)
+        assertThrows(EngineStopped::class.java) { chat.ask("And this?", 3, Sampling(), listOf(picture), { throw EngineStopped() }) { } }
+        assertEquals(listOf("Hello", "t1 t2 t3 "), chat.messages.map { it.content })
+        chat.ask("More", 3, Sampling()) { }
+        assertEquals("t3 <|end|><|user|>More<|end|><|assistant|>", engine.prompts.last())
+        val upstream = object : LlmEngine by engine {
+            override fun encode(prompt: List<Part>, onPart: (Encoding) -> Unit) = super<LlmEngine>.encode(prompt, onPart)
+        }
+        assertThrows(EngineError::class.java) { upstream.encode(listOf(picture)) }
     }
 }

@@ -35,6 +35,7 @@ open class FakeEngine(private val clock: FakeClock) : LlmEngine {
     private var generations = 0
 
     var loaded = Loaded()
+    var onEncode: () -> Unit = {}
 
     override fun load(): Loaded {
         calls.add("load")
@@ -42,12 +43,13 @@ open class FakeEngine(private val clock: FakeClock) : LlmEngine {
         return loaded
     }
 
-    override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated {
+    override fun generate(prompt: List<Part>, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated {
         calls.add("generate $newTokens")
-        prompts.add(prompt)
+        val text = prompt.filterIsInstance<Part.Words>().joinToString("") { it.text }
+        prompts.add(text)
         this.promptTokens.add(promptTokens)
         failAt(generations++)?.let { throw it }
-        val tokens = prompt.split(' ').size + 2
+        val tokens = text.split(' ').size + 2 + prompt.count { it !is Part.Words } * MEDIA_TOKENS
         clock.pass(10.0 * tokens)
         onBegin()
         stopAsked = false
@@ -67,6 +69,14 @@ open class FakeEngine(private val clock: FakeClock) : LlmEngine {
         return Generated(tokens, made, pieces, 10.0 * tokens, 50.0 * (made - 1), reason, "t$made ")
     }
 
+    override fun encode(prompt: List<Part>, onPart: (Encoding) -> Unit): List<Encoded> = prompt.filter { it !is Part.Words }.map {
+        for (done in 0..1) onPart(Encoding(it, done, 2))
+        calls.add(if (it is Part.Picture) "picture ${it.width}x${it.height}" else "sound ${(it as Part.Sound).samples.size} at ${it.rate}")
+        onEncode()
+        clock.pass(400.0)
+        Encoded(MEDIA_TOKENS, 2, false, 30.0, 370.0)
+    }
+
     override fun stop() {
         stopAsked = true
     }
@@ -77,6 +87,10 @@ open class FakeEngine(private val clock: FakeClock) : LlmEngine {
 
     override fun close() {
         calls.add("close")
+    }
+
+    companion object {
+        const val MEDIA_TOKENS = 50
     }
 }
 

@@ -38,4 +38,20 @@ class VectorsTest {
             assertEquals(vector["whole"] ?: shown.last(), ChatFormat.whole(answer))
         }
     }
+
+    @Test
+    fun theStandardPictureAndSound() {
+        val picture = Contract.current.standard(Mode.VISION, 0).single() as Part.Picture
+        assertEquals(3 * picture.width * picture.height, picture.rgb.size)
+        for (vector in Repository.vectors("picture")) {
+            val at = 3 * ((vector["y"] as Long).toInt() * picture.width + (vector["x"] as Long).toInt())
+            assertEquals(vector["rgb"], (0..2).map { (picture.rgb[at + it].toInt() and 255).toLong() })
+        }
+        for (vector in Repository.vectors("sound")) {
+            val sound = Contract.current.standard(Mode.SPEECH, (vector["rate"] as Long).toInt()).single() as Part.Sound
+            assertEquals(vector["count"], sound.samples.size.toLong())
+            assertEquals((vector["sample"] as Number).toDouble(), sound.samples[(vector["at"] as Long).toInt()].toDouble(), 1e-7)
+        }
+        assertEquals(emptyList<Part>(), Contract.current.standard(Mode.TEXT, 16_000))
+    }
 }

@@ -11,6 +11,7 @@ import org.pocketphi.core.EngineError
 import org.pocketphi.core.Manifest
 import org.pocketphi.core.Sampling
 import org.pocketphi.core.StopReason
+import org.pocketphi.core.generate
 import org.pocketphi.stubs.NativeLlm
 import org.pytorch.executorch.ExecutorchRuntimeException
 import org.pytorch.executorch.extension.llm.LlmCallback

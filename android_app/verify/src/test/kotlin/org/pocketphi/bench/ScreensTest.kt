@@ -32,6 +32,7 @@ import org.pocketphi.core.known
 import org.robolectric.ParameterizedRobolectricTestRunner
 import org.robolectric.Robolectric
 import org.robolectric.RuntimeEnvironment
+import org.robolectric.Shadows.shadowOf
 import org.robolectric.annotation.Config
 import org.robolectric.annotation.GraphicsMode
 
@@ -165,6 +166,46 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
             engine.release()
             waitFor("the answer") { !app.chat.state.busy }
         }
+    }
+
+    @Test
+    fun chatWithMedia() {
+        pushModel(media = true)
+        engine.takes = org.pocketphi.core.Takes(pictures = true, sound = true, soundRate = 16_000)
+        Robolectric.buildActivity(MainActivity::class.java).use { draw(it.setup().get(), "main-multimodal") }
+        Robolectric.buildActivity(ChatActivity::class.java).use { controller ->
+            val screen = controller.setup().get()
+            attach(420, 280)
+            engine.words = "A red sun over a blue sea. It is evening, and the water is calm. ".trim().split(' ')
+            engine.endOfTurnAfter = engine.words.size
+            screen.type(R.id.question, "What is shown?")
+            screen.click(R.id.send)
+            waitFor("the answer") { !app.chat.state.busy }
+            attach(200, 400)
+            setMicrophone(Microphone(pieces = 42))
+            shadowOf(app as android.app.Application).grantPermissions(android.Manifest.permission.RECORD_AUDIO)
+            screen.record()
+            waitFor("some sound") { app.media.state.recorded == 42 * 1600 }
+            draw(screen, "chat-recording")
+            screen.click(R.id.recorder_stop)
+            waitFor("the recording's end") { app.media.state.recorded == null }
+            screen.type(R.id.question, "And is that what I said?")
+            draw(screen, "chat-media")
+        }
+    }
+
+    /** A painted picture, as if a person had chosen it. */
+    private fun attach(width: Int, height: Int) {
+        val painted = Bitmap.createBitmap(width, height, Bitmap.Config.ARGB_8888)
+        Canvas(painted).apply {
+            drawColor(Color.rgb(250, 214, 165))
+            val paint = android.graphics.Paint(android.graphics.Paint.ANTI_ALIAS_FLAG)
+            drawCircle(width * 0.6f, height * 0.5f, height * 0.2f, paint.apply { color = Color.rgb(214, 64, 48) })
+            drawRect(0f, height * 0.6f, width.toFloat(), height.toFloat(), paint.apply { color = Color.rgb(38, 84, 124) })
+        }
+        val bytes = java.io.ByteArrayOutputStream().also { painted.compress(Bitmap.CompressFormat.PNG, 100, it) }.toByteArray()
+        app.media.read { java.io.ByteArrayInputStream(bytes) }
+        waitFor("the picture") { app.media.state.reading == 0 }
     }
 
     private fun draw(screen: Activity, what: String) {

@@ -4,13 +4,17 @@ import android.app.Activity
 import android.app.ActivityManager
 import android.content.Context
 import android.os.Looper
+import org.pocketphi.core.Encoded
+import org.pocketphi.core.Encoding
 import org.pocketphi.core.EngineError
 import org.pocketphi.core.Generated
 import org.pocketphi.core.Json
 import org.pocketphi.core.LlmEngine
 import org.pocketphi.core.Loaded
+import org.pocketphi.core.Part
 import org.pocketphi.core.Sampling
 import org.pocketphi.core.StopReason
+import org.pocketphi.core.Takes
 import org.junit.rules.ExternalResource
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
@@ -25,6 +29,8 @@ class ScriptedEngine : LlmEngine {
     @Volatile var loads = 0
     @Volatile var closes = 0
     @Volatile var prompts = ArrayList<String>()
+    val parts = ArrayList<Part>()
+    var takes = Takes.TEXT
     val samplings = ArrayList<Sampling>()
     var tokenMs = 1L
     var words = "The boats come home from the sea in the morning light, and the harbour is quiet. ".split(' ')
@@ -46,15 +52,23 @@ class ScriptedEngine : LlmEngine {
         loads++
         Thread.sleep(20)
         if (holdLoads) check(gate.await(30, TimeUnit.SECONDS)) { "nobody let the engine go on" }
-        return Loaded()
+        return Loaded(takes = takes)
     }
 
-    override fun generate(prompt: String, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated {
+    override fun generate(prompt: List<Part>, promptTokens: Int?, newTokens: Int, sampling: Sampling, onPiece: (String) -> Unit): Generated {
         samplings.add(sampling)
         val generation = generations++
-        prompts.add(prompt)
+        val text = prompt.joinToString("") { part ->
+            when (part) {
+                is Part.Words -> part.text
+                is Part.Picture -> "[picture ${part.width}x${part.height}]"
+                is Part.Sound -> "[sound ${part.samples.size}]"
+            }
+        }
+        prompts.add(text)
+        parts.addAll(prompt)
         stopAsked = false
-        val tokens = prompt.split(' ').size
+        val tokens = text.split(' ').size
         Thread.sleep(tokens / 8L)
         var made = 0
         val limit = minOf(newTokens, endOfTurnAfter)
@@ -69,6 +83,16 @@ class ScriptedEngine : LlmEngine {
         }
         val reason = if (stopAsked) StopReason.STOPPED else if (made < newTokens) StopReason.END_OF_TURN else StopReason.NEW_TOKENS
         return Generated(tokens, made, made, null, null, reason, if (made > 0) words[(made - 1) % words.size] + " " else "")
+    }
+
+    /** Runs for each picture and sound. */
+    @Volatile var onEncode: () -> Unit = {}
+
+    override fun encode(prompt: List<Part>, onPart: (Encoding) -> Unit): List<Encoded> = prompt.filter { it !is Part.Words }.map {
+        onPart(Encoding(it, 0, 2))
+        onEncode()
+        onPart(Encoding(it, 1, 2))
+        Encoded(545, 2, false, 10.0, 40.0)
     }
 
     override fun stop() {
@@ -90,13 +114,14 @@ fun systemMemory(free: Long, low: Boolean = false) = shadowOf(app.getSystemServi
     .setMemoryInfo(ActivityManager.MemoryInfo().apply { availMem = free; totalMem = 8_000_000_000; lowMemory = low })
 
 /** A model, its tokenizer and its manifest in the app's folder. */
-fun pushModel(name: String = "phi4-mini-8da4w"): File {
+fun pushModel(name: String = "phi4-mini-8da4w", media: Boolean = false): File {
     app.models.mkdirs()
     File(app.models, "tokenizer.json").writeText("{}")
     File(app.models, "$name.json").writeText(
         "{\"checkpoint\":{\"name\":\"microsoft/Phi-4-mini-instruct\"},\"options\":{\"context\":4096,\"prefill_chunk\":256," +
             "\"kv_cache\":\"bf16\",\"recipe\":{\"quantized\":true,\"group_size\":32,\"embedding_bits\":8,\"head_bits\":4}}," +
             "\"recipe\":\"8da4w g32, embedding int8, lm_head int4\"," +
+            (if (media) "\"media\":{\"image\":{\"crop\":448},\"image_id\":1,\"audio\":{\"rate\":16000},\"audio_id\":2}," else "") +
             "\"planned\":{\"kv_cache_bytes\":536870912,\"activation_bytes\":18104320}}",
     )
     return File(app.models, "$name.pte").apply { writeBytes(ByteArray(4_801_440)) }
