@@ -21,9 +21,6 @@ from export.quantization.rounding import Quantizing, Rounded
 from export.quantization.saved_reader import open_quantized
 from export.quantization.with_text import WithText
 from export.quantize import quantize
-from tests.tools import need
-
-need("dev", ["peft"], "uv sync --group")
 
 SIZES: dict[str, Any] = {
     "layers": 2, "vision_layers": 3, "audio_layers": 2, "scale": 8, "hidden": 384, "heads": 6, "kv_heads": 2,
@@ -32,8 +29,8 @@ SIZES: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthesize(tmp_path_factory.mktemp("phi4mm") / "mm", "phi4-multimodal", **SIZES)
+def folder(multimodal_folder: Path) -> Path:
+    return multimodal_folder
 
 
 @pytest.fixture(scope="module")
