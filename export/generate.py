@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from checkpoints.errors import run
 from export.engine.native_output import hushed, to_nothing
 from export.flags import FILE_HELP, command_parser
-from export.progress import quiet
+from export.progress import counting, quiet
 from export.ptefile.find import resolve_file
 from export.ptefile.magic import read_head
 
 if TYPE_CHECKING:
     from export.engine.generation import Generation
-    from export.engine.media_prompt import EncodedMedia
 
 
 def generate(
@@ -59,7 +59,14 @@ def generate(
             return answer(path, words, request, on_text)
         from export.engine.media_generation import answer_media
 
-        return answer_media(path, words, request, on_text)
+        with ExitStack() as bar:
+            count = bar.enter_context(counting(passing=True))
+
+            def take(text: str) -> None:
+                bar.close()  # the screen is the answer's
+                on_text(text)
+
+            return answer_media(path, words, request, take, partial(count, "encoding"))
 
 
 def show_stats(generation: Generation) -> None:
@@ -73,10 +80,10 @@ def show_stats(generation: Generation) -> None:
     peak, dirty, own = (
         f"{size / 1e6:,.0f} MB" for size in (stats.peak_resident_bytes, stats.dirty_bytes, stats.model_dirty_bytes)
     )
-    from export.engine.media_prompt import NAMES
+    from export.engine.media_prompt import NAMES, describe
 
     mode = f" in mode {stats.mode}" if stats.mode != "text" else ""
-    lines = {f"{NAMES[one.kind]} {one.number}": _encoded(one) for one in stats.media} | {
+    lines = {f"{NAMES[one.kind]} {one.number}": describe(one) for one in stats.media} | {
         "prompt": f"{stats.prompt_tokens} tokens{mode}, {rate(stats.prefill_tokens_per_second)}, "
         f"first token after {stats.first_token_ms:,} ms",
         "answer": f"{stats.generated_tokens} tokens{end}, {rate(stats.decode_tokens_per_second)}",
@@ -88,16 +95,6 @@ def show_stats(generation: Generation) -> None:
     width = max(8, *map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}} {value}", file=sys.stderr)
-
-
-def _encoded(one: EncodedMedia) -> str:
-    part = {"image": "crop", "audio": "piece"}[one.kind]
-    times = (
-        "encoded before"
-        if one.reused
-        else f"prepared in {one.prepare_ms:,.0f} ms, encoded in {one.encode_ms:,.0f} ms"
-    )
-    return f"{one.tokens} tokens, {one.parts} {part}{'s' if one.parts > 1 else ''}, {times}"
 
 
 class _InOrder(argparse.Action):

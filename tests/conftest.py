@@ -28,3 +28,21 @@ def tiny_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("tiny_pte") / "tiny.pte"
     return export_pte("phi4-tiny", out=out, context=256, prefill_chunk=32, verify=False).path
+
+
+@pytest.fixture(scope="session")
+def multimodal_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights like Phi-4-multimodal, in transformers' layout; not to be written to."""
+    sizes = {"layers": 2, "vision_layers": 3, "audio_layers": 2, "scale": 8, "hidden": 384, "intermediate": 768}
+    heads = {"heads": 6, "kv_heads": 2, "vocab": 700}
+    out = tmp_path_factory.mktemp("multimodal") / "checkpoint"
+    return synthesize(out, "phi4-multimodal", **sizes, **heads, layout="native")
+
+
+@pytest.fixture(scope="session")
+def multimodal_pte(multimodal_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`multimodal_folder` in float32 with 4096 tokens of context; not to be changed."""
+    from export.pte import export_pte
+
+    out, source = tmp_path_factory.mktemp("multimodal_pte") / "multimodal.pte", str(multimodal_folder)
+    return export_pte(source, out=out, quantize=False, kv_cache="fp32", context=4096, verify=False).path

@@ -26,6 +26,7 @@ from export.engine.media_ids import Encoded, decides
 from export.engine.media_prompt import (
     EncodedMedia,
     MediaPrompt,
+    OnEncoding,
     check_room,
     encode,
     has_media,
@@ -107,18 +108,20 @@ class Conversation:
         choosing: Choosing = LIKELIEST,
         tools: list[dict[str, Any]] | None = None,
         on_piece: OnPiece = lambda piece: None,
+        on_encoding: OnEncoding = lambda done, of: None,
     ) -> Reply:
         """Answer OpenAI's messages by the chat template; `on_piece` is called from this thread.
 
         A content may be a list of parts: {"type": "text", "text": str}, {"type": "image", "image": RGB pixels, uint8
         [height, width, 3]} and {"type": "audio", "audio": Sound of export.media.sound_files}; see
         `export.media.prompt.place` for where they stand in the text.
-        With `tools` (OpenAI's) calls are taken out of the text. BadInput for what cannot be asked, before anything
+        `on_encoding` hears how many crops and pieces of sound are encoded, of all. With `tools` (OpenAI's) calls are
+        taken out of the text. BadInput for what cannot be asked, before anything
         is fed. An exception of `on_piece` ends the answer and comes out here; the conversation can go on.
         """
         if tools and choosing.schema is not None:
             raise BadInput("tools and a schema cannot be given at once: a call of a tool does not follow the schema")
-        return self._answer(self._prompt(messages, tools), choosing, on_piece, bool(tools))
+        return self._answer(self._prompt(messages, tools), choosing, on_piece, on_encoding, bool(tools))
 
     def complete(
         self,
@@ -126,12 +129,13 @@ class Conversation:
         choosing: Choosing = LIKELIEST,
         on_piece: OnPiece = lambda piece: None,
         echo: bool = False,
+        on_encoding: OnEncoding = lambda done, of: None,
     ) -> Reply:
         """Go on from a text, ids or parts without chat template; with `echo` the prompt begins the answer.
 
         With `echo` and logprobs those of the prompt come too, and it is fed token by token.
         """
-        return self._answer(self._raw_prompt(prompt), choosing, on_piece, False, echo)
+        return self._answer(self._raw_prompt(prompt), choosing, on_piece, on_encoding, False, echo)
 
     def count(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> int:
         """Tokens of the prompt."""
@@ -179,7 +183,13 @@ class Conversation:
         return ids
 
     def _answer(
-        self, prompt: MediaPrompt, choosing: Choosing, on_piece: OnPiece, calls: bool, echo: bool = False
+        self,
+        prompt: MediaPrompt,
+        choosing: Choosing,
+        on_piece: OnPiece,
+        on_encoding: OnEncoding,
+        calls: bool,
+        echo: bool = False,
     ) -> Reply:
         choosing.check()
         ids = prompt.ids
@@ -200,16 +210,22 @@ class Conversation:
                 raise BadInput("a prompt with pictures or sound cannot be echoed")
             if echo:
                 answer.echo(ids, self._prompt_logits(ids) if choosing.logprobs is not None else ())
-            return self._run(prompt, choosing, sampler, structure, answer)
+            return self._run(prompt, choosing, sampler, structure, answer, on_encoding)
         finally:
             self._busy.release()
 
     def _run(
-        self, prompt: MediaPrompt, choosing: Choosing, sampler: Sampler, structure: Structure | None, answer: Answer
+        self,
+        prompt: MediaPrompt,
+        choosing: Choosing,
+        sampler: Sampler,
+        structure: Structure | None,
+        answer: Answer,
+        on_encoding: OnEncoding,
     ) -> Reply:
         begin, ids = time.perf_counter(), prompt.ids
         held = min(shared(self.feeder.held, ids), len(ids) - 1) if self.feeder.mode == prompt.mode else 0
-        media = self._encode(prompt, held)
+        media = self._encode(prompt, held, on_encoding)
         self.feeder.ready(prompt.mode)
         encoded = time.perf_counter()
         logits = self._prefill(ids, held)
@@ -256,21 +272,17 @@ class Conversation:
             media,
         )
 
-    def _encode(self, prompt: MediaPrompt, held: int) -> tuple[EncodedMedia, ...]:
+    def _encode(self, prompt: MediaPrompt, held: int, on_encoding: OnEncoding) -> tuple[EncodedMedia, ...]:
         """Encode what the KV cache does not hold yet; fewer than all where cancelled."""
 
         def on_part() -> None:
             if self._cancelled.is_set():
                 raise Cancelled
 
-        found = list[EncodedMedia]()
+        here = [item for item in prompt.items if item.stop <= held]
+        found = [item.told(Encoded(item.first_id, item.tokens, item.parts, True, 0.0, 0.0)) for item in here]
         with suppress(Cancelled):
-            for item in prompt.items:
-                if item.stop <= held:
-                    found.append(item.told(Encoded(item.first_id, item.tokens, item.parts, True, 0.0, 0.0)))
-                else:
-                    on_part()
-                    found.append(encode(item, prompt.mode, self.feeder, on_part))
+            found.extend(encode(prompt.items[len(here) :], prompt.mode, self.feeder, on_part, on_encoding))
         return tuple(found)
 
     def _prompt_logits(self, ids: list[int]) -> Iterator[np.ndarray]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from checkpoints.errors import BadInput
 from checkpoints.files import folder_of
 from export.engine.chat_template import chat_prompt
-from export.engine.media_prompt import EncodedMedia, MediaPrompt, encode
+from export.engine.media_prompt import EncodedMedia, MediaPrompt, OnEncoding, encode
 from export.engine.memory import own_memory, trim
 from export.engine.runner import Facts, check_fits, import_runner, numbers_tokenizer, read_facts
 from export.engine.tokenizer import COMPANIONS, Tokenizer, find_tokenizer, load_tokenizer, runner_ids
@@ -224,6 +224,7 @@ def run_ours(
     request: Request,
     on_text: Callable[[str], object],
     prompt: MediaPrompt | None = None,
+    on_encoding: OnEncoding = lambda done, of: None,
 ) -> Generation:
     """Answer ids with our engine; the pictures and sounds of `prompt`, whose ids these are, are encoded before."""
     from export.engine.native import End, NativeEngine, Sampling  # compiled on first use
@@ -241,7 +242,9 @@ def run_ours(
         if request.draft_tokens and loaded.logits_positions == 1:
             raise BadInput(f"{path} cannot check guesses: it was exported with --speculate 0")
         begin = time.perf_counter()
-        media = tuple(encode(item, prompt.mode, engine) for item in prompt.items) if prompt is not None else ()
+        media: tuple[EncodedMedia, ...] = ()
+        if prompt is not None:
+            media = tuple(encode(prompt.items, prompt.mode, engine, on_encoding=on_encoding))
         encode_ms = 1000 * (time.perf_counter() - begin)
         sampling = Sampling(limit, request.temperature, draft_tokens=request.draft_tokens)
         found = engine.generate(ids, sampling, tokenizer.decode, take)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from export.engine.chat_template import chat_prompt
-from export.engine.conversation import Choosing, open_conversation
+from export.engine.conversation import Choosing, Piece, open_conversation
 from export.engine.generation import Generation, Request, Stats, most_tokens, opened, rate, run_ours, turns
-from export.engine.media_prompt import MediaPrompt, check_room, check_takes, take_media, with_media
+from export.engine.media_prompt import MediaPrompt, OnEncoding, check_room, check_takes, take_media, with_media
 from export.engine.memory import own_memory, trim
 from export.engine.runner import Facts
 from export.engine.tokenizer import Tokenizer
@@ -21,7 +21,11 @@ from export.media.settings import MediaFacts
 
 
 def answer_media(
-    path: Path, tokenizer_path: Path | None, request: Request, on_text: Callable[[str], object]
+    path: Path,
+    tokenizer_path: Path | None,
+    request: Request,
+    on_text: Callable[[str], object],
+    on_encoding: OnEncoding = lambda done, of: None,
 ) -> Generation:
     """As `generation.answer`; pictures and sounds stand before the text, or where that says `<|image_1|>`.
 
@@ -34,8 +38,8 @@ def answer_media(
     if request.engine == "ours":
         prompt = _prompt(path, tokenizer_path.parent, facts, tokenizer, request, parts)
         limit = most_tokens(request, facts.context - len(prompt.ids))
-        return run_ours(path, tokenizer, prompt.ids, limit, request, on_text, prompt)
-    return _run(path, tokenizer_path, request, parts, on_text)
+        return run_ours(path, tokenizer, prompt.ids, limit, request, on_text, prompt, on_encoding)
+    return _run(path, tokenizer_path, request, parts, on_text, on_encoding)
 
 
 def _read(request: Request, media: MediaFacts) -> list[dict[str, Any]]:
@@ -70,17 +74,22 @@ def _run(
     request: Request,
     parts: list[dict[str, Any]],
     on_text: Callable[[str], object],
+    on_encoding: OnEncoding,
 ) -> Generation:
     trim()
     before = own_memory().private_dirty
     with open_conversation(path, engine="wheel", tokenizer=tokenizer_path) as talk:
         loaded = talk.feeder.load_ms
         choosing = Choosing(request.max_new_tokens, request.temperature)
+
+        def on_piece(piece: Piece) -> None:
+            on_text(piece.text)
+
         if request.raw:
-            reply = talk.complete(parts, choosing, lambda piece: on_text(piece.text))
+            reply = talk.complete(parts, choosing, on_piece, on_encoding=on_encoding)
         else:
             messages = turns(request.system, parts)
-            reply = talk.reply(messages, choosing, on_piece=lambda piece: on_text(piece.text))
+            reply = talk.reply(messages, choosing, on_piece=on_piece, on_encoding=on_encoding)
         memory = own_memory()
         lately = talk.feeder.load_ms - loaded
     stats = Stats(

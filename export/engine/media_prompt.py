@@ -5,7 +5,7 @@ Knows sizes, placeholders and media ids; of engines only what encodes. Needs Pil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -20,6 +20,7 @@ from export.media.sounds import frames, pieces, tokens
 if TYPE_CHECKING:
     from export.media.sound_files import Sound
 
+OnEncoding = Callable[[int, int], object]  # parts that have been encoded, of all
 NAMES: dict[Kind, str] = {"image": "picture", "audio": "sound"}
 
 
@@ -125,11 +126,41 @@ def with_media(text: str, placed: Placed, encode: Callable[[str], list[int]], me
     return MediaPrompt(ids, tuple(items), mode)
 
 
-def encode(item: Item, mode: Mode, encoder: Encoder, on_part: OnPart = lambda: None) -> EncodedMedia:
-    """Have an engine encode a picture or sound of a prompt of `mode`."""
-    if item.kind == "image":
-        return item.told(encoder.picture(item.content, on_part))
-    return item.told(encoder.sound(item.content.samples, item.content.rate, mode, on_part))
+def encode(
+    items: Sequence[Item],
+    mode: Mode,
+    encoder: Encoder,
+    on_part: OnPart = lambda: None,
+    on_encoding: OnEncoding = lambda done, of: None,
+) -> Iterator[EncodedMedia]:
+    """Have an engine encode pictures and sounds of a prompt of `mode`, one after the other."""
+    done, of, before = 0, sum(item.parts for item in items), 0
+
+    def part() -> None:
+        nonlocal done
+        on_part()
+        on_encoding(min(done, of - 1), of)
+        done += 1
+
+    for item in items:
+        done = before
+        if item.kind == "image":
+            found = encoder.picture(item.content, part)
+        else:
+            found = encoder.sound(item.content.samples, item.content.rate, mode, part)
+        before += item.parts
+        yield item.told(found)
+    if items:
+        on_encoding(of, of)
+
+
+def describe(one: EncodedMedia) -> str:
+    """A line for people."""
+    part = {"image": "crop", "audio": "piece"}[one.kind] + ("s" if one.parts > 1 else "")
+    if one.reused:
+        return f"{one.tokens} tokens, {one.parts} {part}, encoded before"
+    times = f"prepared in {one.prepare_ms:,.0f} ms, encoded in {one.encode_ms:,.0f} ms"
+    return f"{one.tokens} tokens, {one.parts} {part}, {times}"
 
 
 def check_room(prompt: MediaPrompt, context: int, media: MediaFacts) -> None:

@@ -14,14 +14,12 @@ import pytest
 import torch
 
 from checkpoints.errors import BadInput
-from checkpoints.synthesize import synthesize
 from export.engine.conversation import Choosing, Conversation, Reply, open_conversation
 from export.engine.feeder import WheelFeeder
 from export.engine.media_ids import Encoded, mode_of_ids
 from export.engine.runner import read_media
 from export.engine.wheel_media import WheelMedia
 from export.media.prompt import Mode
-from export.pte import export_pte
 from tests.engine.native import need_compiler
 from tests.tools import need
 
@@ -30,10 +28,6 @@ need("dev", [name for name in ("peft", "torchvision") if find_spec(name) is None
 
 from export.media.sound_files import Sound  # noqa: E402
 
-SIZES: dict[str, Any] = {
-    "layers": 2, "vision_layers": 3, "audio_layers": 2, "scale": 8, "hidden": 384, "heads": 6, "kv_heads": 2,
-    "intermediate": 768, "vocab": 700, "layout": "native",
-}  # fmt: skip
 CLOSE = 2e-3  # nats; pixels of Pillow and torchvision differ by one step here and there
 FEW = Choosing(max_tokens=3, logprobs=5)
 rng = np.random.default_rng(0)
@@ -41,22 +35,11 @@ WIDE, SQUARE = (rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in ((3
 SAID, SUNG = (Sound(rng.normal(0, 0.1, 24000).astype(np.float32), 16000) for _ in range(2))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthesize(tmp_path_factory.mktemp("phi4mm") / "native", "phi4-multimodal", **SIZES)
-
-
-@pytest.fixture(scope="module")
-def file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("file") / "phi4mm.pte"
-    return export_pte(str(folder), out=out, quantize=False, kv_cache="fp32", context=4096, verify=False).path
-
-
 @pytest.fixture(scope="module", params=["ours", "wheel"])
-def opened(request: pytest.FixtureRequest, file: Path) -> Iterator[Conversation]:
+def opened(request: pytest.FixtureRequest, multimodal_pte: Path) -> Iterator[Conversation]:
     if request.param == "ours":
         need_compiler()
-    with open_conversation(file, engine=request.param) as conversation:
+    with open_conversation(multimodal_pte, engine=request.param) as conversation:
         yield conversation
 
 
@@ -130,8 +113,8 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def reference(folder: Path) -> Reference:
-    return Reference(folder)
+def reference(multimodal_folder: Path) -> Reference:
+    return Reference(multimodal_folder)
 
 
 def image(pixels: np.ndarray) -> dict[str, Any]:
@@ -275,9 +258,9 @@ def test_cancelled_while_encoding(talk: Conversation, monkeypatch: pytest.Monkey
     assert whole.end == "length" and [one.reused for one in whole.media] == [False, False]
 
 
-def test_rows_are_kept_for_one_context(file: Path) -> None:
+def test_rows_are_kept_for_one_context(multimodal_pte: Path) -> None:
     """The longest unused go when others need their place, and are encoded again where they must be fed."""
-    feeder = WheelFeeder(file, read_media(file), context=1500)
+    feeder = WheelFeeder(multimodal_pte, read_media(multimodal_pte), context=1500)
     pictures = [np.full((90, 90, 3), shade, np.uint8) for shade in (0, 100, 200)]
     first, second = (feeder.picture(pixels) for pixels in pictures[:2])
     assert (first.count, first.reused, feeder.picture(pictures[0]).reused) == (545, False, True)
@@ -290,9 +273,8 @@ def test_rows_are_kept_for_one_context(file: Path) -> None:
     feeder.close()
 
 
-def test_encoders_are_given_back(file: Path) -> None:
-    media = WheelMedia(file, 4096)
-    facts = read_media(file)
+def test_encoders_are_given_back(multimodal_pte: Path) -> None:
+    media, facts = WheelMedia(multimodal_pte, 4096), read_media(multimodal_pte)
     assert facts.image and facts.audio
     found = [
         media.picture(SQUARE, facts.image, lambda: None),
