@@ -101,7 +101,7 @@ def test_computes_what_torchao_computes(options: dict, odd: Path, tmp_path: Path
         options.get("group_size", 32),
         options.get("embedding_bits", 8),
         options.get("head_bits", 4),
-        options.get("int8", ()),
+        int8=options.get("int8", ()),
     ).resolved(read_config(odd))
     untied = Untied(open_checkpoint(odd))
     model = eager_model(untied, recipe, 64, options["kv_cache"])

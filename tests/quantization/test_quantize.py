@@ -109,7 +109,7 @@ def test_rounded_is_torchaos_for_any_numbers(dtype: torch.dtype, name: str, bits
     rows[3], rows[5], rows[7], rows[9, :32] = 0, torch.finfo(dtype).tiny, torch.finfo(dtype).max, -1.0
     rows[11] = torch.arange(128) / 2 - 7.5
     rows = rows.to(dtype)
-    recipe = Recipe(True, 32, bits, bits, ("0",) if bits == 8 else ())
+    recipe = Recipe(True, 32, bits, bits, int8=("0",) if bits == 8 else ())
     holder = nn.Embedding(40, 128) if name == EMBEDDING else nn.Linear(128, 40, bias=False)
     holder.weight = nn.Parameter(rows.float(), requires_grad=False)
     quantize_(holder, recipe.torchao_config(name), lambda module, _: module is holder)

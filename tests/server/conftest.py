@@ -51,9 +51,9 @@ def media_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def media_server(media_pte: Path) -> Iterator[Server]:
+def media_server(media_pte: Path, packed: Path) -> Iterator[Server]:
     """noise.pte with two conversations and the page, as model `noise`."""
-    with serving(media_pte, "--parallel", "2", "--engine", "wheel", "--ui") as found:
+    with serving(media_pte, "--parallel", "2", "--packed", packed, "--ui") as found:
         yield found
 
 

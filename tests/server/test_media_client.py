@@ -1,4 +1,4 @@
-"""Pictures and sound by OpenAI's own Python client, unchanged; answers are those of a conversation of ours."""
+"""Pictures and sound by OpenAI's own Python client, unchanged; answers are those of the wheel's runtime."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_answers(media_server: Server, conversation: Conversation, name: str) ->
     found = asked(media_server, user(*sent))
     assert found.choices[0].message.content == expected.text
     logprobs = [token.logprob for token in found.choices[0].logprobs.content]
-    assert logprobs == pytest.approx([token.logprob for token in expected.logprobs], abs=1e-4)
+    assert logprobs == pytest.approx([token.logprob for token in expected.logprobs], abs=2e-2)
     tokens = {kind: sum(one.tokens for one in expected.media if one.kind == kind) for kind in ("image", "audio")}
     details = found.usage.prompt_tokens_details
     assert (details.image_tokens, details.audio_tokens) == (tokens["image"], tokens["audio"])

@@ -37,6 +37,23 @@ console.log(JSON.stringify({
 }));
 """
 
+MEDIA_PROGRAM = """
+import { readFileSync } from "node:fs";
+import OpenAI from "openai";
+const client = new OpenAI({ baseURL: process.argv[2], apiKey: "unused", maxRetries: 0 });
+const file = (name) => readFileSync(name).toString("base64");
+const picture = { type: "image_url", image_url: { url: `data:image/png;base64,${file("it.png")}`, detail: "auto" } };
+const sound = { type: "input_audio", input_audio: { data: file("it.wav"), format: "wav" } };
+const ask = (content) => client.chat.completions.create({
+  model: "noise", temperature: 0, max_tokens: 2, messages: [{ role: "user", content }] });
+const text = { type: "text", text: "What is this?" };
+const found = await ask([picture, sound, text]);
+const wrong = { type: "image_url", image_url: { url: "data:image/png;base64,AAAA" } };
+const error = await ask([wrong]).catch((error) => error);
+const details = found.usage.prompt_tokens_details;
+console.log(JSON.stringify({ details, error: [error.constructor.name, error.code] }));
+"""
+
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -47,6 +64,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=120)
     need("", [] if done.returncode == 0 else ["the npm package openai"], "npm install openai")
     (folder / "program.mjs").write_text(PROGRAM)
+    (folder / "media.mjs").write_text(MEDIA_PROGRAM)
     return folder
 
 
@@ -59,3 +77,16 @@ def test_node(package: Path, server: Server) -> None:
     assert found["tokens"][0] == found["tokens"][1] > 15
     assert found["call"] == {"name": "get_time", "arguments": "{}"}
     assert found["errors"] == [["NotFoundError", "model"], ["BadRequestError", "temperature"]]
+
+
+def test_pictures_and_sound(package: Path, media_server: Server) -> None:
+    from tests.server.test_media import BEEP, SMALL, picture_file, sound_file  # skips where packages are missing
+
+    (package / "it.png").write_bytes(picture_file(SMALL))
+    (package / "it.wav").write_bytes(sound_file(BEEP))
+    command = ["node", "media.mjs", f"{media_server.url}/v1"]
+    done = subprocess.run(command, cwd=package, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["details"]["image_tokens"] > 273 and found["details"]["audio_tokens"] == 4
+    assert found["error"] == ["BadRequestError", "invalid_image"]
