@@ -29,9 +29,9 @@ from tests.linux_swift import APP, BUILD, CORE, INSIDE, PLACE, ROOT, built, insi
 __all__ = ["built"]
 # Files with no Apple UI in them; the rest can only be parsed.
 CHECKED = (
-    "Probes/DeviceProbes.swift", "Probes/TaskMemory.swift", "State/AttachmentsState.swift", "State/BenchmarkState.swift",
-    "State/ChatState.swift",
-    "State/LibraryState.swift", "State/SettingsState.swift", "State/Surroundings.swift",
+    "Probes/DeviceProbes.swift", "Probes/TaskMemory.swift", "State/AttachmentsState.swift",
+    "State/BenchmarkState.swift", "State/ChatState.swift", "State/LibraryState.swift",
+    "State/SettingsState.swift", "State/Surroundings.swift",
 )  # fmt: skip
 
 
