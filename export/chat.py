@@ -1,7 +1,8 @@
 """Talk to a `.pte` in the terminal: `python -m export.chat FILE`.
 
-With a pipe in place of the terminal every line is a turn, and only answers are printed. Our C++ engine keeps its
-packed weights in the user's cache, so that the next start takes no time.
+With a pipe in place of the terminal every line is a turn, and only answers are printed; lines `/image FILE` and
+`/audio FILE` go with the one after them. Our C++ engine keeps its packed weights in the user's cache, so that the
+next start takes no time.
 """
 
 from __future__ import annotations

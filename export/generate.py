@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from checkpoints.errors import run
 from export.engine.native_output import hushed, to_nothing
 from export.flags import FILE_HELP, command_parser
-from export.progress import quiet
+from export.progress import counting, quiet
 from export.ptefile.find import resolve_file
 from export.ptefile.magic import read_head
 
@@ -34,23 +36,37 @@ def generate(
     engine: Literal["runner", "ours"] = "runner",
     packed: str | os.PathLike[str] | None = None,
     draft_tokens: int = 0,
+    media: Sequence[tuple[Literal["image", "audio"], str | os.PathLike[str]]] = (),
     on_text: Callable[[str], object] = lambda text: None,
     verbose: bool = False,
 ) -> Generation:
     """Run a `.pte`, also hf:USER/NAME, on a prompt; see `export.engine.generation.answer`.
 
-    `on_text` gets the answer piece by piece.
+    `media` are files of pictures and sound in the order of the prompt, with which `export.engine.media_generation`
+    answers. `on_text` gets the answer piece by piece.
     """
     words = None if tokenizer is None else Path(tokenizer)
     with hushed(f"{file}: ExecuTorch's runtime ended the process on this file", verbose):
         from export.engine.generation import Request, answer  # imports torch
 
         folder = None if packed is None else Path(packed)
-        request = Request(prompt, system, raw, max_new_tokens, temperature, engine, folder, draft_tokens)
+        files = tuple((kind, Path(name)) for kind, name in media)
+        request = Request(prompt, system, raw, max_new_tokens, temperature, engine, folder, draft_tokens, files)
         request.check()
         path = resolve_file(file)
         read_head(path)
-        return answer(path, words, request, on_text)
+        if not files:
+            return answer(path, words, request, on_text)
+        from export.engine.media_generation import answer_media
+
+        with ExitStack() as bar:
+            count = bar.enter_context(counting(passing=True))
+
+            def take(text: str) -> None:
+                bar.close()  # the screen is the answer's
+                on_text(text)
+
+            return answer_media(path, words, request, take, partial(count, "encoding"))
 
 
 def show_stats(generation: Generation) -> None:
@@ -64,8 +80,11 @@ def show_stats(generation: Generation) -> None:
     peak, dirty, own = (
         f"{size / 1e6:,.0f} MB" for size in (stats.peak_resident_bytes, stats.dirty_bytes, stats.model_dirty_bytes)
     )
-    lines = {
-        "prompt": f"{stats.prompt_tokens} tokens, {rate(stats.prefill_tokens_per_second)}, "
+    from export.engine.media_prompt import NAMES, describe
+
+    mode = f" in mode {stats.mode}" if stats.mode != "text" else ""
+    lines = {f"{NAMES[one.kind]} {one.number}": describe(one) for one in stats.media} | {
+        "prompt": f"{stats.prompt_tokens} tokens{mode}, {rate(stats.prefill_tokens_per_second)}, "
         f"first token after {stats.first_token_ms:,} ms",
         "answer": f"{stats.generated_tokens} tokens{end}, {rate(stats.decode_tokens_per_second)}",
         "loading": f"{stats.load_ms:,} ms",
@@ -73,8 +92,16 @@ def show_stats(generation: Generation) -> None:
     }
     if stats.drafted_tokens:
         lines["guesses"] = f"{stats.accepted_tokens} of {stats.drafted_tokens} were right"
+    width = max(8, *map(len, lines))
     for name, value in lines.items():
-        print(f"{name:<8} {value}", file=sys.stderr)
+        print(f"{name:<{width}} {value}", file=sys.stderr)
+
+
+class _InOrder(argparse.Action):
+    """Keeps the files of --image and --audio in one list, as they stand on the command line."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.media = [*namespace.media, (self.const, values)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,11 +118,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--temperature", type=float, metavar="T", default=0.0, help="0 (default) always takes the likeliest token"
     )
     parser.add_argument(
-        "--engine", choices=("runner", "ours"), default="runner", help="upstream's runner (default) or our C++ engine"
+        "--engine",
+        choices=("runner", "ours"),
+        default="runner",
+        help="upstream's runner (default; its runtime with "
+        "our sampler where --image or --audio is given) or our C++ engine",
     )
     parser.add_argument("--packed", metavar="DIR", help="where our engine keeps packed weights between starts")
     parser.add_argument(
         "--draft-tokens", type=int, metavar="N", default=0, help="our engine guesses ahead at most (default: none)"
+    )
+    where = "before the text, or where the prompt says"
+    parser.add_argument(
+        "--image", dest="media", metavar="PATH", action=_InOrder, const="image", default=[],
+        help=f"a picture, {where} <|image_1|>; may be given several times, --audio too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--audio",
+        dest="media",
+        metavar="PATH",
+        action=_InOrder,
+        const="audio",
+        default=[],
+        help=f"a sound, {where} <|audio_1|>",
     )
     parser.add_argument("--json", action="store_true", help="print answer and measurements for a program, at the end")
     parser.add_argument("--verbose", action="store_true", help="show the runner's logs")

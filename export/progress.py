@@ -156,12 +156,20 @@ Counting = Callable[[str, int, int], object]  # takes what is at work, how many 
 
 
 @contextmanager
-def counting() -> Iterator[Counting]:
-    """A bar on stderr of things that are counted, with the time left; nothing where stderr is no terminal."""
+def counting(passing: bool = False) -> Iterator[Counting]:
+    """A bar on stderr of things that are counted, with the time left; nothing where stderr is no terminal.
+
+    It stays on the screen unless `passing`.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        *columns,
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=passing,
+        disable=not console.is_terminal,
     ) as bars:
         task = bars.add_task("reading", total=None)
         yield lambda what, done, of: bars.update(task, description=escape(what), completed=done, total=of)

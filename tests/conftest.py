@@ -31,13 +31,18 @@ def tiny_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def multimodal_pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights like Phi-4-multimodal, in float32, with 2048 tokens of context; not to be changed."""
+def multimodal_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights like Phi-4-multimodal, in transformers' layout; not to be written to."""
+    sizes = {"layers": 2, "vision_layers": 3, "audio_layers": 2, "scale": 8, "hidden": 384, "intermediate": 768}
+    heads = {"heads": 6, "kv_heads": 2, "vocab": 700}
+    out = tmp_path_factory.mktemp("multimodal") / "checkpoint"
+    return synthesize(out, "phi4-multimodal", **sizes, **heads, layout="native")
+
+
+@pytest.fixture(scope="session")
+def multimodal_pte(multimodal_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`multimodal_folder` in float32 with 4096 tokens of context; not to be changed."""
     from export.pte import export_pte
 
-    folder = tmp_path_factory.mktemp("multimodal")
-    sizes = {"layers": 2, "hidden": 384, "intermediate": 768, "heads": 6, "kv_heads": 2, "vocab": 700}
-    encoders = {"vision_layers": 3, "audio_layers": 2, "scale": 8}
-    checkpoint = synthesize(folder / "checkpoint", "phi4-multimodal", **sizes, **encoders)
-    out = folder / "mm.pte"
-    return export_pte(checkpoint, out=out, context=2048, quantize=False, kv_cache="fp32", verify=False).path
+    out, source = tmp_path_factory.mktemp("multimodal_pte") / "multimodal.pte", str(multimodal_folder)
+    return export_pte(source, out=out, quantize=False, kv_cache="fp32", context=4096, verify=False).path

@@ -22,15 +22,24 @@ from export.engine.answer import Answer, OnPiece, Piece, TokenLogprob
 from export.engine.chat_template import chat_prompt
 from export.engine.choosing import Choosing
 from export.engine.feeder import EngineName, Feeder, Progress, open_feeder, shared
-from export.engine.media_ids import Encoded, OnPart, decides
-from export.engine.media_prompt import Item, MediaPrompt, check_room, has_media, take_media, with_media
+from export.engine.media_ids import Encoded, decides
+from export.engine.media_prompt import (
+    EncodedMedia,
+    MediaPrompt,
+    OnEncoding,
+    check_room,
+    encode,
+    has_media,
+    take_media,
+    with_media,
+)
 from export.engine.runner import Facts, check_fits, read_facts
 from export.engine.sampling import Sampler
 from export.engine.structure import Structure, structure_words
 from export.engine.tokenizer import COMPANIONS, Tokenizer, find_tokenizer, load_tokenizer
 from export.engine.tool_calls import ToolCall
 from export.manifest import check_beside
-from export.media.prompt import Kind, Mode
+from export.media.prompt import Mode
 from export.media.settings import TEXT_ONLY
 
 __all__ = [
@@ -39,19 +48,6 @@ __all__ = [
 ]  # fmt: skip
 
 End = Literal["stop", "length", "context", "tool_calls", "cancelled"]
-
-
-@dataclass(frozen=True)
-class EncodedMedia:
-    """A picture or a sound of a prompt."""
-
-    kind: Kind
-    number: int  # as in its placeholder, from 1 on
-    tokens: int
-    parts: int  # crops of a picture, pieces of a sound
-    reused: bool  # from an earlier prompt, or the same one before
-    prepare_ms: float
-    encode_ms: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,7 @@ class Reply:
     first_token_ms: float  # from the request on
     decode_ms: float  # from the first token on
     logprobs: tuple[TokenLogprob, ...]
+    token_ids: tuple[int, ...] = ()  # without the one that ended it
     mode: Mode = "text"
     media: tuple[EncodedMedia, ...] = ()  # of the whole prompt, in its order; encoded before `prefill_ms` begins
 
@@ -111,18 +108,20 @@ class Conversation:
         choosing: Choosing = LIKELIEST,
         tools: list[dict[str, Any]] | None = None,
         on_piece: OnPiece = lambda piece: None,
+        on_encoding: OnEncoding = lambda done, of: None,
     ) -> Reply:
         """Answer OpenAI's messages by the chat template; `on_piece` is called from this thread.
 
         A content may be a list of parts: {"type": "text", "text": str}, {"type": "image", "image": RGB pixels, uint8
         [height, width, 3]} and {"type": "audio", "audio": Sound of export.media.sound_files}; see
         `export.media.prompt.place` for where they stand in the text.
-        With `tools` (OpenAI's) calls are taken out of the text. BadInput for what cannot be asked, before anything
+        `on_encoding` hears how many crops and pieces of sound are encoded, of all. With `tools` (OpenAI's) calls are
+        taken out of the text. BadInput for what cannot be asked, before anything
         is fed. An exception of `on_piece` ends the answer and comes out here; the conversation can go on.
         """
         if tools and choosing.schema is not None:
             raise BadInput("tools and a schema cannot be given at once: a call of a tool does not follow the schema")
-        return self._answer(self._prompt(messages, tools), choosing, on_piece, bool(tools))
+        return self._answer(self._prompt(messages, tools), choosing, on_piece, on_encoding, bool(tools))
 
     def complete(
         self,
@@ -130,12 +129,13 @@ class Conversation:
         choosing: Choosing = LIKELIEST,
         on_piece: OnPiece = lambda piece: None,
         echo: bool = False,
+        on_encoding: OnEncoding = lambda done, of: None,
     ) -> Reply:
         """Go on from a text, ids or parts without chat template; with `echo` the prompt begins the answer.
 
         With `echo` and logprobs those of the prompt come too, and it is fed token by token.
         """
-        return self._answer(self._raw_prompt(prompt), choosing, on_piece, False, echo)
+        return self._answer(self._raw_prompt(prompt), choosing, on_piece, on_encoding, False, echo)
 
     def count(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> int:
         """Tokens of the prompt."""
@@ -183,7 +183,13 @@ class Conversation:
         return ids
 
     def _answer(
-        self, prompt: MediaPrompt, choosing: Choosing, on_piece: OnPiece, calls: bool, echo: bool = False
+        self,
+        prompt: MediaPrompt,
+        choosing: Choosing,
+        on_piece: OnPiece,
+        on_encoding: OnEncoding,
+        calls: bool,
+        echo: bool = False,
     ) -> Reply:
         choosing.check()
         ids = prompt.ids
@@ -204,16 +210,22 @@ class Conversation:
                 raise BadInput("a prompt with pictures or sound cannot be echoed")
             if echo:
                 answer.echo(ids, self._prompt_logits(ids) if choosing.logprobs is not None else ())
-            return self._run(prompt, choosing, sampler, structure, answer)
+            return self._run(prompt, choosing, sampler, structure, answer, on_encoding)
         finally:
             self._busy.release()
 
     def _run(
-        self, prompt: MediaPrompt, choosing: Choosing, sampler: Sampler, structure: Structure | None, answer: Answer
+        self,
+        prompt: MediaPrompt,
+        choosing: Choosing,
+        sampler: Sampler,
+        structure: Structure | None,
+        answer: Answer,
+        on_encoding: OnEncoding,
     ) -> Reply:
         begin, ids = time.perf_counter(), prompt.ids
         held = min(shared(self.feeder.held, ids), len(ids) - 1) if self.feeder.mode == prompt.mode else 0
-        media = self._encode(prompt, held)
+        media = self._encode(prompt, held, on_encoding)
         self.feeder.ready(prompt.mode)
         encoded = time.perf_counter()
         logits = self._prefill(ids, held)
@@ -255,40 +267,23 @@ class Conversation:
             1000 * (first - begin),
             1000 * (done - first),
             tuple(answer.logprobs),
+            tuple(new),
             prompt.mode,
             media,
         )
 
-    def _encode(self, prompt: MediaPrompt, held: int) -> tuple[EncodedMedia, ...]:
+    def _encode(self, prompt: MediaPrompt, held: int, on_encoding: OnEncoding) -> tuple[EncodedMedia, ...]:
         """Encode what the KV cache does not hold yet; fewer than all where cancelled."""
 
         def on_part() -> None:
             if self._cancelled.is_set():
                 raise Cancelled
 
-        found = list[EncodedMedia]()
+        here = [item for item in prompt.items if item.stop <= held]
+        found = [item.told(Encoded(item.first_id, item.tokens, item.parts, True, 0.0, 0.0)) for item in here]
         with suppress(Cancelled):
-            for item in prompt.items:
-                if item.stop <= held:
-                    told = Encoded(item.first_id, item.tokens, item.parts, True, 0.0, 0.0)
-                else:
-                    on_part()
-                    told = self._encoded(item, prompt.mode, on_part)
-                found.append(
-                    EncodedMedia(
-                        item.kind, item.number, told.count, told.parts, told.reused, told.prepare_ms, told.encode_ms
-                    )
-                )
+            found.extend(encode(prompt.items[len(here) :], prompt.mode, self.feeder, on_part, on_encoding))
         return tuple(found)
-
-    def _encoded(self, item: Item, mode: Mode, on_part: OnPart) -> Encoded:
-        if item.kind == "image":
-            told = self.feeder.picture(item.content, on_part)
-        else:
-            told = self.feeder.sound(item.content.samples, item.content.rate, mode, on_part)
-        if (told.first_id, told.count) != (item.first_id, item.tokens):
-            raise RuntimeError(f"the engine makes {told.count} tokens from {told.first_id} of {item}")
-        return told
 
     def _prompt_logits(self, ids: list[int]) -> Iterator[np.ndarray]:
         """What the model expects after each token of the prompt but the last."""
@@ -301,7 +296,7 @@ class Conversation:
     def _prefill(self, ids: list[int], held: int) -> np.ndarray | None:
         """Logits of the last token, None where cancelled before."""
         logits, chunk = None, self.feeder.chunk
-        # The mode follows from the ids: without the picture, or the sound alone, the beginning would be fed by another.
+        # The mode follows from the ids: without what decides it, the beginning would be fed as text.
         first = next((at for at, token in enumerate(ids) if token < 0 and decides(token)), 0) + 1
         for end in [*range(max(held + chunk, first), len(ids), chunk), len(ids)]:
             if self._cancelled.is_set():

@@ -50,7 +50,7 @@ class MediaSession:
         with native_errors(f"{path}: ExecuTorch's runtime refuses it"):
             self._program = Runtime.get().load_program(path)
         self.methods = set(self._program.method_names)
-        self._loaded: dict[str, Method] = {}
+        self.loaded: dict[str, Method] = {}
         with native_errors(f"{path}: ExecuTorch's runtime fails in get_max_seq_len"):
             length = self._program.load_method("get_max_seq_len")
             assert length is not None
@@ -66,7 +66,7 @@ class MediaSession:
 
     def load(self, *names: str) -> bool:
         """Load methods before they are called; whether any was not."""
-        if missing := [name for name in names if name not in self._loaded]:
+        if missing := [name for name in names if name not in self.loaded]:
             with native_errors(f"{self.path}: ExecuTorch's runtime refuses its {missing[0]}"):
                 for name in missing:
                     self._method(name)
@@ -74,14 +74,14 @@ class MediaSession:
 
     def forget_encoders(self) -> None:
         """Free the methods that encode pictures and sound; they are loaded again when called."""
-        self._loaded = {name: method for name, method in self._loaded.items() if not name.startswith(ENCODERS)}
+        self.loaded = {name: method for name, method in self.loaded.items() if not name.startswith(ENCODERS)}
 
     def _method(self, name: str) -> Method:
-        if name not in self._loaded:
+        if name not in self.loaded:
             method = self._program.load_method(name)
             assert method is not None
-            self._loaded[name] = method
-        return self._loaded[name]
+            self.loaded[name] = method
+        return self.loaded[name]
 
     def step(self, tokens: Sequence[int], start: int) -> Tensor:
         """As `Session.step`: logits [rows, V] of a prompt without pictures and sound."""

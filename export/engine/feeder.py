@@ -43,7 +43,11 @@ class Feeder(Protocol):
     held: list[int]  # whose keys and values the cache has; may be read by any thread
     mode: Mode  # by which they were computed
     media: MediaFacts  # what the file takes beside text
-    load_ms: float  # spent on loading until now: some methods are loaded when first needed
+
+    @property
+    def load_ms(self) -> float:
+        """Spent on loading until now: some methods are loaded when they are needed."""
+        ...
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Float32 logits [V] of the last token; only what follows the common prefix with `held` is computed.
@@ -98,7 +102,11 @@ class NativeFeeder:
         self.chunk, self._vocab_size = self.loaded.prefill_chunk, self.loaded.vocab_size
         self.held: list[int] = []
         self.mode: Mode = "text"
-        self.media, self.load_ms = media, self.loaded.load_ms
+        self.media = media
+
+    @property
+    def load_ms(self) -> float:
+        return self.loaded.load_ms
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         self.mode = mode_of_ids(ids)
@@ -132,25 +140,28 @@ class WheelFeeder:
     """The wheel's runtime, for machines without a C++ compiler; weights are packed into private memory."""
 
     def __init__(self, path: Path, media: MediaFacts = TEXT_ONLY, context: int = 0) -> None:
+        from export.engine.session import Session  # imports torch
+        from export.engine.wheel_media import WheelMedia
+
         begin = time.perf_counter()
         self._text: Session | None = None
         self._media: WheelMedia | None = None
         if media == TEXT_ONLY:
-            from export.engine.session import Session  # imports torch
-
             self._text = Session(path)
             chunk = self._text.constant("get_max_seq_len")
             assert isinstance(chunk, int)
             self.chunk = chunk
         else:
-            from export.engine.wheel_media import WheelMedia
-
             self._media = WheelMedia(path, context)
             self.chunk = self._media.chunk
         self.path, self.media = path, media
-        self.load_ms = 1000 * (time.perf_counter() - begin)
+        self._load_ms = 1000 * (time.perf_counter() - begin)
         self.held: list[int] = []
         self.mode: Mode = "text"
+
+    @property
+    def load_ms(self) -> float:
+        return self._load_ms + (self._media.load_ms if self._media is not None else 0)
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         mode = mode_of_ids(ids)
@@ -169,7 +180,7 @@ class WheelFeeder:
 
     def ready(self, mode: Mode) -> None:
         if self._media is not None:
-            self.load_ms += self._media.ready(mode)
+            self._media.ready(mode)
 
     def picture(self, pixels: np.ndarray, on_part: OnPart = lambda: None) -> Encoded:
         if self._media is None or self.media.image is None:

@@ -10,6 +10,7 @@ KV cache is full. So the answer is limited here. Its first token is the likelies
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import Any, Literal
 from checkpoints.errors import BadInput
 from checkpoints.files import folder_of
 from export.engine.chat_template import chat_prompt
+from export.engine.media_prompt import EncodedMedia, MediaPrompt, OnEncoding, encode
 from export.engine.memory import own_memory, trim
 from export.engine.runner import Facts, check_fits, import_runner, numbers_tokenizer, read_facts
 from export.engine.tokenizer import COMPANIONS, Tokenizer, find_tokenizer, load_tokenizer, runner_ids
 from export.manifest import check_beside
+from export.media.prompt import Kind, Mode
 
 MAX_TEMPERATURE = 1.0  # the runner gives up above
 
@@ -33,7 +36,7 @@ class Stats:
     prompt_tokens: int
     generated_tokens: int  # without the one that ended the answer
     load_ms: int  # the file's method, with the packing of weights
-    first_token_ms: int  # from the prompt to the first token, loading left out
+    first_token_ms: int  # from the prompt to the first token, encoding of pictures too, loading left out
     prefill_tokens_per_second: float | None
     decode_tokens_per_second: float | None  # after the first token
     peak_resident_bytes: int  # of the whole process, Python and torch too
@@ -41,6 +44,8 @@ class Stats:
     model_dirty_bytes: int  # what of it came with the file: KV cache, activations, packed weights
     drafted_tokens: int = 0  # guessed
     accepted_tokens: int = 0  # of them, the right ones
+    mode: Mode = "text"  # which adapter answered
+    media: tuple[EncodedMedia, ...] = ()  # pictures and sounds, in the order of the prompt
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class Request:
     engine: Literal["runner", "ours"] = "runner"
     packed: Path | None = None  # folder where our engine keeps packed weights between starts
     draft_tokens: int = 0  # our engine guesses ahead at most
+    media: tuple[tuple[Kind, Path], ...] = ()  # files of pictures and sound: see `media_generation`
 
     def check(self) -> None:
         """Raise BadInput for what no file can do."""
@@ -116,28 +122,43 @@ def answer(path: Path, tokenizer_path: Path | None, request: Request, on_text: C
     or when prompt and answer fill the context. BadInput for files that are not what they should be and a prompt that
     leaves no room in the context, RunnerFailed where the runner gives up.
     """
-    if tokenizer_path is None:
-        try:
-            tokenizer_path = find_tokenizer(folder_of(path))
-        except BadInput as problem:
-            raise BadInput(f"{problem}: give a tokenizer with --tokenizer") from None
-        check_beside(path, [tokenizer_path.name] if request.raw else [tokenizer_path.name, *COMPANIONS])
-    facts, tokenizer = read_facts(path), load_tokenizer(tokenizer_path)
-    check_fits(path, facts, tokenizer)
+    tokenizer_path, facts, tokenizer = opened(path, tokenizer_path, request.raw)
     text = request.prompt
     if not request.raw:
-        turns = [{"role": "system", "content": request.system}] if request.system is not None else []
-        text = chat_prompt(tokenizer_path.parent, [*turns, {"role": "user", "content": request.prompt}])
+        text = chat_prompt(tokenizer_path.parent, turns(request.system, request.prompt))
     ids = runner_ids(tokenizer_path, text)
     if not ids:
         raise BadInput("the prompt is empty")
     if len(ids) >= facts.context:
         raise BadInput(f"the prompt has {len(ids)} tokens, {path} has a context of {facts.context}")
-    room = facts.context - len(ids)
-    limit = room if request.max_new_tokens is None else min(room, request.max_new_tokens)
+    limit = most_tokens(request, facts.context - len(ids))
     if request.engine == "ours":
-        return _run_ours(path, tokenizer, ids, limit, request, on_text)
+        return run_ours(path, tokenizer, ids, limit, request, on_text)
     return _run(path, facts, tokenizer, ids, limit, request.temperature, on_text)
+
+
+def opened(path: Path, tokenizer_path: Path | None, raw: bool) -> tuple[Path, Facts, Tokenizer]:
+    """What a file says of itself, and the tokenizer beside it, or another."""
+    if tokenizer_path is None:
+        try:
+            tokenizer_path = find_tokenizer(folder_of(path))
+        except BadInput as problem:
+            raise BadInput(f"{problem}: give a tokenizer with --tokenizer") from None
+        check_beside(path, [tokenizer_path.name] if raw else [tokenizer_path.name, *COMPANIONS])
+    facts, tokenizer = read_facts(path), load_tokenizer(tokenizer_path)
+    check_fits(path, facts, tokenizer)
+    return tokenizer_path, facts, tokenizer
+
+
+def turns(system: str | None, content: Any) -> list[dict[str, Any]]:
+    """What the user says, after what the model is told before."""
+    told = [{"role": "system", "content": system}] if system is not None else []
+    return [*told, {"role": "user", "content": content}]
+
+
+def most_tokens(request: Request, room: int) -> int:
+    """How long the answer may be."""
+    return room if request.max_new_tokens is None else min(room, request.max_new_tokens)
 
 
 def _run(
@@ -186,8 +207,8 @@ def _run(
         len(answer),
         took["model_load_end_ms"] - took["model_load_start_ms"],
         took["first_token_ms"] - took["inference_start_ms"],
-        _rate(len(ids), prefill_ms),
-        _rate(len(found) - 1, decode_ms),
+        rate(len(ids), prefill_ms),
+        rate(len(found) - 1, decode_ms),
         memory.peak_resident,
         memory.private_dirty,
         max(0, memory.private_dirty - before),
@@ -195,9 +216,17 @@ def _run(
     return Generation("".join(pieces), answer, ended, stats)
 
 
-def _run_ours(
-    path: Path, tokenizer: Tokenizer, ids: list[int], limit: int, request: Request, on_text: Callable[[str], object]
+def run_ours(
+    path: Path,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    limit: int,
+    request: Request,
+    on_text: Callable[[str], object],
+    prompt: MediaPrompt | None = None,
+    on_encoding: OnEncoding = lambda done, of: None,
 ) -> Generation:
+    """Answer ids with our engine; the pictures and sounds of `prompt`, whose ids these are, are encoded before."""
     from export.engine.native import End, NativeEngine, Sampling  # compiled on first use
 
     pieces = list[str]()
@@ -212,6 +241,11 @@ def _run_ours(
         loaded = engine.load(path, request.packed)
         if request.draft_tokens and loaded.logits_positions == 1:
             raise BadInput(f"{path} cannot check guesses: it was exported with --speculate 0")
+        begin = time.perf_counter()
+        media: tuple[EncodedMedia, ...] = ()
+        if prompt is not None:
+            media = tuple(encode(prompt.items, prompt.mode, engine, on_encoding=on_encoding))
+        encode_ms = 1000 * (time.perf_counter() - begin)
         sampling = Sampling(limit, request.temperature, draft_tokens=request.draft_tokens)
         found = engine.generate(ids, sampling, tokenizer.decode, take)
         memory = own_memory()
@@ -219,14 +253,16 @@ def _run_ours(
         len(ids),
         len(found.token_ids),
         round(loaded.load_ms),
-        round(found.first_token_ms),
-        _rate(len(ids), found.prefill_ms),
-        _rate(len(found.token_ids) - 1, found.decode_ms),
+        round(encode_ms + found.first_token_ms),
+        rate(len(ids), found.prefill_ms),
+        rate(len(found.token_ids) - 1, found.decode_ms),
         memory.peak_resident,
         memory.private_dirty,
         max(0, memory.private_dirty - before),
         found.drafted_tokens,
         found.accepted_tokens,
+        prompt.mode if prompt is not None else "text",
+        media,
     )
     return Generation("".join(pieces), found.token_ids, found.end == End.TOKEN, stats)
 
@@ -235,5 +271,6 @@ class RunnerFailed(RuntimeError):
     """The runner gave up on a file that looked right; the last lines of its log are shown on stderr."""
 
 
-def _rate(count: int, ms: float) -> float | None:
+def rate(count: int, ms: float) -> float | None:
+    """A second; None where no time can be measured."""
     return round(1000 * count / ms, 2) if ms > 0 and count else None

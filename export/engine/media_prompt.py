@@ -1,18 +1,18 @@
 """Messages with pictures and sound to a prompt of ids: how many they take is known before anything is encoded.
 
-Knows sizes, placeholders and media ids; nothing of engines. Needs Pillow only where there are pictures.
+Knows sizes, placeholders and media ids; of engines only what encodes. Needs Pillow only where there are pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from checkpoints.errors import BadInput
-from export.engine.media_ids import media_ids, picture_id, sound_id
+from export.engine.media_ids import Encoded, OnPart, media_ids, picture_id, sound_id
 from export.media.prompt import Kind, Mode, Placed, mode_of, place, tokenize
 from export.media.settings import AudioSettings, ImageSettings, MediaFacts
 from export.media.sounds import frames, pieces, tokens
@@ -20,7 +20,29 @@ from export.media.sounds import frames, pieces, tokens
 if TYPE_CHECKING:
     from export.media.sound_files import Sound
 
+OnEncoding = Callable[[int, int], object]  # parts that have been encoded, of all
 NAMES: dict[Kind, str] = {"image": "picture", "audio": "sound"}
+
+
+class Encoder(Protocol):
+    """An engine or a feeder."""
+
+    def picture(self, pixels: np.ndarray, on_part: OnPart) -> Encoded: ...
+
+    def sound(self, samples: np.ndarray, rate: int, mode: Mode, on_part: OnPart) -> Encoded: ...
+
+
+@dataclass(frozen=True)
+class EncodedMedia:
+    """A picture or a sound of a prompt."""
+
+    kind: Kind
+    number: int  # as in its placeholder, from 1 on
+    tokens: int
+    parts: int  # crops of a picture, pieces of a sound
+    reused: bool  # from an earlier prompt, or the same one before
+    prepare_ms: float
+    encode_ms: float
 
 
 @dataclass(frozen=True)
@@ -34,6 +56,16 @@ class Item:
     parts: int  # to encode: crops of a picture, pieces of a sound
     first_id: int
     stop: int  # where its ids end in the prompt
+
+    def told(self, encoded: Encoded) -> EncodedMedia:
+        """What an engine says of it."""
+        if (encoded.first_id, encoded.count) != (self.first_id, self.tokens):
+            raise RuntimeError(
+                f"{NAMES[self.kind]} {self.number} is {self.tokens} tokens from {self.first_id} in the prompt, "
+                f"{encoded.count} from {encoded.first_id} in the engine"
+            )
+        times = encoded.prepare_ms, encoded.encode_ms
+        return EncodedMedia(self.kind, self.number, self.tokens, encoded.parts, encoded.reused, *times)
 
 
 @dataclass(frozen=True)
@@ -52,15 +84,20 @@ def has_media(messages: Sequence[Any]) -> bool:
     return any(isinstance(part, Mapping) and part.get("type") in NAMES for part in parts)
 
 
+def check_takes(kinds: Iterable[Kind], media: MediaFacts, name: str) -> None:
+    """Raise BadInput where the file `name` takes nothing of a kind."""
+    for kind in kinds:
+        if kind == "image" and media.image is None:
+            raise BadInput(f"{name} takes no pictures: it was exported without the modality vision")
+        if kind == "audio" and media.audio is None:
+            raise BadInput(f"{name} takes no sound: it was exported without the modality audio")
+
+
 def take_media(messages: Sequence[Mapping[str, Any]], media: MediaFacts, name: str) -> Placed:
     """Messages with placeholders in their texts; BadInput where the file `name` does not take what is given."""
     placed = place(messages)
-    for found, settings, kind, modality in (
-        (placed.images, media.image, "pictures", "vision"),
-        (placed.audios, media.audio, "sound", "audio"),
-    ):
-        if found and settings is None:
-            raise BadInput(f"{name} takes no {kind}: it was exported without the modality {modality}")
+    found: dict[Kind, list[Any]] = {"image": placed.images, "audio": placed.audios}
+    check_takes([kind for kind in found if found[kind]], media, name)
     return placed
 
 
@@ -87,6 +124,43 @@ def with_media(text: str, placed: Placed, encode: Callable[[str], list[int]], me
         ids[span.start : span.stop] = media_ids(first, count)
         items.append(Item(span.kind, span.number, content, count, parts, first, span.stop))
     return MediaPrompt(ids, tuple(items), mode)
+
+
+def encode(
+    items: Sequence[Item],
+    mode: Mode,
+    encoder: Encoder,
+    on_part: OnPart = lambda: None,
+    on_encoding: OnEncoding = lambda done, of: None,
+) -> Iterator[EncodedMedia]:
+    """Have an engine encode pictures and sounds of a prompt of `mode`, one after the other."""
+    done, of, before = 0, sum(item.parts for item in items), 0
+
+    def part() -> None:
+        nonlocal done
+        on_part()
+        on_encoding(min(done, of - 1), of)
+        done += 1
+
+    for item in items:
+        done = before
+        if item.kind == "image":
+            found = encoder.picture(item.content, part)
+        else:
+            found = encoder.sound(item.content.samples, item.content.rate, mode, part)
+        before += item.parts
+        yield item.told(found)
+    if items:
+        on_encoding(of, of)
+
+
+def describe(one: EncodedMedia) -> str:
+    """A line for people."""
+    part = {"image": "crop", "audio": "piece"}[one.kind] + ("s" if one.parts > 1 else "")
+    if one.reused:
+        return f"{one.tokens} tokens, {one.parts} {part}, encoded before"
+    times = f"prepared in {one.prepare_ms:,.0f} ms, encoded in {one.encode_ms:,.0f} ms"
+    return f"{one.tokens} tokens, {one.parts} {part}, {times}"
 
 
 def check_room(prompt: MediaPrompt, context: int, media: MediaFacts) -> None:

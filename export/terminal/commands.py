@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from rich.table import Table
 from checkpoints.errors import BadInput
 from checkpoints.files import read_json, write_whole
 from export.engine.conversation import Choosing
+from export.engine.media_prompt import NAMES, describe
+from export.media.prompt import Kind
+from export.media.settings import TEXT_ONLY
+from export.terminal.attachments import as_openai, from_openai
 from export.terminal.opening import read_schema
 from export.terminal.state import State, speed
 
@@ -54,7 +59,8 @@ def _reset(rest: str, state: State, console: Console) -> None:
 def _save(rest: str, state: State, console: Console) -> None:
     path = _file(rest, "save")
     try:
-        write_whole(path, json.dumps(state.messages(), ensure_ascii=False, indent=2).encode() + b"\n")
+        messages = [as_openai(message) for message in state.messages()]
+        write_whole(path, json.dumps(messages, ensure_ascii=False, indent=2).encode() + b"\n")
     except OSError as problem:
         raise BadInput(f"{path} cannot be written: {problem.strerror}") from None
     console.print(f"{len(state.messages())} turns in {escape(str(path))}")
@@ -65,8 +71,10 @@ def _load(rest: str, state: State, console: Console) -> None:
     messages = read_json(path)
     if not isinstance(messages, list):
         raise BadInput(f"{path} is no list of messages")
+    conversation = state.conversation
     try:
-        tokens = state.conversation.count(messages)
+        messages = [from_openai(one, at, conversation.media, conversation.name) for at, one in enumerate(messages)]
+        tokens = conversation.count(messages)
     except BadInput as problem:
         raise BadInput(f"{path}: {problem}") from None
     state.reset()
@@ -74,6 +82,16 @@ def _load(rest: str, state: State, console: Console) -> None:
     state.system = system[0]["content"] if system else None
     state.turns = messages[len(system) :]
     console.print(f"{len(messages)} turns, {tokens} tokens")
+
+
+def _attach(kind: Kind, rest: str, state: State, console: Console) -> None:
+    if not rest:
+        raise BadInput(f"/{kind} needs the name of a file")
+    if rest == "off":
+        state.attached = [part for part in state.attached if part["type"] != kind]
+        console.print(f"no {NAMES[kind]} goes with what you say next")
+    else:
+        console.print(escape(state.attach(kind, rest)), soft_wrap=True)
 
 
 def _file(rest: str, name: str) -> Path:
@@ -91,6 +109,10 @@ def _stats(rest: str, state: State, console: Console) -> None:
         table.add_row(
             "last prompt", f"{fed} in {last.prefill_ms:,.0f} ms, first token after {last.first_token_ms:,.0f} ms"
         )
+        if state.conversation.media != TEXT_ONLY:
+            table.add_row("mode", last.mode)
+        for one in last.media:
+            table.add_row(f"{NAMES[one.kind]} {one.number}", describe(one))
         table.add_row("last answer", f"{last.new_tokens} tokens, {speed(last)}, ended by {last.end}")
     console.print(table)
 
@@ -147,6 +169,12 @@ def _exit(rest: str, state: State, console: Console) -> None:
 # Name -> arguments, what it does, how.
 COMMANDS: dict[str, tuple[str, str, Callable[[str, State, Console], None]]] = {
     "help": ("", "this list", _help),
+    "image": ("FILE | off", "a picture for what you say next, or with Enter alone", partial(_attach, "image")),
+    "audio": (
+        "FILE | off",
+        "a sound for what you say next, or with Enter alone",
+        partial(_attach, "audio"),
+    ),
     "system": ("[TEXT | off]", "what the model is told before the first turn", _system),
     "reset": ("", "begin a new conversation; the system text stays", _reset),
     "set": ("[NAME VALUE | NAME off]", "how answers are chosen: /set temperature 0.7", _set),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from checkpoints.errors import BadInput
 
 try:
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, WordCompleter
+    from prompt_toolkit.document import Document
     from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
     from prompt_toolkit.styles import Style
@@ -33,7 +35,7 @@ class Prompt:
             multiline=True,
             key_bindings=_keys(),
             history=FileHistory(str(history_file())),
-            completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
+            completer=_Completer(),
             complete_while_typing=False,
             bottom_toolbar=state.status,
             prompt_continuation=lambda width, line, wrapped: "  ",
@@ -44,6 +46,22 @@ class Prompt:
     def read(self) -> str:
         """A turn; KeyboardInterrupt for Ctrl-C, EOFError for Ctrl-D on an empty line."""
         return self._session.prompt()
+
+
+class _Completer(Completer):
+    """Completes commands, and paths after those that take a file."""
+
+    def __init__(self) -> None:
+        self._commands = WordCompleter([f"/{name}" for name in COMMANDS], sentence=True)
+        self._paths = PathCompleter(expanduser=True)
+        self._with_file = {f"/{name}" for name, (arguments, *_) in COMMANDS.items() if "FILE" in arguments}
+
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
+        command, space, rest = document.text_before_cursor.partition(" ")
+        if space and command in self._with_file:
+            yield from self._paths.get_completions(Document(rest), event)
+        else:
+            yield from self._commands.get_completions(document, event)
 
 
 def history_file() -> Path:

@@ -15,6 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
+from rich.text import Text
 
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)", re.DOTALL)
 
@@ -43,6 +44,10 @@ class LiveAnswer:
     ) -> None:
         self._live.stop()
         self._print(self._text)
+
+    def encoding(self, done: int, of: int) -> None:
+        """Show, until the answer begins, how far the encoding of pictures and sound is."""
+        self._live.update(Text(f"encoding, {done} of {of}", style="dim"), refresh=True)
 
     def add(self, text: str) -> None:
         """Show more of the answer."""

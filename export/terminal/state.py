@@ -1,4 +1,4 @@
-"""What a chat is: its turns, how answers are chosen, and what the last one took."""
+"""What a chat is: its turns, what goes with the next one, how answers are chosen, and what the last one took."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from export.engine.conversation import Choosing, Conversation, Piece, Reply
+from export.engine.media_prompt import NAMES, OnEncoding
+from export.media.prompt import Kind
+from export.terminal.attachments import find_path, read_part
 
 
 class State:
@@ -15,6 +18,7 @@ class State:
         self.conversation, self.name = conversation, name
         self.system, self.choosing = system, choosing
         self.turns = list[dict[str, Any]]()
+        self.attached = list[dict[str, Any]]()  # pictures and sounds of the next turn
         self.last: Reply | None = None
         self.answers = self.new_tokens = 0
 
@@ -23,12 +27,33 @@ class State:
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         return [*system, *self.turns]
 
-    def ask(self, text: str, on_piece: Callable[[Piece], object]) -> Reply:
-        """Answer a turn of the user; a turn that got no answer is forgotten. BadInput as `Conversation.reply`."""
-        turn = {"role": "user", "content": text}
-        reply = self.conversation.reply([*self.messages(), turn], self.choosing, on_piece=on_piece)
+    def attach(self, kind: Kind, typed: str) -> str:
+        """Have a file go with the next turn; what to say about it. BadInput where it cannot be used."""
+        path, conversation = find_path(typed), self.conversation
+        part = read_part(kind, path, str(path), conversation.media, conversation.name)
+        conversation.count([{"role": "user", "content": [part]}])  # too narrow, too short
+        self.attached.append(part)
+        number = sum(part["type"] == kind for part in [*self._parts(), *self.attached])
+        return f"{NAMES[kind]} {number}, <|{kind}_{number}|>, goes with what you say next: {path.name}"
+
+    def ask(
+        self,
+        text: str,
+        on_piece: Callable[[Piece], object],
+        on_encoding: OnEncoding = lambda done, of: None,
+    ) -> Reply:
+        """Answer a turn of the user, with what is attached to it; a turn that got no answer is forgotten.
+
+        What was attached to that stays for the next. BadInput as `Conversation.reply`.
+        """
+        said = [{"type": "text", "text": text}] if text else []
+        turn = {"role": "user", "content": [*self.attached, *said] if self.attached else text}
+        reply = self.conversation.reply(
+            [*self.messages(), turn], self.choosing, on_piece=on_piece, on_encoding=on_encoding
+        )
         if reply.text or reply.end != "cancelled":
             self.turns += [turn, {"role": "assistant", "content": reply.text}]
+            self.attached = []
         self.last = reply
         self.answers += 1
         self.new_tokens += reply.new_tokens
@@ -43,14 +68,20 @@ class State:
         return "(stopped)" if reply.end == "cancelled" else ""
 
     def reset(self) -> None:
-        """Forget the turns."""
-        self.turns = []
+        """Forget the turns, and what was attached to the next."""
+        self.turns, self.attached = [], []
         self.last = None
         self.conversation.reset()
+
+    def _parts(self) -> list[dict[str, Any]]:
+        """Of all turns."""
+        return [part for turn in self.turns if isinstance(turn["content"], list) for part in turn["content"]]
 
     def status(self) -> str:
         """One line: speed of the last answer, and how full the context is."""
         used = f"context {len(self.conversation.held)} of {self.conversation.context}"
+        if self.attached:
+            used += f", {len(self.attached)} attached"
         return used if self.last is None else f"{speed(self.last)}, {used}"
 
 

@@ -14,13 +14,19 @@ from rich.markup import escape
 
 from checkpoints.errors import BadInput
 from export.engine.conversation import Choosing, Conversation, Piece
+from export.media.prompt import Kind
 from export.terminal.commands import Leave, obey
 from export.terminal.screen import LiveAnswer
 from export.terminal.state import State
 
+ATTACHING: dict[str, Kind] = {"/image": "image", "/audio": "audio"}  # the commands that a pipe has, too
+
 
 def talk(conversation: Conversation, name: str, system: str | None, choosing: Choosing) -> None:
-    """Until the input ends. In a terminal Ctrl-C ends the answer and Ctrl-D the talk; a pipe's lines are turns."""
+    """Until the input ends. In a terminal Ctrl-C ends the answer and Ctrl-D the talk; a pipe's lines are turns.
+
+    In a pipe too, `/image FILE` and `/audio FILE` go with the line after them, which may be empty or missing.
+    """
     state = State(conversation, name, system, choosing)
     if _in_terminal():
         _terminal(state)
@@ -43,13 +49,21 @@ def _pipe(state: State) -> None:
         sys.stdout.write(piece.text)
         sys.stdout.flush()
 
+    def answer(text: str) -> None:
+        reply = state.ask(text, show)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        if note := state.note(reply):
+            print(note, file=sys.stderr)
+
     for line in sys.stdin:
-        if line.strip():
-            reply = state.ask(line.strip(), show)
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-            if note := state.note(reply):
-                print(note, file=sys.stderr)
+        command, _, rest = line.strip().partition(" ")
+        if rest and command in ATTACHING:
+            state.attach(ATTACHING[command], rest.strip())
+        elif line.strip() or state.attached:
+            answer(line.strip())
+    if state.attached:
+        answer("")
 
 
 def _terminal(state: State) -> None:
@@ -69,7 +83,7 @@ def _terminal(state: State) -> None:
         try:
             if text.startswith("/"):
                 obey(text, state, console)
-            elif text.strip():
+            elif text.strip() or state.attached:
                 _answer(text.strip(), state, console)
         except Leave:
             return
@@ -79,7 +93,7 @@ def _terminal(state: State) -> None:
 
 def _answer(text: str, state: State, console: Console) -> None:
     with _no_echo(), LiveAnswer(console) as shown, _interrupts_cancel(state.conversation):
-        reply = state.ask(text, lambda piece: shown.add(piece.text))
+        reply = state.ask(text, lambda piece: shown.add(piece.text), shown.encoding)
     if note := state.note(reply):
         console.print(note + (": /reset begins anew" if reply.end == "context" else ""), style="yellow")
 

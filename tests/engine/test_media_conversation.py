@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ import pytest
 import torch
 
 from checkpoints.errors import BadInput
-from checkpoints.synthesize import synthesize
-from export.engine import encoders
 from export.engine.conversation import Choosing, Conversation, Reply, open_conversation
-from export.engine.media_ids import mode_of_ids
+from export.engine.feeder import WheelFeeder
+from export.engine.media_ids import Encoded, mode_of_ids
+from export.engine.runner import read_media
+from export.engine.wheel_media import WheelMedia
 from export.media.prompt import Mode
-from export.pte import export_pte
+from tests.engine.native import need_compiler
 from tests.tools import need
 
 need("media", [name for name in ("PIL", "soundfile", "soxr") if find_spec(name) is None], "uv sync --extra")
@@ -28,10 +28,6 @@ need("dev", [name for name in ("peft", "torchvision") if find_spec(name) is None
 
 from export.media.sound_files import Sound  # noqa: E402
 
-SIZES: dict[str, Any] = {
-    "layers": 2, "vision_layers": 3, "audio_layers": 2, "scale": 8, "hidden": 384, "heads": 6, "kv_heads": 2,
-    "intermediate": 768, "vocab": 700, "layout": "native",
-}  # fmt: skip
 CLOSE = 2e-3  # nats; pixels of Pillow and torchvision differ by one step here and there
 FEW = Choosing(max_tokens=3, logprobs=5)
 rng = np.random.default_rng(0)
@@ -39,20 +35,11 @@ WIDE, SQUARE = (rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in ((3
 SAID, SUNG = (Sound(rng.normal(0, 0.1, 24000).astype(np.float32), 16000) for _ in range(2))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthesize(tmp_path_factory.mktemp("phi4mm") / "native", "phi4-multimodal", **SIZES)
-
-
-@pytest.fixture(scope="module")
-def file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("file") / "phi4mm.pte"
-    return export_pte(str(folder), out=out, quantize=False, kv_cache="fp32", context=4096, verify=False).path
-
-
-@pytest.fixture(scope="module")
-def opened(file: Path) -> Iterator[Conversation]:
-    with open_conversation(file, engine="wheel") as conversation:
+@pytest.fixture(scope="module", params=["ours", "wheel"])
+def opened(request: pytest.FixtureRequest, multimodal_pte: Path) -> Iterator[Conversation]:
+    if request.param == "ours":
+        need_compiler()
+    with open_conversation(multimodal_pte, engine=request.param) as conversation:
         yield conversation
 
 
@@ -63,7 +50,7 @@ def talk(opened: Conversation) -> Conversation:
 
 
 class Reference:
-    """transformers' model, peft's adapters and transformers' processor; every token from nothing, without a cache."""
+    """transformers' model, peft's adapters and transformers' processor; an answer at once, without a cache."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import (
@@ -84,12 +71,23 @@ class Reference:
         words = PreTrainedTokenizerFast.from_pretrained(
             folder, extra_special_tokens={"image_token": self.image, "audio_token": self.audio}
         )
+        self._known: dict[Any, tuple[int, torch.Tensor]] = {}
         self.processor = Phi4MultimodalProcessor(
             Phi4MultimodalImageProcessor(), Phi4MultimodalFeatureExtractor(), words
         )
 
-    def answer(self, text: str, images: list[np.ndarray], audios: list[Sound], count: int) -> tuple[int, Any]:
-        """Tokens of a prompt with placeholders, and log probabilities [count, V] of the likeliest answer."""
+    def expects(
+        self, text: str, images: list[np.ndarray], audios: list[Sound], answer: list[int]
+    ) -> tuple[int, torch.Tensor]:
+        """Tokens of a prompt with placeholders, and log probabilities [tokens, V] where each of the answer stands."""
+        key = text, tuple(map(id, [*images, *audios])), tuple(answer)  # all of them live as long as this module
+        if key not in self._known:
+            self._known[key] = self._expects(text, images, audios, answer)
+        return self._known[key]
+
+    def _expects(
+        self, text: str, images: list[np.ndarray], audios: list[Sound], answer: list[int]
+    ) -> tuple[int, torch.Tensor]:
         text = re.sub(r"<\|image_\d+\|>", self.image, re.sub(r"<\|audio_\d+\|>", self.audio, text))
         given = self.processor(
             text=[text],
@@ -107,19 +105,16 @@ class Reference:
             self.model.set_adapter("of_vision" if images else "of_speech")
         else:
             self.model.disable_adapters()
-        ids, rows = given.pop("input_ids"), []
-        prompt = ids.shape[1]
-        for _ in range(count):
-            with torch.inference_mode():
-                logits = self.model(input_ids=ids, **given, logits_to_keep=1).logits[0, -1]
-            rows.append(logits.double().log_softmax(-1))
-            ids = torch.cat([ids, logits.argmax().view(1, 1)], 1)
-        return prompt, torch.stack(rows)
+        prompt = given.pop("input_ids")
+        ids = torch.cat([prompt, torch.tensor([answer[:-1]], dtype=torch.long)], 1)
+        with torch.inference_mode():
+            logits = self.model(input_ids=ids, **given, logits_to_keep=len(answer)).logits[0]
+        return prompt.shape[1], logits.double().log_softmax(-1)
 
 
 @pytest.fixture(scope="module")
-def reference(folder: Path) -> Reference:
-    return Reference(folder)
+def reference(multimodal_folder: Path) -> Reference:
+    return Reference(multimodal_folder)
 
 
 def image(pixels: np.ndarray) -> dict[str, Any]:
@@ -144,9 +139,9 @@ def assistant(words: str) -> dict[str, Any]:
 
 def is_references(reply: Reply, reference: Reference, prompt: str, images: Any = (), audios: Any = ()) -> None:
     """The same tokens of the prompt, the same answer, the same probabilities."""
-    tokens, wanted = reference.answer(prompt, list(images), list(audios), reply.new_tokens)
+    tokens, wanted = reference.expects(prompt, list(images), list(audios), list(reply.token_ids))
     assert reply.prompt_tokens == tokens
-    assert [one.token_id for one in reply.logprobs] == wanted.argmax(-1).tolist()
+    assert [one.token_id for one in reply.logprobs] == list(reply.token_ids) == wanted.argmax(-1).tolist()
     for one, row in zip(reply.logprobs, wanted, strict=True):
         assert len(one.top) == 5
         for other in one.top:
@@ -241,36 +236,31 @@ def test_the_same_picture_twice(talk: Conversation, reference: Reference) -> Non
 
 
 def test_cancelled_while_encoding(talk: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two crops, from another thread; the next answer is whole."""
-    run, begun, go, ran = encoders.MediaSession.run, threading.Event(), threading.Event(), list[str]()
+    """Between two crops; the next answer is whole."""
+    picture, parts = talk.feeder.picture, list[int]()
 
-    def slow(self: Any, name: str, *inputs: Any) -> Any:
-        ran.append(name)
-        begun.set()
-        assert go.wait(10)
-        return run(self, name, *inputs)
+    def cancelled(pixels: np.ndarray, on_part: Callable[[], object]) -> Encoded:
+        def part() -> None:
+            parts.append(len(parts))
+            if len(parts) == 2:
+                talk.cancel()
+            on_part()
 
-    monkeypatch.setattr(encoders.MediaSession, "run", slow)
-    replies = list[Reply]()
+        return picture(pixels, part)
+
+    monkeypatch.setattr(talk.feeder, "picture", cancelled)
     messages = [user(image(WIDE), image(SQUARE), text("?"))]
-    thread = threading.Thread(target=lambda: replies.append(talk.reply(messages, FEW)))
-    thread.start()
-    assert begun.wait(10)
-    talk.cancel()
-    go.set()
-    thread.join(30)
-    assert (replies[0].end, replies[0].new_tokens, replies[0].media) == ("cancelled", 0, ())
-    assert ran == ["vision_crop"] and talk.held == []
+    reply = talk.reply(messages, FEW)
+    assert (reply.end, reply.new_tokens, reply.media) == ("cancelled", 0, ())
+    assert parts == [0, 1] and talk.held == [], "of three crops"
     monkeypatch.undo()
     whole = talk.reply(messages, FEW)
     assert whole.end == "length" and [one.reused for one in whole.media] == [False, False]
 
 
-def test_rows_are_kept_for_one_context(talk: Conversation, file: Path) -> None:
+def test_rows_are_kept_for_one_context(multimodal_pte: Path) -> None:
     """The longest unused go when others need their place, and are encoded again where they must be fed."""
-    from export.engine.feeder import WheelFeeder
-
-    feeder = WheelFeeder(file, talk.media, context=1500)
+    feeder = WheelFeeder(multimodal_pte, read_media(multimodal_pte), context=1500)
     pictures = [np.full((90, 90, 3), shade, np.uint8) for shade in (0, 100, 200)]
     first, second = (feeder.picture(pixels) for pixels in pictures[:2])
     assert (first.count, first.reused, feeder.picture(pictures[0]).reused) == (545, False, True)
@@ -283,9 +273,17 @@ def test_rows_are_kept_for_one_context(talk: Conversation, file: Path) -> None:
     feeder.close()
 
 
-def test_encoders_are_given_back(talk: Conversation) -> None:
-    talk.reply([user(image(SQUARE), audio(SAID))], Choosing(max_tokens=1))
-    assert not {name for name in talk.feeder._media._session._loaded if name.startswith(("vision", "audio"))}  # type: ignore[attr-defined]
+def test_encoders_are_given_back(multimodal_pte: Path) -> None:
+    media, facts = WheelMedia(multimodal_pte, 4096), read_media(multimodal_pte)
+    assert facts.image and facts.audio
+    found = [
+        media.picture(SQUARE, facts.image, lambda: None),
+        media.sound(SAID.samples, 16000, "vision", facts.audio, lambda: None),
+    ]
+    assert {"vision_crop", "audio_subsample"} <= media.session.loaded.keys()
+    media.ready("vision")
+    media.step([5, *found[0].ids, *found[1].ids, 6], 0, "vision")
+    assert media.session.loaded.keys() == {"token_embedding", "text_decoder"}, "no decoder of another mode"
 
 
 @pytest.mark.parametrize(
@@ -321,7 +319,8 @@ def test_encoders_are_given_back(talk: Conversation) -> None:
 )  # fmt: skip
 def test_what_cannot_be_asked(talk: Conversation, messages: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence, before anything is encoded or fed."""
-    monkeypatch.setattr(encoders.MediaSession, "run", None)
+    for name in ("picture", "sound", "feed"):
+        monkeypatch.setattr(talk.feeder, name, None)
     with pytest.raises(BadInput, match=words):
         talk.reply(messages)
 
