@@ -30,8 +30,8 @@ __all__ = ["built"]
 # Files with no Apple UI in them; the rest can only be parsed.
 CHECKED = (
     "Probes/DeviceProbes.swift", "Probes/TaskMemory.swift", "State/AttachmentsState.swift",
-    "State/BenchmarkState.swift", "State/ChatState.swift",
-    "State/LibraryState.swift", "State/SettingsState.swift", "State/Surroundings.swift",
+    "State/BenchmarkState.swift", "State/ChatState.swift", "State/LibraryState.swift",
+    "State/SettingsState.swift", "State/Surroundings.swift",
 )  # fmt: skip
 
 

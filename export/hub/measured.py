@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from export.bench.contract import METRICS
+from export.bench.contract import lengths
 from export.bench.results.numbers import shown, size, spread, titled
 from export.bench.results.result import Document
-from export.bench.results.table import notes_of, peak
+from export.bench.results.table import HEADLINES, headlines, notes_of, peak
 from export.hub.tables import estimate, table
 
-SHOWN = [metric for metric in METRICS if metric.headline]
 COMPARED = {
     "weights": "its weights are the checkpoint's, as its recipe stores them",
     "logits": "with these weights it computes what transformers computes",
@@ -109,6 +108,7 @@ def _task(name: str, task: Mapping[str, Any]) -> list[list[str]]:
 def devices(results: Sequence[Document]) -> str:
     """A row for each run of each result: medians, and the quarters around them where they differ."""
     rows, notes = [], []
+    metrics = [metric for metric in HEADLINES if any(metric in headlines(document) for document in results)]
     for document in results:
         device = document["device"]
         ram = f", {size(device['ram_bytes'])} RAM" if device["ram_bytes"] else ""
@@ -119,15 +119,15 @@ def devices(results: Sequence[Document]) -> str:
                 [
                     name,
                     document["build"]["engine"],
-                    f"{wanted['prompt_tokens']} + {wanted['new_tokens']}",
+                    lengths(wanted, " + "),
                     f"{len(run['repeats'])}",
-                    *(spread(metric, summary.get(metric.name)) for metric in SHOWN),
+                    *(spread(metric, summary.get(metric.name)) for metric in metrics),
                     f"{shown(memory, summary[memory.name]['median'])} {memory.label}" if memory else "–",
                 ]
             )
         notes += [f"- {device['model']}: {note}" for note in notes_of(document)]
     if not rows:
         return ""
-    names = ["device", "engine", "prompt + new tokens", "repeats", *map(titled, SHOWN), "memory"]
+    names = ["device", "engine", "prompt + new tokens", "repeats", *map(titled, metrics), "memory"]
     parts = ["By `python -m export.bench`; medians, and the middle half of the repeats.", table(names, rows)]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])

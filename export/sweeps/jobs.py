@@ -113,7 +113,7 @@ def bench(file: str, measuring: Measuring, context: int) -> dict[str, Any]:
     from export.bench.plan import make_plan
 
     quiet(verbose=False)
-    plan = make_plan(pte=file, **measuring.bench_flags(context))  # type: ignore[typeddict-item]
+    plan = make_plan(pte=file, modes=("text",), **measuring.bench_flags(context))  # type: ignore[typeddict-item]
     with Watch() as watch:
         outcome = measure(plan, watch, Desktop(measuring.engine))  # type: ignore[arg-type]
     if outcome.document is None or outcome.problem:

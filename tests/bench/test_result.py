@@ -236,20 +236,20 @@ def test_what_only_one_side_has_is_noted() -> None:
     picture["summary"] = result.summarise(picture["repeats"])
     both["runs"].append(picture)
     assert result.validate(both, "both") == both
-    assert differences(text, both) == ["the baseline has no repeat of 16+4 with a picture tokens"]
-    assert differences(both, text) == ["this one has no repeat of 16+4 with a picture tokens"]
+    assert differences(text, both) == ["the baseline has no repeat of 16+4 tokens with a picture"]
+    assert differences(both, text) == ["this one has no repeat of 16+4 tokens with a picture"]
     assert {change.mode for change in compare(text, both)} == {"text"}
     slower = copy.deepcopy(both)
     for repeat in slower["runs"][1]["repeats"]:
         repeat["encode_ms"] = 500.0
     slower["runs"][1]["summary"] = result.summarise(slower["runs"][1]["repeats"])
     (worse,) = [change for change in compare(both, slower) if change.regression]
-    assert str(worse) == ("16+4 with a picture tokens: encode_ms 500 instead of 400, 25.0% worse, tolerated 5.0%")
+    assert str(worse) == ("16+4 tokens with a picture: encode_ms 500 instead of 400, 25.0% worse, tolerated 5.0%")
     del slower["runs"][1]["summary"]["encode_ms"]
-    assert differences(both, slower) == ["16+4 with a picture tokens: this one has no encode"]
+    assert differences(both, slower) == ["16+4 tokens with a picture: this one has no encode"]
     check_baseline(both, [{"prompt_tokens": 16, "new_tokens": 4, "mode": "vision"}], "both")
     with pytest.raises(
-        BadInput, match=r"no configuration of this run \(16\+4 with a picture tokens\): it has 16\+4$"
+        BadInput, match=r"no configuration of this run \(16\+4 tokens with a picture\): it has 16\+4 tokens$"
     ):
         check_baseline(text, [{"prompt_tokens": 16, "new_tokens": 4, "mode": "vision"}], "text")
 

@@ -1,7 +1,7 @@
 """The Android app's way to the C++ engine: JNI, on this machine's Java virtual machine with the real engine.
 
-NativeEngineChecks.kt does the asking, with pictures and sound MediaEngineChecks.kt, under -Xcheck:jni; what must
-come out is `export.generate`'s, or the wheel's runtime's. Also the way into ExecuTorch's build for Android, with a
+NativeEngineChecks.kt does the asking, with pictures and sound MediaEngineChecks.kt, under -Xcheck:jni; what must come
+out is `export.generate`'s, or the wheel's runtime's. Also the way into ExecuTorch's build for Android, with a
 stand-in for that build.
 """
 

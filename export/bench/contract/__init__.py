@@ -75,10 +75,11 @@ MEDIA: Final[dict[str, Any]] = _data["media"]  # pixels, seconds, hertz and loud
 GOING_ON: Final[str] = _data["going_on"]
 
 
-def lengths(configuration: Mapping[str, Any], between: str = "+") -> str:
-    """A configuration for people: `64+128`, or `64+128 with a picture`."""
+def lengths(configuration: Mapping[str, Any], between: str = "+", unit: str = "") -> str:
+    """A configuration for people: `64+128`, or `64+128 with a picture`, its numbers followed by the unit."""
     words = MODE_WORDS.get(configuration.get("mode", "text"))
-    return f"{configuration['prompt_tokens']}{between}{configuration['new_tokens']}{f' {words}' if words else ''}"
+    numbers = f"{configuration['prompt_tokens']}{between}{configuration['new_tokens']}"
+    return f"{numbers}{unit}{f' {words}' if words else ''}"
 
 
 def named(configuration: Mapping[str, Any]) -> str:

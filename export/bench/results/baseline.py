@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from checkpoints.errors import BadInput
 from export.bench.contract import METRICS, Metric, key, lengths
 from export.bench.results.result import Document
+
+TOKENS = " tokens"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Change:
     def __str__(self) -> str:
         tolerated = "" if self.tolerance is None else f", tolerated {self.tolerance:.1%}"
         return (
-            f"{lengths(vars(self))} tokens: {self.metric.name} {self.now:,.4g} instead of "
+            f"{lengths(vars(self), unit=TOKENS)}: {self.metric.name} {self.now:,.4g} instead of "
             f"{self.before:,.4g}, {self.words}{tolerated}"
         )
 
@@ -60,9 +62,13 @@ def check_baseline(baseline: Document, planned: Sequence[Mapping[str, Any]], nam
     have = _configurations(baseline)
     if not have.keys() & set(map(key, planned)):
         raise BadInput(
-            f"--baseline {name} has no configuration of this run ({', '.join(map(lengths, planned))} tokens): "
-            f"it has {', '.join(map(lengths, have.values())) or 'none with a finished repeat'}"
+            f"--baseline {name} has no configuration of this run ({_listed(planned)}): "
+            f"it has {_listed(have.values()) or 'none with a finished repeat'}"
         )
+
+
+def _listed(configurations: Iterable[Mapping[str, Any]]) -> str:
+    return ", ".join(lengths(one, unit=TOKENS) for one in configurations)
 
 
 def compare(baseline: Document, document: Document, tolerance: float | None = None) -> list[Change]:
@@ -95,12 +101,12 @@ def differences(baseline: Document, document: Document) -> list[str]:
 def _only(one: Document, other: Document, other_has: str) -> list[str]:
     """What of one result the other lacks: whole configurations, and metrics of those that both have."""
     configurations, theirs = _configurations(one), _summaries(other)
-    lacks = [lengths(configuration) for at, configuration in configurations.items() if at not in theirs]
-    notes = [f"{other_has} no repeat of {', '.join(lacks)} tokens"] if lacks else []
+    lacks = _listed(configuration for at, configuration in configurations.items() if at not in theirs)
+    notes = [f"{other_has} no repeat of {lacks}"] if lacks else []
     for at, summary in _summaries(one).items():
         names = [m.label for m in METRICS if at in theirs and _median(summary, m) and not _median(theirs[at], m)]
         if names:
-            notes.append(f"{lengths(configurations[at])} tokens: {other_has} no {', '.join(names)}")
+            notes.append(f"{lengths(configurations[at], unit=TOKENS)}: {other_has} no {', '.join(names)}")
     return notes
 
 

@@ -47,7 +47,9 @@ final class Microphone: SoundSource, @unchecked Sendable {
     _ buffer: AVAudioPCMBuffer, _ converter: AVAudioConverter, _ wanted: AVAudioFormat
   ) -> [Float] {
     let room = Double(buffer.frameLength) * wanted.sampleRate / buffer.format.sampleRate
-    guard let made = AVAudioPCMBuffer(pcmFormat: wanted, frameCapacity: AVAudioFrameCount(room) + 64) else { return [] }
+    guard let made = AVAudioPCMBuffer(pcmFormat: wanted, frameCapacity: AVAudioFrameCount(room) + 64) else {
+      return []
+    }
     nonisolated(unsafe) var rest: AVAudioPCMBuffer? = buffer
     // The converter keeps what it needs of this buffer for the next one.
     converter.convert(to: made, error: nil) { _, status in

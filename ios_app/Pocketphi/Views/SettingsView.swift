@@ -51,7 +51,8 @@ struct SettingsView: View {
         Text("Equal seeds give equal answers. Speed and choice hold for the next model that is loaded.")
       }
       Section {
-        Stepper("Longer side: \(settings.pictureSide) pixels", value: $settings.pictureSide, in: 224...4032, step: 224)
+        Stepper(
+          "Longer side: \(settings.pictureSide) pixels", value: $settings.pictureSide, in: 224...4032, step: 224)
       } header: {
         Text("Pictures")
       } footer: {

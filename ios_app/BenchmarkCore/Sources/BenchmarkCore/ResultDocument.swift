@@ -180,8 +180,8 @@ public struct RepeatRecord: Equatable, Sendable {
 
 extension RepeatRecord: Codable {
   private enum Keys: String, CodingKey {
-    case packing, packingNote, promptTokens, mediaTokens, generatedTokens, tokenMs, memory, thermal, throttled, lowMemoryEvents,
-      stopReason, notes
+    case packing, packingNote, promptTokens, mediaTokens, generatedTokens, tokenMs, memory, thermal, throttled,
+      lowMemoryEvents, stopReason, notes
   }
 
   private struct Name: CodingKey {

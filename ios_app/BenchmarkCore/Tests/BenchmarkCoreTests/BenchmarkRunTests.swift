@@ -257,8 +257,7 @@ final class Rehearsal {
       Thread.sleep(forTimeInterval: 0.05)
       probes.footprint.with { $0 = 700_000_000 }
     }
-    rehearsal.start(try rehearsal.request([12, 20], modes: Mode.allCases)).run()
-    let result = try rehearsal.store.read(rehearsal.store.file(run: "test"))
+    let result = try #require(rehearsal.start(try rehearsal.request([12, 20], modes: Mode.allCases)).run())
     #expect(result.problem == nil)
     #expect(result.runs.map { $0.configuration.mode } == [nil, nil, .vision, .speech])
     #expect(result.runs.map { $0.configuration.promptTokens } == [12, 20, 12, 12])

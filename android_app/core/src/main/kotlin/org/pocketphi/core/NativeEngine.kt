@@ -78,12 +78,15 @@ class NativeEngine(
         )
     }
 
-    private fun spelled(prompt: List<Part>) = Transcript(
-        prompt.map { part ->
-            if (part is Part.Words) Transcript.Piece.Ids(Native.encode(words, part.text.encodeToByteArray()))
-            else Transcript.Piece.Media(part, ids.getOrPut(part) { HashMap() })
-        },
-    )
+    private fun spelled(prompt: List<Part>): Transcript {
+        if (words == 0L) throw EngineError("No model is loaded.")
+        return Transcript(
+            prompt.map { part ->
+                if (part is Part.Words) Transcript.Piece.Ids(Native.encode(words, part.text.encodeToByteArray()))
+                else Transcript.Piece.Media(part, ids.getOrPut(part) { HashMap() })
+            },
+        )
+    }
 
     /** Everything of [whole] whose rows the engine will look for; what the session has been fed of it is not. */
     private fun encodeMissing(whole: Transcript, onPart: (Encoding) -> Unit): List<Encoded> {

@@ -107,9 +107,9 @@ class MediaEngineChecks {
         val (seen, second) = turn("picture")
         engine.ask(picture, Part.Words(seen))
         assertArrayEquals(second, engine.held())
-        // 4 x 545 tokens, of 2048.
-        val large = assertThrows(EngineError::class.java) { engine.ask(*Array<Part>(4) { Part.Picture(picture.rgb, 448, 448) }, Part.Words("?")) }
-        assertTrue(large.message, large.message.startsWith("The prompt of 2181 tokens does not fit the model's context of 2048 tokens"))
+        // 8 x 545 tokens, of 4096.
+        val large = assertThrows(EngineError::class.java) { engine.ask(*Array<Part>(8) { Part.Picture(picture.rgb, 448, 448) }, Part.Words("?")) }
+        assertTrue(large.message, large.message.startsWith("The prompt of 4361 tokens does not fit the model's context of 4096 tokens"))
     }
 
     @Test
