@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +24,8 @@ from export.media.prompt import Mode
 from export.media.sounds import log_mel, pieces, tokens
 from export.pte import export_pte
 from export.ptefile.reader import open_pte
-from tests.engine.native import only, pool
+from tests.engine.native import need_cmake, only, pool
+from tests.engine.test_native_program import driver
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
@@ -359,14 +362,24 @@ def test_packed_weights_are_those_of_all_methods(file: Path, cache: Path, tmp_pa
                 [1, *engine.picture(SMALL).ids, 2],
                 [1, *engine.sound(SAID, 16000, "speech").ids, 2],
             ]
-            answers.append(np.array([engine.feed(ids, SIZES["vocab"]) for ids in prompts]))
-            engine.forget_media()
-            answers.append(np.array([engine.feed(ids, SIZES["vocab"]) for ids in prompts[:1]] * 3))
-            engine.picture(SMALL), engine.sound(SAID, 16000, "speech")
-            answers[-1] = np.array([engine.feed(ids, SIZES["vocab"]) for ids in prompts])
+            for _ in range(2):
+                engine.release()
+                answers.append(np.array([engine.feed(ids, SIZES["vocab"]) for ids in prompts]))
+                engine.forget_media()
+                engine.picture(SMALL), engine.sound(SAID, 16000, "speech")
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
     assert only(tmp_path / "new", ".packed").stat().st_size == before.st_size == packed.stat().st_size
     assert packed.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_no_sanitizer_complains(sanitizers: str, file: Path, tmp_path: Path) -> None:
+    need_cmake()
+    build = driver(sanitizers)
+    watched = {"LD_LIBRARY_PATH": str(build), "TSAN_OPTIONS": "ignore_noninstrumented_modules=1"}
+    line = [str(build / "driver"), "media", str(file), str(tmp_path / "cache"), str(tmp_path / "session")]
+    ran = subprocess.run(line, capture_output=True, text=True, env=os.environ | watched)
+    assert ran.returncode == 0, ran.stderr[-4000:]
 
 
 # ---- refusals

@@ -1,5 +1,6 @@
 #include "fft.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace pocketphi {
@@ -24,8 +25,8 @@ Fft::Fft(size_t length) : roots_(length), in_(length), out_(length) {
 // Cooley and Tukey's: the transforms of every p-th number, mixed by the roots of unity. Of `count` numbers, the factors
 // from `level` on.
 void Fft::transform(const Complex* in, size_t stride, Complex* out, size_t count, size_t level) const {
-  if (count == 1) {
-    *out = *in;
+  if (count <= 1) {
+    std::copy_n(in, count, out);
     return;
   }
   const size_t factor = factors_[level], part = count / factor, step = roots_.size() / count;

@@ -12,7 +12,7 @@
 
 namespace pocketphi {
 
-enum class MediaKind : uint64_t {
+enum class MediaKind : uint8_t {
   picture = 1,
   sound_alone = 2,   // projected for prompts of mode "speech"
   sound_beside = 3,  // of mode "vision"

@@ -17,7 +17,7 @@ constexpr float CUBIC = -0.75f;         // the coefficient of torch's bicubic ke
 constexpr uint8_t WHITE = 255;
 constexpr int FRACTION = 22;            // bits: Pillow multiplies bytes by weights of 32 bits
 
-size_t up(size_t value, size_t by) { return (value + by - 1) / by; }
+size_t up(size_t value, size_t by) { return (value + std::max<size_t>(by, 1) - 1) / std::max<size_t>(by, 1); }
 
 std::string pixels(size_t width, size_t height) { return std::to_string(width) + " x " + std::to_string(height); }
 
@@ -55,7 +55,7 @@ std::vector<Taps> taps(size_t from, size_t to) {
   for (size_t at = 0; at < to; ++at) {
     const double center = (static_cast<double>(at) + 0.5) * scale;
     const auto first = static_cast<size_t>(std::max(center - reach + 0.5, 0.0));
-    const size_t end = std::min(from, static_cast<size_t>(center + reach + 0.5));
+    const size_t end = std::min(from, static_cast<size_t>(std::floor(center + reach + 0.5)));
     double sum = 0;
     weights.clear();
     for (size_t place = first; place < end; ++place) {
@@ -65,7 +65,7 @@ std::vector<Taps> taps(size_t from, size_t to) {
     }
     found[at].first = first;
     for (const double weight : weights)
-      found[at].weights.push_back(static_cast<int32_t>(0.5 + weight / sum * (1 << FRACTION)));
+      found[at].weights.push_back(static_cast<int32_t>(std::floor(weight / sum * (1 << FRACTION) + 0.5)));
   }
   return found;
 }

@@ -1,5 +1,6 @@
-// Uses the engine in every way, for the sanitizers to watch: `driver alone|together MODEL CACHE_DIR SESSION`.
-// `alone` prints the ids of one greedy answer; a thing that is not as it should be ends the program with its line.
+// Uses the engine in every way, for the sanitizers to watch: `driver alone|together|media MODEL CACHE_DIR SESSION`.
+// `alone` prints the ids of one greedy answer; `media` is for a multimodal file. A thing that is not as it should be ends
+// the program with its line.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -135,9 +136,61 @@ static void together(const char* model, const char* folder) {
   other.join();
 }
 
+static std::vector<int64_t> prompt_of(const pocketphi_encoded& encoded) {
+  std::vector<int64_t> ids = {5, 6};
+  for (int64_t row = 0; row < encoded.count; ++row) ids.push_back(encoded.first_id - row);
+  ids.insert(ids.end(), {5, 6, 7, 5, 6});
+  return ids;
+}
+
+static void stop_encoding(void* context, int64_t done, int64_t of) {
+  CHECK(done < of);
+  if (done == 1) pocketphi_stop(static_cast<pocketphi_engine*>(context));
+}
+
+static void media(const char* model, const char* folder, const char* session) {
+  pocketphi_engine* engine = pocketphi_create();
+  pocketphi_encoded picture, alone, beside;
+  pocketphi_error error = {};
+  constexpr size_t WIDTH = 517, HEIGHT = 301, COUNT = 42 * 16000;
+  std::vector<uint8_t> rgb(WIDTH * HEIGHT * 3);
+  for (size_t at = 0; at < rgb.size(); ++at) rgb[at] = static_cast<uint8_t>(at * 7);
+  std::vector<float> samples(COUNT);
+  for (size_t at = 0; at < COUNT; ++at) samples[at] = 0.001f * static_cast<float>(at % 997);
+  for (const int32_t packing : {POCKETPHI_PACKED, POCKETPHI_REUSED}) {
+    load(engine, model, folder, packing);
+    CHECK(pocketphi_watch_encoding(engine, stop_encoding, engine, nullptr) == POCKETPHI_OK);
+    CHECK(pocketphi_picture(engine, rgb.data(), WIDTH, HEIGHT, &picture, &error) == POCKETPHI_STOPPED);
+    CHECK(pocketphi_sound(engine, samples.data(), COUNT, 16000, POCKETPHI_SPEECH, &alone, &error) == POCKETPHI_STOPPED);
+    CHECK(pocketphi_watch_encoding(engine, nullptr, nullptr, nullptr) == POCKETPHI_OK);
+    CHECK(pocketphi_picture(engine, rgb.data(), WIDTH, HEIGHT, &picture, &error) == POCKETPHI_OK);
+    CHECK(pocketphi_sound(engine, samples.data(), COUNT, 16000, POCKETPHI_SPEECH, &alone, &error) == POCKETPHI_OK);
+    CHECK(pocketphi_sound(engine, samples.data(), 201, 8000, POCKETPHI_VISION, &beside, &error) == POCKETPHI_OK);
+    CHECK(beside.count == 1 && alone.count > 500 && picture.parts == 3);
+    int64_t count = 0;
+    CHECK(pocketphi_picture_tokens(engine, WIDTH, HEIGHT, &count, nullptr) == POCKETPHI_OK && count == picture.count);
+    CHECK(pocketphi_sound_tokens(engine, COUNT, 16000, &count, nullptr) == POCKETPHI_OK && count == alone.count);
+    const auto seen = answer(engine, prompt_of(picture), 6, 7), heard = answer(engine, prompt_of(alone), 6, 7);
+    CHECK(answer(engine, prompt_of(picture), 6) == seen && answer(engine, prompt_of(alone), 6) == heard);
+    CHECK(pocketphi_save(engine, session, nullptr) == POCKETPHI_OK);
+    CHECK(pocketphi_forget_media(engine, nullptr) == POCKETPHI_OK);
+    CHECK(pocketphi_restore(engine, session, nullptr) == POCKETPHI_OK);
+    CHECK(answer(engine, prompt_of(alone), 6) == heard);
+    auto both = prompt_of(alone);
+    both.push_back(picture.first_id);
+    CHECK(pocketphi_feed(engine, both.data(), both.size(), nullptr, &error) == POCKETPHI_BAD_INPUT);
+    CHECK(pocketphi_picture(engine, rgb.data(), 20000, 10, &picture, &error) == POCKETPHI_BAD_INPUT);
+    CHECK(pocketphi_picture(engine, nullptr, 5, 5, &picture, &error) == POCKETPHI_BAD_INPUT);
+    CHECK(pocketphi_sound(engine, nullptr, 5, 16000, POCKETPHI_SPEECH, &alone, &error) == POCKETPHI_BAD_INPUT);
+  }
+  CHECK(pocketphi_close(engine, nullptr) == POCKETPHI_OK);
+}
+
 int main(int, char** argv) {
   if (std::strcmp(argv[1], "alone") == 0)
     alone(argv[2], argv[3], argv[4]);
+  else if (std::strcmp(argv[1], "media") == 0)
+    media(argv[2], argv[3], argv[4]);
   else
     together(argv[2], argv[3]);
 }
