@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +20,7 @@ GUARDED = ("/v1/", "/metrics")  # what a key is asked for
 MEDIA = ("/v1/chat/completions", "/gradio_api/upload")  # where pictures and sound come in
 COPIES = 2  # of a body, until its request ends: as it came, and as what was read of it
 BYTES_A_VALUE = 8
+LINGER_SECONDS, PAUSE_SECONDS = 20.0, 1.0  # for the rest of a body that is refused, and between two pieces of it
 OWN_NAMES = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -44,8 +46,9 @@ class Guard:
             body = await self._body(scope["path"], headers.get("content-length", "0"), receive, hold)
         except Refused as refused:
             answer = response(refused)
-            answer.headers["connection"] = "close"  # what is left of the body is not read
-            await answer(scope, receive, send)
+            answer.headers["connection"] = "close"
+            hold.end()
+            await answer(scope, receive, lingering(receive, send))
             return
         if body is not None:
             await self.app(scope, replaying(body, receive), send)
@@ -113,6 +116,26 @@ class Guard:
                 what = f"the body has {values} values, which is more than pictures and sound"
                 raise Refused(413, what, code="body_too_large")
         return body
+
+
+def lingering(receive: Receive, send: Send) -> Send:
+    """Sends an answer at once, and ends it when its client has sent its body, which nobody keeps.
+
+    Most clients read no answer before, and one to whom the connection is closed meanwhile never sees it.
+    """
+
+    async def sent(message: Message) -> None:
+        if message["type"] != "http.response.body":
+            await send(message)
+            return
+        await send({**message, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while (await asyncio.wait_for(receive(), PAUSE_SECONDS)).get("more_body"):
+                    pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return sent
 
 
 def replaying(body: bytes, receive: Receive) -> Receive:

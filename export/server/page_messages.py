@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.errors import BadInput
+from export.server.held import Hold
+from export.server.uploads import is_upload
 
 Shown = dict[str, Any]  # a message as Gradio has it: role, content, metadata
 
@@ -71,24 +73,24 @@ def _content(parts: Sequence[dict[str, Any]]) -> str | list[dict[str, Any]]:
     return [*files, {"type": "text", "text": text}] if files else text
 
 
-def with_files(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_files(messages: Sequence[dict[str, Any]], hold: Hold) -> list[dict[str, Any]]:
     """Messages with OpenAI's parts where `messages_of` has files; BadInput where one is gone."""
     return [
-        message | {"content": [_sent(part) for part in message["content"]]}
+        message | {"content": [_sent(part, hold) for part in message["content"]]}
         if isinstance(message["content"], list)
         else message
         for message in messages
     ]
 
 
-def _sent(part: dict[str, Any]) -> dict[str, Any]:
+def _sent(part: dict[str, Any], hold: Hold) -> dict[str, Any]:
     if part["type"] != "file":
         return part
     path = Path(part["path"])
-    try:
-        data = base64.b64encode(path.read_bytes()).decode()
-    except OSError:
-        raise BadInput(f"{path.name} is not on the server any more: begin a new chat") from None
+    if not is_upload(part["path"]):
+        raise BadInput(f"{path.name} is not on the server any more: begin a new chat")
+    hold.add(path.stat().st_size)
+    data = base64.b64encode(path.read_bytes()).decode()
     kind = mimetypes.guess_type(path.name)[0] or ""
     if kind.startswith("image/"):
         return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}

@@ -40,7 +40,7 @@ async def turn(
     shown = list[Shown]()
     try:
         with desk.budget.hold() as hold:
-            sent = await asyncio.to_thread(with_files, messages)
+            sent = await asyncio.to_thread(with_files, messages, hold)
             request = ChatRequest.model_validate(asked | {"messages": sent})
             model = find_model(models, request.model)
             job = await desk.make(request, partial(make_job, model, request, client, desk.reader(hold)))

@@ -7,7 +7,9 @@ more or ever, is taken out before Gradio sees it: so nothing else on this machin
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 from functools import cache
@@ -17,15 +19,40 @@ from typing import Any
 from export.server.errors import Refused
 
 GONE = "*(file gone)* "  # short, since a chat is called by its first words
+PREFIX = "pocketphi-page-"
 MOST_BYTES = 1 << 30  # in the folder; the oldest go first
 
 
 @cache
 def folder() -> Path:
-    """Made when first asked for."""
-    found = Path(tempfile.mkdtemp(prefix="pocketphi-page-")).resolve()
+    """Made when first asked for; those of servers that were killed go then."""
+    root = Path(tempfile.gettempdir()).resolve()
+    for other in root.glob(f"{PREFIX}*"):
+        if _is_left(other):
+            shutil.rmtree(other, ignore_errors=True)
+    found = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+    _lock(found)
     atexit.register(shutil.rmtree, found, ignore_errors=True)
     return found
+
+
+def _lock(found: Path) -> int:
+    """A descriptor that says, as long as it is open, that the folder is somebody's; OSError where it is already."""
+    descriptor = os.open(found, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _is_left(found: Path) -> bool:
+    try:
+        os.close(_lock(found))
+    except OSError:
+        return False
+    return True
 
 
 def is_upload(path: object) -> bool:

@@ -51,6 +51,15 @@ def test_a_body_too_large(url: str) -> None:
     assert HTTP.post(url + PATH, content=GOOD + b" " * 1900, headers=JSON).status_code == 200
 
 
+def test_a_client_that_sends_on_is_answered(url: str) -> None:
+    """Though it reads nothing before all of its body is sent."""
+    body = b" " * 20_000_000
+    assert b" 413 " in raw(url, head(len(body)) + body)
+    assert b" 403 " in raw(url, head(len(body), "evil.example") + body)
+    piece = b"186a0\r\n" + b" " * 100_000 + b"\r\n"
+    assert b" 413 " in raw(url, head(None) + 200 * piece + b"0\r\n\r\n")
+
+
 def test_a_body_too_slow(url: str) -> None:
     answer = raw(url, head(100) + b"{")
     assert b" 408 " in answer and b"the body did not come within 0.5 s" in answer

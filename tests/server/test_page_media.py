@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,16 @@ import httpx
 import numpy as np
 import pytest
 
+from checkpoints.errors import BadInput
 from export.media.vectors import painted
+from export.server.held import Budget
 from tests.server.browsing import answers, ask, load, opened, until
 from tests.server.fake import FakeConversation, fake_model, running
 from tests.server.running import Server
 from tests.server.test_media import BEEP, MEDIA, image, picture_file, sound_file, user
 
 from playwright.sync_api import Browser, Page, expect  # isort: skip  browsing skips where it is missing
+from export.server.page_messages import with_files  # isort: skip
 from export.server.uploads import GONE, folder, is_upload, make_room, only_uploads  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("same_network")
@@ -39,6 +45,11 @@ def put(page: Page, *paths: Path) -> None:
     expect(page.locator("#ask textarea")).to_be_editable()
     page.locator("#ask input[type=file]").set_input_files(paths)
     expect(page.locator("#ask .thumbnail-item")).to_have_count(len(paths))
+
+
+def empty(place: Path) -> None:
+    for one in place.iterdir():
+        shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
 
 
 def kinds(message: dict[str, Any]) -> list[str]:
@@ -152,8 +163,7 @@ def test_files_that_are_gone(browser: Browser, files: Path) -> None:
         ask(page, "What is this?")
         expect(answers(page)).to_contain_text("prompt tokens from the cache")
         expect(page.locator(".chats")).to_contain_text("What is this?")
-    shutil.rmtree(folder())
-    folder().mkdir()
+    empty(folder())
     conversation = FakeConversation(words=2, media=MEDIA)
     with running(fake_model([conversation]), page=True, port=int(url.rpartition(":")[2])) as url:
         load(page, url)
@@ -191,6 +201,14 @@ def test_what_strangers_cannot_send(tmp_path: Path) -> None:
         assert httpx.get(url + FILE + path).status_code == 401
 
 
+def test_no_other_file_is_read(tmp_path: Path) -> None:
+    """Though Gradio let it through."""
+    (strange := tmp_path / "other.png").write_bytes(b"x")
+    asked = [{"role": "user", "content": [{"type": "file", "path": str(strange)}, {"type": "text", "text": "Hi"}]}]
+    with Budget(100).hold() as hold, pytest.raises(BadInput, match="other.png is not on the server any more"):
+        with_files(asked, hold)
+
+
 def test_paths_that_are_no_uploads(tmp_path: Path) -> None:
     """Never reach Gradio, wherever in the body they stand; those that are lose the address that came with them."""
     (own := folder() / "own.png").write_bytes(b"x")
@@ -206,12 +224,34 @@ def test_paths_that_are_no_uploads(tmp_path: Path) -> None:
     assert kept == [{"path": str(own), "url": None}]
 
 
+def test_what_a_killed_server_leaves(tmp_path: Path) -> None:
+    """Is removed by the next one, which leaves alone what another uses."""
+    program = "from export.server.uploads import folder; print(folder(), flush=True); input()"
+    command = [sys.executable, "-c", program]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+
+    def start() -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen(command, env=environment, **pipes)
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    killed, left = start()
+    (left / "photo.png").write_bytes(b"x")
+    killed.kill()
+    killed.communicate()
+    one, kept = start()
+    other, own = start()
+    assert set(tmp_path.iterdir()) == {kept, own} and kept.stat().st_mode & 0o777 == 0o700
+    for process in (one, other):
+        process.communicate("\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest files go where others need their room."""
-    import os
-
     monkeypatch.setattr("export.server.uploads.MOST_BYTES", 100)
-    shutil.rmtree(folder())
+    empty(folder())
     for number in range(5):
         (path := folder() / str(number) / "a.png").parent.mkdir(parents=True)
         path.write_bytes(bytes(20))
