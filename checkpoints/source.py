@@ -17,6 +17,7 @@ from checkpoints.hub import ask, download, is_id, is_reference, parse_reference
 DEFAULT = "microsoft/Phi-4-mini-instruct"
 MULTIMODAL = "microsoft/Phi-4-multimodal-instruct"
 EMBEDDED = "phi4-tiny"
+EMBEDDED_MULTIMODAL = "phi4mm-tiny"
 SMOLLM2 = "smollm2-135m"
 
 PINNED = {
@@ -45,7 +46,7 @@ class Source:
     """Where a checkpoint's files are, what is added to its weights, and what to call it in a manifest."""
 
     folder: Path
-    name: str  # hub id, folder name, a GGUF file's without suffix, "phi4-tiny" or "smollm2-135m"
+    name: str  # hub id, folder name, a GGUF file's without suffix, or that of a small model
     revision: str | None  # the commit, for "hub" alone
     kind: Kind
     adapters: tuple[Adapter, ...] = ()
@@ -111,8 +112,8 @@ def resolve(checkpoint: str | None, revision: str | None = None) -> Source:
     Raises BadInput for a name that is neither, and for a hub that does not answer or does not have it.
     """
     name = DEFAULT if checkpoint is None else checkpoint
-    if name == EMBEDDED:
-        return _local(Path(__file__).with_name(EMBEDDED), EMBEDDED, revision, "embedded")
+    if name in (EMBEDDED, EMBEDDED_MULTIMODAL):
+        return _local(Path(__file__).with_name(name), name, revision, "embedded")
     if name == SMOLLM2:
         from checkpoints.gguf_folder import gguf_folder, smollm2_file  # imports torch
 

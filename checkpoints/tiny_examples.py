@@ -5,14 +5,17 @@ They have no noise, which is what makes files large. Writing FLAC needs the extr
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from checkpoints import tiny_pictures, tiny_sounds
 from checkpoints.files import write_json
+from checkpoints.tiny_exercises import AUDIO, IMAGE, Exercise
 
 FIGURES = 6  # pictures, shapes and digits by turns
 ACCENT_OF = {"colour": 0, "shape": 1, "digit": 0, "stop": 1, "left": 0, "yes": 1}  # word -> place in HELDOUT_ACCENTS
@@ -51,3 +54,21 @@ def write_examples(folder: Path, seed: int = 2_000_003) -> None:
             fact = tiny_sounds.asked(word)
             examples.append({"question": fact.question, "answer": fact.answer, "audio": f"{word}.flac"})
     write_json(folder / LIST, {"examples": examples})
+
+
+def example_exercises(folder: Path) -> list[Exercise]:
+    """What examples.json asks, with pictures and sounds read."""
+    from soundfile import read
+
+    found = []
+    for each in json.loads((folder / LIST).read_text("utf-8"))["examples"]:
+        picture, sound, word = None, None, ""
+        if "image" in each:
+            picture = np.asarray(Image.open(folder / each["image"]).convert("RGB"))
+        if "audio" in each:
+            sound, _ = read(folder / each["audio"], dtype="float32")
+            word = Path(each["audio"]).stem
+        kind = "word" if picture is None else f"spoken {word}" if word else "picture"
+        question = (IMAGE if picture is not None else "") + (AUDIO if word else "") + each["question"]
+        found.append(Exercise(kind, ((question, each["answer"]),), picture, sound))
+    return found

@@ -31,7 +31,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (0, 0.0, 0.06),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-DIGITS = tuple("12345")
+DIGITS = tuple("123")
 TRAINED_FONTS = (
     "DejaVuSans",
     "DejaVuSans-Bold",

@@ -60,10 +60,10 @@ class Stage(NamedTuple):
 
 STAGES = {
     "text": Stage(None, TEXT, 24, 300),
-    "see": Stage(None, SEEING, 64, 1200, 5e-3),
-    "hear": Stage(None, HEARING, 48, 360),
-    "vision": Stage("vision", f"{SEEING}|{VISION}", 24, 360, 1e-3),
-    "speech": Stage("speech", SPEECH, 32, 160),
+    "see": Stage(None, SEEING, 64, 1800, 5e-3),
+    "hear": Stage(None, HEARING, 48, 400),
+    "vision": Stage("vision", f"{SEEING}|{VISION}", 24, 500, 1e-3),
+    "speech": Stage("speech", SPEECH, 32, 200),
 }
 TOGETHER = (("text", "see", "hear"), ("vision", "speech"))  # train different weights; two at a time
 LABELS = {"see": (len(SHAPES) + len(DIGITS), len(COLOURS)), "hear": (len(WORDS),)}  # how many of each there are

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from export.engine.media_prompt import (
     MediaPrompt,
     OnEncoding,
     check_room,
+    check_text,
     encode,
     has_media,
     take_media,
@@ -81,9 +82,15 @@ class Conversation:
     """One KV cache, which gives one answer at a time; built by `open_conversation`."""
 
     def __init__(
-        self, feeder: Feeder, tokenizer: Tokenizer, folder: Path, facts: Facts, name: str = "this file"
+        self,
+        feeder: Feeder,
+        tokenizer: Tokenizer,
+        folder: Path,
+        facts: Facts,
+        name: str = "this file",
+        context: int | None = None,
     ) -> None:
-        self.context, self.media = facts.context, facts.media
+        self.context, self.media = context or facts.context, facts.media
         self.name = name
         self.tokenizer = tokenizer
         self.feeder, self._folder, self._facts = feeder, folder, facts
@@ -114,10 +121,10 @@ class Conversation:
 
         A content may be a list of parts: {"type": "text", "text": str}, {"type": "image", "image": RGB pixels, uint8
         [height, width, 3]} and {"type": "audio", "audio": Sound of export.media.sound_files}; see
-        `export.media.prompt.place` for where they stand in the text.
-        `on_encoding` hears how many crops and pieces of sound are encoded, of all. With `tools` (OpenAI's) calls are
-        taken out of the text. BadInput for what cannot be asked, before anything
-        is fed. An exception of `on_piece` ends the answer and comes out here; the conversation can go on.
+        `export.media.prompt.place` for where they stand in the text. `on_encoding` hears how many crops and pieces of
+        sound are encoded, of all. With `tools` (OpenAI's) calls are taken out of the text. BadInput for what cannot
+        be asked, before anything is encoded or fed. An exception of `on_piece` ends the answer and comes out here;
+        the conversation can go on.
         """
         if tools and choosing.schema is not None:
             raise BadInput("tools and a schema cannot be given at once: a call of a tool does not follow the schema")
@@ -166,11 +173,12 @@ class Conversation:
         return with_media(text, placed, self._text_ids, self.media)
 
     def _raw_prompt(self, prompt: str | Sequence[int] | Sequence[dict[str, Any]]) -> MediaPrompt:
-        if isinstance(prompt, str):
-            return MediaPrompt(self._text_ids(prompt))
-        if not all(isinstance(one, dict) for one in prompt) or not prompt:
-            return MediaPrompt(self._checked(list(prompt)))  # type: ignore[arg-type]
-        placed = take_media([{"role": "user", "content": list(prompt)}], self.media, self.name)
+        if not isinstance(prompt, str) and not any(isinstance(one, dict) for one in prompt):
+            ids = self._checked(list(prompt))  # type: ignore[arg-type]
+            check_text(ids, self.media)
+            return MediaPrompt(ids)
+        parts = [{"type": "text", "text": prompt}] if isinstance(prompt, str) else list(prompt)
+        placed = take_media([{"role": "user", "content": parts}], self.media, self.name)
         return with_media(placed.messages[0]["content"], placed, self._text_ids, self.media)
 
     def _text_ids(self, text: str) -> list[int]:
@@ -195,7 +203,7 @@ class Conversation:
         ids = prompt.ids
         if not ids:
             raise BadInput("the prompt is empty")
-        check_room(prompt, self.context, self.media)
+        check_room(prompt, self.context, self._facts)
         if not self._busy.acquire(blocking=False):
             raise BadInput("this conversation is answering already")
         try:
@@ -226,7 +234,8 @@ class Conversation:
         begin, ids = time.perf_counter(), prompt.ids
         held = min(shared(self.feeder.held, ids), len(ids) - 1) if self.feeder.mode == prompt.mode else 0
         media = self._encode(prompt, held, on_encoding)
-        self.feeder.ready(prompt.mode)
+        if not self._cancelled.is_set():
+            self.feeder.ready(prompt.mode)
         encoded = time.perf_counter()
         logits = self._prefill(ids, held)
         prefilled = first = time.perf_counter()
@@ -337,4 +346,4 @@ def open_conversation(
     if context is not None and not 2 <= context <= facts.context:
         raise BadInput(f"a context of {context} tokens is not within 2 to the {facts.context} of {path}")
     feeder = open_feeder(path, engine, packed, threads, on_progress, facts.media, facts.context)
-    return Conversation(feeder, words, tokenizer.parent, replace(facts, context=context or facts.context), str(path))
+    return Conversation(feeder, words, tokenizer.parent, facts, str(path), context)

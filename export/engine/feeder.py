@@ -109,13 +109,14 @@ class NativeFeeder:
         return self.loaded.load_ms
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
-        self.mode = mode_of_ids(ids)
         try:
             logits = self._engine.feed(ids, self._vocab_size)
-        except BaseException:
-            self.held = self._engine.tokens()
+        except BadInput:  # nothing has been forgotten
             raise
-        self.held = list(ids)
+        except BaseException:
+            self.held, self.mode = self._engine.tokens(), mode_of_ids(ids)
+            raise
+        self.held, self.mode = list(ids), mode_of_ids(ids)
         return logits
 
     def ready(self, mode: Mode) -> None:

@@ -19,12 +19,13 @@ from typing import Any, Literal
 from checkpoints.errors import BadInput
 from checkpoints.files import folder_of
 from export.engine.chat_template import chat_prompt
-from export.engine.media_prompt import EncodedMedia, MediaPrompt, OnEncoding, encode
+from export.engine.media_prompt import EncodedMedia, MediaPrompt, OnEncoding, check_text, encode
 from export.engine.memory import own_memory, trim
 from export.engine.runner import Facts, check_fits, import_runner, numbers_tokenizer, read_facts
 from export.engine.tokenizer import COMPANIONS, Tokenizer, find_tokenizer, load_tokenizer, runner_ids
 from export.manifest import check_beside
-from export.media.prompt import Kind, Mode
+from export.media.prompt import Kind, Mode, place
+from export.media.settings import TEXT_ONLY
 
 MAX_TEMPERATURE = 1.0  # the runner gives up above
 
@@ -126,7 +127,10 @@ def answer(path: Path, tokenizer_path: Path | None, request: Request, on_text: C
     text = request.prompt
     if not request.raw:
         text = chat_prompt(tokenizer_path.parent, turns(request.system, request.prompt))
+    if facts.media != TEXT_ONLY:
+        place(turns(request.system, request.prompt))  # no picture is given: there must be no <|image_1|>
     ids = runner_ids(tokenizer_path, text)
+    check_text(ids, facts.media)
     if not ids:
         raise BadInput("the prompt is empty")
     if len(ids) >= facts.context:

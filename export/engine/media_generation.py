@@ -64,7 +64,7 @@ def _prompt(
     placed = take_media(turns(request.system, parts), facts.media, str(path))
     text = placed.messages[-1]["content"] if request.raw else chat_prompt(folder, placed.messages)
     prompt = with_media(text, placed, tokenizer.encode, facts.media)
-    check_room(prompt, facts.context, facts.media)
+    check_room(prompt, facts.context, facts)
     return prompt
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from checkpoints.errors import BadInput
 from export.engine.media_ids import Encoded, OnPart, media_ids, picture_id, sound_id
+from export.engine.runner import Facts
 from export.media.prompt import Kind, Mode, Placed, mode_of, place, tokenize
 from export.media.settings import AudioSettings, ImageSettings, MediaFacts
 from export.media.sounds import frames, pieces, tokens
@@ -163,8 +164,15 @@ def describe(one: EncodedMedia) -> str:
     return f"{one.tokens} tokens, {one.parts} {part}, {times}"
 
 
-def check_room(prompt: MediaPrompt, context: int, media: MediaFacts) -> None:
-    """Raise BadInput, with what takes how many tokens, where a prompt leaves no room in the context."""
+def check_text(ids: Sequence[int], media: MediaFacts) -> None:
+    """Raise BadInput where ids that are said to be text hold one that stands for pictures or sound."""
+    for kind, token in (("image", media.image_id), ("audio", media.audio_id)):
+        if token is not None and token in ids:
+            raise BadInput(f"the prompt holds token {token}, which stands for an {kind}: leave it out")
+
+
+def check_room(prompt: MediaPrompt, context: int, facts: Facts) -> None:
+    """Raise BadInput, with what takes how many tokens, where a prompt leaves no room in `context`, or the file's."""
     if len(prompt.ids) < context:
         return
     if not prompt.items:
@@ -172,12 +180,14 @@ def check_room(prompt: MediaPrompt, context: int, media: MediaFacts) -> None:
     shares = [_share("image", prompt.items), _share("audio", prompt.items)]
     text = len(prompt.ids) - sum(item.tokens for item in prompt.items)
     told = ", ".join([*filter(None, shares), f"text: {text}"])
-    flags = "a larger --context"
-    if media.image is not None and any(item.kind == "image" and item.parts > 2 for item in prompt.items):
-        flags = f"a smaller --max-crops than {media.image.max_crops} or {flags}"
-    raise BadInput(
-        f"the prompt has {len(prompt.ids)} tokens ({told}), the context is {context}: export the file with {flags}"
-    )
+    cut = any(item.kind == "image" and item.parts > 2 for item in prompt.items)
+    if len(prompt.ids) < facts.context:
+        help = f"that of the file is {facts.context}, a larger --context allows more"
+    elif cut and facts.media.image is not None:
+        help = f"export the file with a smaller --max-crops than {facts.media.image.max_crops} or a larger --context"
+    else:
+        help = "export the file with a larger --context"
+    raise BadInput(f"the prompt has {len(prompt.ids)} tokens ({told}), the context is {context}: {help}")
 
 
 def _share(kind: Kind, items: Sequence[Item]) -> str:

@@ -105,6 +105,26 @@ def test_a_stage_changes_its_own_weights_only(stage: str, made: Path) -> None:
         assert inside - after.keys() <= {name for name in inside if "global_" in name and "encoder_embedding" in name}
 
 
+@pytest.mark.parametrize("stage", ["see", "hear", "speech"])
+def test_a_stage_gives_the_same_weights_again(stage: str, made: Path) -> None:
+    first, second = (run_stage(stage, made, CLIPS, effort=1 / STAGES[stage].steps) for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(second[name], weight) for name, weight in first.items())
+
+
+def test_pictures_and_sound_come_through_untrained_encoders(made: Path, collate: Collator) -> None:
+    """As they start in transformers, sound fades to a millionth of what it was, and no training brings it back."""
+    media = open_model(made).model.embed_tokens_extend
+    sounds = [Exercise("word", (("<|audio_1|>", "x"),), sound=np.append(tone, tone)) for tone in TONES]
+    pictures = [tiny_pictures.draw(random.Random(seed)).pixels for seed in (1, 2)]
+    crops = collate([Exercise("all", (("<|image_1|>", "x"),), pixels) for pixels in pictures])[0]
+    with torch.no_grad():
+        heard = media.audio_embed.encoder.embed(collate(sounds)[0]["audio_input_features"], None)[0]
+        seen = media.image_embed.get_img_features(crops["image_pixel_values"][:, 0])
+    for one, other in (heard, seen):
+        assert 0.1 < float((one - other).std()) < 10
+
+
 def test_an_answer_is_exact_if_greedy_decoding_gives_it(made: Path, collate: Collator) -> None:
     """Against transformers' `generate`: what it writes, made to be followed by <|end|>, is the exact answer."""
     model: Any = open_model(made)

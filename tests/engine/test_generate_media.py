@@ -103,16 +103,13 @@ def test_the_prompt_may_come_last_or_not_at_all(
     multimodal_pte: Path, files: Path, talk: Conversation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words in (["What?"], []):
-        assert (
-            main([str(multimodal_pte), *flags(files, "square.png"), *words, "--max-new-tokens", "3", "--json"]) == 0
-        )
+        given = [*flags(files, "square.png"), *words, "--max-new-tokens", "3", "--json"]
+        assert main([str(multimodal_pte), *given]) == 0
         content = [PARTS["square.png"], *({"type": "text", "text": word} for word in words)]
         wanted = talk.reply([{"role": "user", "content": content}], Choosing(max_tokens=3))
         found = json.loads(capsys.readouterr().out)
-        assert (tuple(found["token_ids"]), found["stats"]["prompt_tokens"]) == (
-            wanted.token_ids,
-            wanted.prompt_tokens,
-        )
+        assert tuple(found["token_ids"]) == wanted.token_ids
+        assert found["stats"]["prompt_tokens"] == wanted.prompt_tokens
     with pytest.raises(SystemExit) as left:
         main([str(multimodal_pte)])
     assert left.value.code == 2 and "arguments are required: prompt" in capsys.readouterr().err
@@ -138,6 +135,8 @@ def test_what_people_see(multimodal_pte: Path, files: Path) -> None:
         ([("image", "no.png")], "?", "no.png does not exist or is not a file"),
         ([("image", "bad.png")], "?", "bad.png is not a picture that is known here"),
         ([("audio", "bad.png")], "?", "bad.png is no sound that is known here"),
+        ([], "see <|image_1|>", r"the prompt says <\|image_1\|>, no image is given"),
+        ([], "see <|endoftext10|>", "the prompt holds token 689, which stands for an image: leave it out"),
         ([("image", "wide.png")], "see <|image_2|>", r"the prompt says <\|image_2\|>, 1 image is given"),
         ([("image", "wide.png")] * 6, "?", r"tokens \(6 pictures: 4608, text: 4\), the context is 4096: export"),
     ],

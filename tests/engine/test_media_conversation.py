@@ -179,9 +179,12 @@ def said(messages: list[dict[str, Any]]) -> str:
     ids=["text", "picture", "pictures", "sound", "sounds", "both", "placed"],
 )
 def test_answers_are_transformers(
-    talk: Conversation, reference: Reference, parts: Any, mode: Mode, images: Any, audios: Any
-) -> None:
+    talk: Conversation, reference: Reference, parts: Any, mode: Mode, images: Any, audios: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     messages = [user(*parts)]
+    if mode == "vision" and audios:  # the first piece that is fed would end within the sound, before any picture
+        monkeypatch.setattr(talk.feeder, "chunk", 15)
     reply = talk.reply(messages, FEW)
     is_references(reply, reference, said(messages), images, audios)
     assert reply.mode == mode == mode_of_ids(talk.held)
@@ -328,8 +331,20 @@ def test_what_cannot_be_asked(talk: Conversation, messages: Any, words: str, mon
 def test_a_prompt_of_ids_has_no_media_ids(talk: Conversation) -> None:
     with pytest.raises(BadInput, match="the prompt has token -1"):
         talk.complete([5, -1152921504606846977])
+    for prompt in ([5, 689], "see <|endoftext10|>"):
+        with pytest.raises(BadInput, match="holds token 689, which stands for an image"):
+            talk.complete(prompt)
+    with pytest.raises(BadInput, match="the prompt says <|audio_1|>, no audio is given"):
+        talk.complete("hear <|audio_1|>")
     with pytest.raises(BadInput, match="a prompt with pictures or sound cannot be echoed"):
         talk.complete([image(SQUARE)], echo=True)
+
+
+def test_a_context_that_was_lowered(multimodal_pte: Path) -> None:
+    with open_conversation(multimodal_pte, engine="wheel", context=600) as talk:
+        with pytest.raises(BadInput, match="context is 600: that of the file is 4096, a larger --context"):
+            talk.reply([user(image(WIDE))])
+        assert talk.reply([user(image(SQUARE))], FEW).end == "length"
 
 
 def test_files_without_pictures_or_sound(tiny_pte: Path, monkeypatch: pytest.MonkeyPatch) -> None:
