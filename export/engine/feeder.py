@@ -120,7 +120,7 @@ class NativeFeeder:
         return logits
 
     def ready(self, mode: Mode) -> None:
-        pass  # all is loaded at once
+        pass  # what a picture or a sound needs is loaded when it is encoded
 
     def picture(self, pixels: np.ndarray, on_part: OnPart = lambda: None) -> Encoded:
         return self._engine.picture(pixels, on_part)

@@ -34,6 +34,7 @@ pocketphi_encoded Media::find(MediaKind kind, uint64_t digest, size_t tokens, En
   }
   place->second.used = ++uses_;
   drop_unused();
+  model_.ready(kind == MediaKind::sound_alone ? POCKETPHI_SPEECH : POCKETPHI_VISION);
   result.first_id = MediaId{kind, digest, 0}.id();
   result.count = static_cast<int64_t>(tokens);
   result.parts = static_cast<int64_t>(place->second.parts);

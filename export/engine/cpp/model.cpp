@@ -70,6 +70,16 @@ bool Model::takes(pocketphi_mode mode) const {
   return mode == POCKETPHI_VISION ? images.has_value() : audio.has_value();
 }
 
+const char* Model::decoder(pocketphi_mode mode) const {
+  if (mode == POCKETPHI_TEXT) return TEXT;
+  return mode == POCKETPHI_SPEECH && program_.has(SPEECH) ? SPEECH : STOCK;
+}
+
+void Model::ready(pocketphi_mode mode) {
+  decoders_->load(decoder(mode));
+  if (mode != POCKETPHI_TEXT) decoders_->load(EMBEDDING);
+}
+
 Model::Logits Model::logits(const Tensor& found, const std::string& what) const {
   if (found.numel() < vocab || found.numel() % vocab != 0)
     failed(path() + " gives no float32 logits of " + std::to_string(vocab) + " for " + what);
@@ -88,8 +98,7 @@ Model::Logits Model::step(const float* rows, size_t count, int64_t position, poc
       const_cast<float*>(rows), {1, static_cast<int>(count), static_cast<int>(width)}, ScalarType::Float);
   auto start = from_blob(&position, {1}, ScalarType::Long);
   const std::string what = tokens_at(count, position);
-  const char* name = mode == POCKETPHI_SPEECH && program_.has(SPEECH) ? SPEECH : STOCK;
-  return logits(decoders_->run(name, {*embeddings, *start}, what), what);
+  return logits(decoders_->run(decoder(mode), {*embeddings, *start}, what), what);
 }
 
 void Model::embed(const int64_t* ids, size_t count, float* rows) {

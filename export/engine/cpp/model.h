@@ -33,9 +33,11 @@ class Model {
 
   // Whether the file has what prompts of this mode need.
   bool takes(pocketphi_mode mode) const;
+  // Loads what they need, so that their first step takes no longer than the next.
+  void ready(pocketphi_mode mode);
   bool takes_sound(MediaKind kind) const { return audio && Encoders::of_sound(program_, kind); }
   Encoders& encoders();
-  // Frees the encoders where they will be mapped again, or whatever that costs.
+  // Frees the encoders where their weights are mapped; in private memory, they would have to be packed again.
   void leave_encoders(bool in_any_case = false);
 
   const std::string& path() const { return program_.path(); }
@@ -51,6 +53,7 @@ class Model {
 
  private:
   void find_media();
+  const char* decoder(pocketphi_mode mode) const;
   Logits logits(const executorch::aten::Tensor& found, const std::string& what) const;
   Program program_;
   std::unique_ptr<Methods> decoders_;

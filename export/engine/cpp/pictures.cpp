@@ -17,7 +17,8 @@ constexpr float CUBIC = -0.75f;         // the coefficient of torch's bicubic ke
 constexpr uint8_t WHITE = 255;
 constexpr int FRACTION = 22;            // bits: Pillow multiplies bytes by weights of 32 bits
 
-size_t up(size_t value, size_t by) { return (value + std::max<size_t>(by, 1) - 1) / std::max<size_t>(by, 1); }
+// How many times `by`, which settings have above 0, cover `value`.
+size_t up(size_t value, size_t by) { return by == 0 ? 0 : (value + by - 1) / by; }
 
 std::string pixels(size_t width, size_t height) { return std::to_string(width) + " x " + std::to_string(height); }
 
