@@ -161,7 +161,7 @@ def counting(passing: bool = False) -> Iterator[Counting]:
 
     It stays on the screen unless `passing`.
     """
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)  # this one: `native_errors` puts another in its place for a while
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(
         *columns,

@@ -116,7 +116,7 @@ def test_all_but_one_of_the_examples_are_answered(model: Any) -> None:
 
 
 def test_without_its_adapter_it_does_not_see(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{__name__}.use_adapter", lambda model, name: use_adapter(model, None))
+    monkeypatch.setattr(f"{__name__}.use_adapter", lambda model, name: model.disable_adapters())
     right = [answered(model, each) == each["answer"] for each in EXAMPLES if "image" in each]
     assert sum(right) < len(right) / 2
 
@@ -127,7 +127,7 @@ def test_text_is_answered_without_an_adapter(model: Any) -> None:
 
 
 def test_held_out_pictures_are_seen(model: Any, collate: Collator) -> None:
-    """Three of four answers word for word: the card has the share over many more."""
+    """Nine of ten answers word for word: the card has the share over many more."""
     exercises = [each for each in heldout_exercises([], 12, seed=5) if each.picture is not None]
     right = exact_answers(model, collate, exercises)
-    assert sum(right) >= 0.75 * len(right), list(zip(right, [each.turns for each in exercises], strict=True))
+    assert sum(right) >= 0.9 * len(right), list(zip(right, [each.turns for each in exercises], strict=True))

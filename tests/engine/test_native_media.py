@@ -25,7 +25,7 @@ from export.media.sounds import log_mel, pieces, tokens
 from export.pte import export_pte
 from export.ptefile.reader import open_pte
 from tests.engine.native import need_cmake, only, pool
-from tests.engine.test_native_program import driver
+from tests.engine.test_native_program import driver, watched
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
@@ -388,9 +388,8 @@ def test_packed_weights_are_those_of_all_methods(file: Path, cache: Path, tmp_pa
 def test_no_sanitizer_complains(sanitizers: str, file: Path, tmp_path: Path) -> None:
     need_cmake()
     build = driver(sanitizers)
-    watched = {"LD_LIBRARY_PATH": str(build), "TSAN_OPTIONS": "ignore_noninstrumented_modules=1"}
     line = [str(build / "driver"), "media", str(file), str(tmp_path / "cache"), str(tmp_path / "session")]
-    ran = subprocess.run(line, capture_output=True, text=True, env=os.environ | watched)
+    ran = subprocess.run(line, capture_output=True, text=True, env=os.environ | watched(build))
     assert ran.returncode == 0, ran.stderr[-4000:]
 
 
