@@ -17,6 +17,7 @@ from export.engine.chat_template import chat_prompt
 from export.engine.conversation import Conversation, open_conversation
 from export.engine.feeder import EngineName, packed_folder
 from export.engine.media_prompt import check_room, take_media, with_media
+from export.engine.runner import Facts
 from export.manifest import own_manifest
 from export.media.settings import TEXT_ONLY, MediaFacts
 from export.server.errors import Refused
@@ -69,7 +70,7 @@ class Model:
         text = chat_prompt(tokenizer.path.parent, placed.messages, tools)
         found = with_media(text, placed, tokenizer.encode, self.media)
         try:
-            check_room(found, self.context, self.media)
+            check_room(found, self.context, Facts(self.context, None, frozenset(), self.media))
         except BadInput as problem:
             raise Refused(400, str(problem), code=TOO_LONG) from None
         parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
