@@ -276,7 +276,11 @@ def with_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelCo
 
 def text_alone(config: ModelConfig) -> ModelConfig:
     """The text model of a multimodal one, which is a dense Phi-3 like any other."""
-    return replace(config, family="phi3", multimodal=None)
+    if config.multimodal is None and config.family == "phi3":
+        return config
+    others = {"auto_map", *(key for architecture in ARCHITECTURES.values() for key in architecture.more_keys)}
+    raw = {key: value for key, value in config.raw.items() if key not in others}
+    return replace(config, family="phi3", multimodal=None, raw=raw)
 
 
 def alone(folder: Path) -> str:

@@ -51,10 +51,17 @@ class Source:
     adapters: tuple[Adapter, ...] = ()
     modalities: tuple[str, ...] | None = None  # what of a multimodal model is read, None: all of it
     own_adapter: str | None = None  # of a multimodal model, merged into its text: "vision" or "speech"
+    text_weights: Path | None = None  # of a multimodal model: a folder that has its text model quantized
+
+    @property
+    def text_folder(self) -> Path:
+        """Where the weights of the text model are, and what says how they were quantized."""
+        return self.folder if self.text_weights is None else self.text_weights
 
     def __str__(self) -> str:
         added = "".join(f" + {adapter.scale:g} * {adapter.folder.resolve().name}" for adapter in self.adapters)
-        return self.name + (f"@{self.revision}" if self.revision else "") + added
+        own = f" + its own {self.own_adapter}" if self.own_adapter else ""
+        return self.name + (f"@{self.revision}" if self.revision else "") + own + added
 
 
 class Given(TypedDict, total=False):
@@ -65,12 +72,14 @@ class Given(TypedDict, total=False):
     adapter_scale: Sequence[float] | None
     modalities: Sequence[str] | None
     merge: str | None
+    text_weights: str | os.PathLike[str] | None
 
 
 def find_source(checkpoint: str | None, **given: Unpack[Given]) -> Source:
     """`resolve`, with adapters to be merged in order, each times its scale: as many scales as adapters, or none.
 
-    `modalities` and `merge` say what of a multimodal model is read, see `checkpoints.weights.open_checkpoint`.
+    `modalities` and `merge` say what of a multimodal model is read, see `checkpoints.weights.open_checkpoint`;
+    `text_weights` is a folder with its text model, quantized.
     """
     folders = [Path(folder) for folder in given.get("adapter") or ()]
     scales = list(given.get("adapter_scale") or [1.0] * len(folders))
@@ -79,12 +88,16 @@ def find_source(checkpoint: str | None, **given: Unpack[Given]) -> Source:
     if wrong := [scale for scale in scales if not math.isfinite(scale)]:
         raise BadInput(f"--adapter-scale {wrong[0]} is not a finite number")
     adapters = tuple(map(Adapter, folders, scales))
-    modalities = given.get("modalities")
+    modalities, weights = given.get("modalities"), given.get("text_weights")
+    if weights is not None and (folders or given.get("merge")):
+        flag = f"--adapter {folders[0]}" if folders else f"--merge {given['merge']}"
+        raise BadInput(f"--text-weights {weights} are quantized already, {flag} needs the original's")
     return replace(
         resolve(checkpoint, given.get("revision")),
         adapters=adapters,
         modalities=None if modalities is None else tuple(modalities),
         own_adapter=given.get("merge"),
+        text_weights=None if weights is None else Path(weights),
     )
 
 

@@ -41,8 +41,13 @@ def add_media(parser: ArgumentParser) -> None:
 
 
 def add_merge(parser: ArgumentParser) -> None:
-    """--merge alone."""
+    """--merge and --text-weights."""
     parser.add_argument("--merge", metavar="NAME", help="text alone, with the adapter vision or speech merged in")
+    parser.add_argument(
+        "--text-weights",
+        metavar="DIR",
+        help="of a multimodal model: its text model as export.quantize has left it, calibrated or not",
+    )
 
 
 def stage_parser(name: str, doc: str | None) -> ArgumentParser:

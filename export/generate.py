@@ -107,7 +107,7 @@ class _InOrder(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("generate", __doc__)
     parser.add_argument("file", metavar="FILE", help=FILE_HELP)
-    parser.add_argument("prompt")
+    parser.add_argument("prompt", nargs="?", help="may be left out where a picture or a sound says it")
     parser.add_argument("--tokenizer", metavar="PATH", help="default: the one beside the file")
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the prompt")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without chat template")
@@ -144,7 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print answer and measurements for a program, at the end")
     parser.add_argument("--verbose", action="store_true", help="show the runner's logs")
-    flags = vars(parser.parse_args(argv))
+    flags = vars(parser.parse_intermixed_args(argv))  # a prompt also after --image PATH
+    if flags["prompt"] is None and not flags["media"]:
+        parser.error("the following arguments are required: prompt")
+    flags["prompt"] = flags["prompt"] or ""
     quiet(flags["verbose"])
     as_json = flags.pop("json")
 

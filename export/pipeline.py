@@ -20,6 +20,7 @@ from checkpoints.files import aside, check_folder, input_sha256, reserve, sha256
 from checkpoints.lora_settings import WEIGHTS as ADAPTER_WEIGHTS
 from checkpoints.model_card import read_card
 from checkpoints.source import Source
+from checkpoints.weights import wanted_config
 from export.engine.tokenizer import (
     COMPANIONS,
     Tokenizer,
@@ -37,7 +38,7 @@ from export.planning.places import end, place, program_room
 from export.program.weight_writer import ENVIRONMENT, weight_jobs
 from export.progress import Counter, Stages, bar
 from export.publishing import Companions, publish_all
-from export.quantization.saved_reader import RECORD, open_quantized, read_record
+from export.quantization.saved_reader import RECORD, float_original, open_quantized, read_record
 from export.subprocess_call import Pool
 from export.verification.extent import SHORT
 from export.verification.memory import check_memory
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from export.calibration.options import Calibration
     from export.verification.compare import Report
 
+TEXT_WEIGHTS = "text-weights"  # before the names of files that are not the checkpoint's own
 PROCESSES = 2  # that write weights: the second has the graph's core when the graph is done
 
 
@@ -82,6 +84,8 @@ def export_checkpoint(
     interrupted or when the proof fails.
     """
     stages, chosen = Stages(), options
+    if original is None:
+        original = float_original(source)
     with (
         Pool(PROCESSES, "export.program.weight_writer", environment=ENVIRONMENT) as pool,
         stages.running(),
@@ -136,7 +140,7 @@ def export_checkpoint(
             )
             manifest["chosen"] = {"bos_id": chosen.bos_id, "eos_ids": list(chosen.eos_ids)}  # None, []: checkpoint's
             manifest["checkpoint"]["card"] = read_card((original or source).folder)
-            manifest["calibration"] = read_record(source.folder)
+            manifest["calibration"] = read_record(source.text_folder)
             manifest["export"] = {"seconds": dict(stages.seconds), "peak_memory_bytes": stages.peak_bytes}
             return Exported(out, publish_all(partial, companions, manifest), companions.tokenizer, manifest)
 
@@ -156,7 +160,10 @@ def export_calibrated(
     kept = quantized_out or out.resolve().with_name(f".{out.name}.quantized")  # of one name, so that it can go on
     try:
         calibrate(source, options.recipe, calibration, kept, bar)
-        quantized = replace(source, folder=kept, adapters=())
+        if wanted_config(source).multimodal is not None:
+            quantized = replace(source, text_weights=kept)
+        else:
+            quantized = replace(source, folder=kept, adapters=(), own_adapter=None)
         return export_checkpoint(quantized, out, options, proof=proof, original=source)
     finally:
         if quantized_out is None:
@@ -186,13 +193,16 @@ def _prove(partial: Path, name: str, source: Source, original: Source | None, st
 
 def _inputs(source: Source, used: list[Path]) -> list[Path]:
     """The files that decide an export: of the checkpoint and of its adapters."""
-    texts = [source.folder / name for name in ("config.json", "generation_config.json", RECORD, *COMPANIONS)]
+    texts = [source.folder / name for name in ("config.json", "generation_config.json", *COMPANIONS)]
+    texts += [source.text_folder / name for name in ("config.json", RECORD)]
     adapters = [adapter.folder / name for adapter in source.adapters for name in (ADAPTER, ADAPTER_WEIGHTS)]
     return sorted({*used, *adapters, *(path for path in texts if path.is_file())})
 
 
 def _named(source: Source, path: Path) -> str:
     """A file's name in the checkpoint: adapters of a multimodal model lie in folders of their own."""
+    if source.text_weights is not None and path.is_relative_to(source.text_weights):
+        return f"{TEXT_WEIGHTS}/{path.relative_to(source.text_weights).as_posix()}"
     return path.relative_to(source.folder).as_posix() if path.is_relative_to(source.folder) else path.name
 
 

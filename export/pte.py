@@ -42,6 +42,7 @@ def export_pte(
     adapter_scale: Sequence[float] | None = None,
     modalities: Sequence[str] | None = None,
     merge: str | None = None,
+    text_weights: str | os.PathLike[str] | None = None,
     save_quantized: str | os.PathLike[str] | None = None,
     verify: bool = True,
     verbose: bool = False,
@@ -72,6 +73,7 @@ def export_pte(
             adapter_scale=adapter_scale,
             modalities=modalities,
             merge=merge,
+            text_weights=text_weights,
         )
         if calibration is None:
             return export_checkpoint(source, path, from_flags(**given), quantized_out, verify)

@@ -2,7 +2,7 @@
 
 The folder is one of transformers with torchao, as `export.quantization.saved_writer` says. With --calibrate levels
 and scales are chosen on text, in the same format and as many bytes; with --extra-bytes those linears are int8 where
-that pays most.
+that pays most. Of a multimodal checkpoint it is the text model alone, for export.pte --text-weights.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Unpack
 
 from checkpoints.errors import run
 from checkpoints.files import check_folder
+from checkpoints.phi4mm_config import TEXT
 from checkpoints.source import find_source
 from checkpoints.untied import Untied
 from checkpoints.weights import open_checkpoint
@@ -60,7 +61,8 @@ def quantize(
 
             print(price(record["mixed"]), file=sys.stderr)
         return out
-    quantizing = Quantizing(Untied(open_checkpoint(source.folder, source.adapters)), recipe)
+    opened = open_checkpoint(source.folder, source.adapters, modalities=[TEXT])
+    quantizing = Quantizing(Untied(opened), recipe)
     with bar("quantize", nbytes(plan(quantizing))) as progress:
         save_quantized(quantizing, out, progress)
     return out

@@ -18,6 +18,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"quantize": False, "bos_id": 3},
     {"group_size": 128, "embedding_bits": 4, "head_bits": 8, "eos_ids": (7, 9)},
     {"int8": ("0", "1.mlp.down_proj")},
+    {"lora_bits": 8, "encoder_bits": 4, "max_crops": 9},
 ]
 
 
@@ -58,6 +59,7 @@ def run(words: list[str]) -> None:
 
 def options_of(flags: dict[str, Any]) -> ExportOptions:
     own = {"checkpoint", "revision", "adapter", "adapter_scale", "out", "save_quantized", "verify", "verbose"}
+    own |= {"modalities", "merge", "text_weights"}
     return from_flags(**{key: value for key, value in flags.items() if key not in {*own, *CALIBRATION}})
 
 
@@ -117,3 +119,23 @@ def test_calibrated_at_once_and_in_two_steps(typed: list[dict[str, Any]]) -> Non
     assert (typed[1]["adapter"], typed[1]["adapter_scale"]) == (["one"], [0.5])
     assert (typed[1]["calibration_text"], typed[1]["calibration_sequences"]) == (["mine.txt"], None)
     assert (typed[2]["checkpoint"], typed[2]["calibrate"], typed[2]["context"]) == ("KEPT", None, 64)
+
+
+def test_multimodal(typed: list[dict[str, Any]]) -> None:
+    checkpoint = {"name": "MM", "kind": "folder", "revision": None, "adapters": [], "modalities": ["text", "vision"]}
+    run(commands(manifest_of(ExportOptions(), checkpoint=checkpoint | {"merge": "vision"}))[0])
+    assert (typed[0]["modalities"], typed[0]["merge"]) == (["text", "vision"], "vision")
+
+    texts = {"mine.txt": "0" * 64}
+    record = {"method": "gptq", "sequences": 3, "texts": texts, "checkpoint": {"name": "MM", "adapters": []}}
+    kept = checkpoint | {"text_weights": "KEPT"}
+    [words] = commands(manifest_of(ExportOptions(), checkpoint=kept, calibration=record))
+    run(words)  # the same bytes at once
+    assert (typed[1]["calibrate"], typed[1]["text_weights"]) == ("gptq", None)
+
+    record["checkpoint"] = {"name": "mm-before", "adapters": []}
+    first, second = commands(manifest_of(from_flags(lora_bits=8), checkpoint=kept, calibration=record))
+    run(first)
+    run(second)
+    assert (typed[2]["checkpoint"], typed[2]["out"]) == ("mm-before", "KEPT")
+    assert (typed[3]["checkpoint"], typed[3]["text_weights"], typed[3]["lora_bits"]) == ("MM", "KEPT", 8)

@@ -24,6 +24,7 @@ from checkpoints.config import ADAPTER
 from checkpoints.errors import BadInput
 from checkpoints.files import Progress, check_folder, input_sha256, sha256
 from checkpoints.lora_settings import WEIGHTS
+from checkpoints.phi4mm_config import TEXT
 from checkpoints.roles import EMBEDDING
 from checkpoints.source import Source
 from checkpoints.untied import Untied
@@ -55,6 +56,8 @@ def calibrate(
 ) -> dict[str, Any]:
     """Write the checkpoint quantized at `out`, whole or not at all; returns what calibration.json holds.
 
+    Of a multimodal checkpoint that is its text model, without adapters but the one that is merged.
+
     Stopped, it leaves the layers that are finished beside `out` and goes on from there next time. `progress` is told
     of each stage what it does and how many weights that are, then each piece's. Raises BadInput for anything wrong
     with the input.
@@ -62,7 +65,8 @@ def calibrate(
     check_folder(out)
     if not recipe.quantized:
         raise BadInput("--calibrate chooses the levels of quantized weights, and --no-quantize leaves none")
-    quantizing = Quantizing(Untied(open_checkpoint(source.folder, source.adapters)), recipe)
+    checkpoint = open_checkpoint(source.folder, source.adapters, modalities=[TEXT], own_adapter=source.own_adapter)
+    quantizing = Quantizing(Untied(checkpoint), recipe)
     config = quantizing.config
     ids = sequences(source.folder, config, calibration.texts, calibration.count, SEQUENCE)
     names = candidates(config, quantizing.recipe, calibration.extra) if calibration.extra else []

@@ -31,6 +31,10 @@ def commands(manifest: Mapping[str, Any]) -> list[Words]:
     if original == checkpoint["name"]:
         return [[*own, *levels, *_adapters(adapters), *out]]
     quantize = ["python", "-m", "export.quantize", "--checkpoint", original, *revision, *_adapters(adapters)]
+    if text := checkpoint.get("text_weights"):
+        beside = {key: options["recipe"][key] for key in ("lora_bits", "encoder_bits")}
+        media = _different(beside, asdict(ExportOptions().recipe))
+        return [[*quantize, *levels, "--out", text], [*own, "--text-weights", text, *media, *out]]
     return [[*quantize, *levels, "--out", checkpoint["name"]], [*own, *out]]
 
 
@@ -96,10 +100,14 @@ def _checkpoint(checkpoint: Mapping[str, Any]) -> Words:
     if checkpoint["kind"] == "gguf" and name != SMOLLM2:
         name += ".gguf"
     revision = ["--revision", checkpoint["revision"]] if checkpoint["revision"] else []
+    modalities = ["--modalities", ",".join(checkpoint["modalities"])] if checkpoint.get("modalities") else []
+    merge = ["--merge", checkpoint["merge"]] if checkpoint.get("merge") else []
     return [
         "--checkpoint",
         name,
         *revision,
+        *modalities,
+        *merge,
         *_adapters([(one["name"], one["scale"]) for one in checkpoint["adapters"]]),
     ]
 

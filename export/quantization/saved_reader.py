@@ -31,6 +31,7 @@ from checkpoints.untied import Untied
 from checkpoints.weights import INDEX, SINGLE, Checkpoint, open_checkpoint
 from export.quantization.recipe import Recipe, short_name
 from export.quantization.rounding import CHUNK_ELEMENTS, QuantizedSource, Quantizing, Rounded
+from export.quantization.with_text import WithText
 
 PARTS = ("qdata", "scale", "zero_point")
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -73,6 +74,8 @@ def open_quantized(source: Source, recipe: Recipe) -> QuantizedSource:
 
     A quantized folder must agree with `recipe` unless that is the default, and takes no adapters. Raises BadInput.
     """
+    if source.text_weights is not None:
+        return _with_text(source, recipe)
     folder = source.folder
     config = read_config(folder)
     pickles = _pickles(folder)
@@ -89,6 +92,33 @@ def open_quantized(source: Source, recipe: Recipe) -> QuantizedSource:
         raise BadInput(f"{config.path}: quant_method is {json.dumps(method)}, only torchao's weights can be read")
     checkpoint, kinds = _open_pickles(folder, config, pickles) if pickles else _open_safetensors(folder)
     return Saved(checkpoint, kinds, recipe)
+
+
+def float_original(source: Source) -> Source | None:
+    """What a multimodal source's calibrated text model was made of; None for any other source."""
+    if source.text_weights is None or read_record(source.text_weights) is None:
+        return None
+    return dataclasses.replace(source, text_weights=None)
+
+
+def _with_text(source: Source, asked: Recipe) -> WithText:
+    """A multimodal checkpoint with its text model from another folder, by whose recipe the rest is made too."""
+    assert source.text_weights is not None
+    kind = Source(source.text_weights, source.text_weights.resolve().name, None, "folder")
+    default = Recipe()
+    lora, encoder = asked.lora_bits, asked.encoder_bits
+    of_text = dataclasses.replace(asked, lora_bits=default.lora_bits, encoder_bits=default.encoder_bits)
+    text = open_quantized(kind, of_text)
+    if isinstance(text, Quantizing):
+        raise BadInput(f"--text-weights: {text.config.path} is of a float checkpoint, not of a quantized one")
+    modalities = MODALITIES if source.modalities is None else source.modalities
+    checkpoint = open_checkpoint(source.folder, modalities=modalities)
+    if checkpoint.config.multimodal is None:
+        raise BadInput(
+            f"--text-weights is for a model that takes more than text, {checkpoint.config.path} is read without"
+        )
+    recipe = dataclasses.replace(text.recipe, lora_bits=lora, encoder_bits=encoder)
+    return WithText(Quantizing(seen(checkpoint), recipe), text)
 
 
 class Saved:

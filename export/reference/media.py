@@ -51,7 +51,16 @@ def with_roundings(module: Any) -> Any:
             part.register_forward_pre_hook(
                 lambda _, args: (round_activations(args[0].movedim(1, -1)).movedim(-1, 1).contiguous(),)
             )
+        elif isinstance(part, nn.Conv2d) and part.stride == part.kernel_size:  # patches, a linear in a file
+            part.register_forward_pre_hook(lambda conv, args: (_round_patches(args[0], conv.kernel_size[0]),))
     return twin
+
+
+def _round_patches(pixels: Tensor, side: int) -> Tensor:
+    """Pixels [1, C, height, width] as int8 with a scale for each patch of `side` x `side` keeps them."""
+    patches = pixels.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
+    rounded = round_activations(patches.flatten(3)).view(patches.shape).permute(0, 3, 1, 4, 2, 5)
+    return rounded.flatten(4).flatten(2, 3)
 
 
 def project(module: Any, features: Tensor, name: str) -> Tensor:

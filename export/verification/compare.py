@@ -27,7 +27,7 @@ from export.engine.tokenizer import find_tokenizer, load_tokenizer
 from export.ptefile.reader import PteFile, open_pte
 from export.ptefile.weights import FileWeights, cache_dtype, constant, logits_positions, run_bytes
 from export.quantization.rounding import QuantizedSource, Quantizing
-from export.quantization.saved_reader import open_quantized, read_record
+from export.quantization.saved_reader import float_original, open_quantized, read_record
 from export.reference.kept import KeptWeights
 from export.reference.layerwise import CheckpointWeights, Stream, stream_logits
 from export.subprocess_call import Child, ChildDied, ChildKilled
@@ -108,6 +108,7 @@ def compare(
     check_memory(path, run_bytes(opened))
     weights = FileWeights(opened, config)
     kv_dtype = cache_dtype(opened, config, context)
+    original_source = original_source or float_original(source)
     kept = open_quantized(source, weights.recipe())
     original = open_quantized(original_source, weights.recipe()) if original_source else kept
     if original is not kept:
@@ -174,7 +175,7 @@ def compare(
             file=path.name,
             cpu=cpu,
             checkpoint=str(original_source or source),
-            calibration=read_record(source.folder),
+            calibration=read_record(source.text_folder),
             recipe=str(weights.recipe()),
             kv_cache=str(kv_dtype).removeprefix("torch."),
             context_tokens=context,

@@ -99,6 +99,25 @@ def test_without_chat_template(talk: Conversation, multimodal_pte: Path, files: 
     assert len(raw.token_ids) == 4 and not raw.ended
 
 
+def test_the_prompt_may_come_last_or_not_at_all(
+    multimodal_pte: Path, files: Path, talk: Conversation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["What?"], []):
+        assert (
+            main([str(multimodal_pte), *flags(files, "square.png"), *words, "--max-new-tokens", "3", "--json"]) == 0
+        )
+        content = [PARTS["square.png"], *({"type": "text", "text": word} for word in words)]
+        wanted = talk.reply([{"role": "user", "content": content}], Choosing(max_tokens=3))
+        found = json.loads(capsys.readouterr().out)
+        assert (tuple(found["token_ids"]), found["stats"]["prompt_tokens"]) == (
+            wanted.token_ids,
+            wanted.prompt_tokens,
+        )
+    with pytest.raises(SystemExit) as left:
+        main([str(multimodal_pte)])
+    assert left.value.code == 2 and "arguments are required: prompt" in capsys.readouterr().err
+
+
 def test_what_people_see(multimodal_pte: Path, files: Path) -> None:
     given = [str(multimodal_pte), "What?", *flags(files, "said.wav", "wide.png"), "--max-new-tokens", "2"]
     line = [sys.executable, "-m", "export.generate", *given]

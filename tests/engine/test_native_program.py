@@ -43,13 +43,17 @@ def driver_parts() -> list[bytes]:
     return [path.read_bytes() for path in files]
 
 
+def watched(build: Path) -> dict[str, str]:
+    """The environment of a driver with sanitizers."""
+    # ThreadSanitizer sees no atomics in libraries that were compiled without it, and takes their work for races.
+    return {"LD_LIBRARY_PATH": str(build), "TSAN_OPTIONS": "ignore_noninstrumented_modules=1"}
+
+
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_no_sanitizer_complains(sanitizers: str, tiny_pte: Path, tmp_path: Path) -> None:
     need_cmake()
     build = driver(sanitizers)
-    # ThreadSanitizer sees no atomics in libraries that were compiled without it, and takes their work for races.
-    watched = {"LD_LIBRARY_PATH": str(build), "TSAN_OPTIONS": "ignore_noninstrumented_modules=1"}
-    run_driver([str(build / "driver")], tiny_pte, tmp_path, watched)
+    run_driver([str(build / "driver")], tiny_pte, tmp_path, watched(build))
 
 
 @pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76"])

@@ -135,8 +135,9 @@ pocketphi_status pocketphi_picture_tokens(
 pocketphi_status pocketphi_sound_tokens(
     pocketphi_engine* engine, size_t samples, int32_t rate, int64_t* count, pocketphi_error* error);
 
-/* Frees the rows of what was encoded. What a session has been fed of them stays good. Without it rows of as many tokens
- * as the context has are kept, and those longest unused make room. */
+/* Frees the rows of what was encoded, and encoders whose weights are in private memory, which otherwise stay: from a file
+ * of packed weights they are mapped anew each time. What a session has been fed stays good. Without this call rows of as
+ * many tokens as the context has are kept, and those longest unused make room. */
 pocketphi_status pocketphi_forget_media(pocketphi_engine* engine, pocketphi_error* error);
 
 /* ---- answer */
