@@ -1,8 +1,9 @@
 package org.pocketphi.core
 
 /**
- * Looks at the memory every [everyMs], and while something is encoded every [QUICK_MS], on a thread of its own. Reading PSS makes the kernel walk all pages, so that is
- * done only in [begin] and [end]; the peak of physical memory comes from the kernel's own count.
+ * Looks at the memory every [everyMs], and while something is encoded every [QUICK_MS], on a thread of its own. Reading
+ * PSS makes the kernel walk all pages, so that is done only in [begin] and [end]; the peak of physical memory comes from
+ * the kernel's own count.
  */
 class MemorySampler(
     private val probes: Probes,
