@@ -59,7 +59,7 @@ def test_merged_files_differ_from_each_other_and_from_the_text(multimodal_folder
         exported = export_pte(
             str(multimodal_folder),
             out=tmp_path / f"{name}.pte",
-            context=64,
+            context=256,
             verify=False,
             **given,  # type: ignore[arg-type]
         )
