@@ -74,7 +74,11 @@ class MediaSession:
 
     def forget_encoders(self) -> None:
         """Free the methods that encode pictures and sound; they are loaded again when called."""
-        self.loaded = {name: method for name, method in self.loaded.items() if not name.startswith(ENCODERS)}
+        for name in [name for name in self.loaded if name.startswith(ENCODERS)]:
+            del self.loaded[name]
+            self._program._methods[name] = (
+                None  # executorch 1.5.1 keeps all methods here, and cannot be asked to drop any
+            )
 
     def _method(self, name: str) -> Method:
         if name not in self.loaded:

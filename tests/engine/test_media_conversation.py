@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -284,9 +285,11 @@ def test_encoders_are_given_back(multimodal_pte: Path) -> None:
         media.sound(SAID.samples, 16000, "vision", facts.audio, lambda: None),
     ]
     assert {"vision_crop", "audio_subsample"} <= media.session.loaded.keys()
+    encoder = weakref.ref(media.session.loaded["vision_crop"])
     media.ready("vision")
     media.step([5, *found[0].ids, *found[1].ids, 6], 0, "vision")
     assert media.session.loaded.keys() == {"token_embedding", "text_decoder"}, "no decoder of another mode"
+    assert encoder() is None, "executorch's Program does not keep it either"
 
 
 @pytest.mark.parametrize(
