@@ -85,14 +85,16 @@ def _get(parts: SplitResult, name: str, most: int, end: float, allowed: Callable
     host, port = str(parts.hostname), parts.port or PORTS[parts.scheme]
     connection = http.client.HTTPConnection(host, port)
     connection.sock = _connect(host, port, name, end, allowed)
+    sockets = [connection.sock]  # http.client forgets its own where the answer has no length
     # Each byte may take as long as a socket's timeout is: only this ends what drips.
-    watch = threading.Timer(_left(end), lambda: _cut(connection))
+    watch = threading.Timer(end - time.monotonic(), lambda: _cut(sockets[-1]))
     watch.start()
     try:
         if parts.scheme == "https":
             context = ssl.create_default_context()
             secured = context.wrap_socket(connection.sock, server_hostname=host, do_handshake_on_connect=False)
             connection.sock = secured
+            sockets.append(secured)
             secured.do_handshake()
         path = quote(parts.path or "/", safe=SAFE) + (f"?{quote(parts.query, safe=SAFE)}" if parts.query else "")
         headers = {
@@ -118,9 +120,9 @@ def _get(parts: SplitResult, name: str, most: int, end: float, allowed: Callable
         connection.close()
 
 
-def _cut(connection: http.client.HTTPConnection) -> None:
+def _cut(sock: socket.socket) -> None:
     with suppress(OSError):
-        connection.sock.shutdown(socket.SHUT_RDWR)
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _connect(host: str, port: int, name: str, end: float, allowed: Callable[[Address], bool]) -> socket.socket:

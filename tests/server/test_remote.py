@@ -6,7 +6,6 @@ import ipaddress
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,9 +16,11 @@ from checkpoints.errors import BadInput
 from export.server import answering, remote
 from export.server.errors import Refused
 from tests.server.fake import FakeConversation, fake_model, running
+from tests.server.test_faults import until
 from tests.server.test_media import MEDIA, SMALL, image, picture_file, post, user
 
 PICTURE = picture_file(SMALL)
+CUT = list[bytes]()  # answers that could not be sent to their end
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
@@ -38,11 +39,13 @@ def raw(text: bytes, every: float = 0.0) -> Answer:
     """Bytes as they are, one after another where it takes time."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
-        with suppress(OSError):
+        try:
             for at in range(len(text)) if every else [slice(None)]:
                 handler.wfile.write(text[at : at + 1] if isinstance(at, int) else text[at])
                 handler.wfile.flush()
                 time.sleep(every)
+        except OSError:
+            CUT.append(text)
 
     return answer
 
@@ -129,6 +132,7 @@ def test_too_much_and_too_slow(host: Host) -> None:
         host.answers["/it"] = raw(slow, 0.02)
         with pytest.raises(BadInput, match="could not be fetched from 127.0.0.1 within 0.5 s"):
             fetch(f"{host.url}/it", seconds=0.5)
+        until(lambda slow=slow: CUT[-1:] == [slow])  # type: ignore[misc]  and is not waited for
 
 
 @pytest.mark.parametrize(
