@@ -40,8 +40,8 @@ class WithText:
         """Raise BadInput where the folder is of a model of other sizes, or has other norms."""
         folder, original = self.text.config.path.parent, self.config.path.parent
         ours, theirs = self.config.as_phi3(), self.text.config.as_phi3()
-        for key in ours.keys() - SAME:
-            if ours[key] != theirs[key]:
+        for key in ours:
+            if key not in SAME and ours[key] != theirs[key]:
                 raise BadInput(f"{self.text.config.path} has {key} {theirs[key]}, {self.config.path} has {ours[key]}")
         for name in sorted(self._of_text):
             if role(name) is not Role.NORM:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -73,26 +73,27 @@ def _terminal(state: State) -> None:
     console.print(
         f"[bold]{escape(state.name)}[/], context {state.conversation.context} tokens. /help lists commands."
     )
-    while True:
-        try:
-            text = prompt.read()
-        except KeyboardInterrupt:  # what was typed is gone, as in a shell
-            continue
-        except EOFError:
-            return
-        try:
-            if text.startswith("/"):
-                obey(text, state, console)
-            elif text.strip() or state.attached:
-                _answer(text.strip(), state, console)
-        except Leave:
-            return
-        except BadInput as problem:
-            console.print(" ".join(str(problem).split()), style="red", markup=False)
+    with _on_interrupt(lambda: None):  # between an answer and the prompt Ctrl-C is nobody's, and ends nothing
+        while True:
+            try:
+                text = prompt.read()
+            except KeyboardInterrupt:  # what was typed is gone, as in a shell
+                continue
+            except EOFError:
+                return
+            try:
+                if text.startswith("/"):
+                    obey(text, state, console)
+                elif text.strip() or state.attached:
+                    _answer(text.strip(), state, console)
+            except Leave:
+                return
+            except BadInput as problem:
+                console.print(" ".join(str(problem).split()), style="red", markup=False)
 
 
 def _answer(text: str, state: State, console: Console) -> None:
-    with _no_echo(), LiveAnswer(console) as shown, _interrupts_cancel(state.conversation):
+    with _no_echo(), LiveAnswer(console) as shown, _on_interrupt(state.conversation.cancel):
         reply = state.ask(text, lambda piece: shown.add(piece.text), shown.encoding)
     if note := state.note(reply):
         console.print(note + (": /reset begins anew" if reply.end == "context" else ""), style="yellow")
@@ -114,13 +115,13 @@ def _no_echo() -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_cancel(conversation: Conversation) -> Iterator[None]:
-    """Ctrl-C ends the answer and not the program."""
+def _on_interrupt(work: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C does this, and does not end the program."""
 
-    def cancel(number: int, frame: FrameType | None) -> None:
-        conversation.cancel()
+    def act(number: int, frame: FrameType | None) -> None:
+        work()
 
-    before = signal.signal(signal.SIGINT, cancel)
+    before = signal.signal(signal.SIGINT, act)
     try:
         yield
     finally:

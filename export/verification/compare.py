@@ -339,8 +339,8 @@ def _check_original(kept: QuantizedSource, original: QuantizedSource) -> None:
             f"--original: {original.config.path} is of a quantized checkpoint, not of the one it was made of"
         )
     theirs, ours = original.config.as_phi3(), kept.config.as_phi3()
-    for key in theirs.keys() - {"tie_word_embeddings"}:
-        if theirs[key] != ours[key]:
+    for key in theirs:
+        if key != "tie_word_embeddings" and theirs[key] != ours[key]:
             raise BadInput(
                 f"--original: {original.config.path} has {key} {theirs[key]}, {kept.config.path} has {ours[key]}"
             )

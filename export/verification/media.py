@@ -64,7 +64,16 @@ def make_probe(config: ModelConfig, tokens: Sequence[int]) -> Probe:
 
 
 def run_media(path: Path, probe: Probe) -> dict[str, np.ndarray]:
-    """Run a file's encoders and decoders on a probe; results by what they are of."""
+    """Run a file's encoders and decoders on a probe; results by what they are of.
+
+    Memory: packed weights of the encoders, then, when these are gone, of the decoders.
+    """
+    found = _run_encoders(path, probe)
+    found |= _run_decoders(path, probe)
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def _run_encoders(path: Path, probe: Probe) -> dict[str, Tensor]:
     from export.engine.encoders import MediaSession
 
     session = MediaSession(path)
@@ -79,7 +88,14 @@ def run_media(path: Path, probe: Probe) -> dict[str, np.ndarray]:
         for mode in probe.modes:
             if f"audio_conformer_{mode}" in session.methods:
                 found[f"sound, {mode}"] = session.sound(probe.frames, probe.audio, mode)
-    session.forget_encoders()
+    return found
+
+
+def _run_decoders(path: Path, probe: Probe) -> dict[str, Tensor]:
+    from export.engine.encoders import MediaSession
+
+    session = MediaSession(path)
+    found: dict[str, Tensor] = {}
     rows, half = session.embed(list(probe.tokens)), len(probe.tokens) // 2
     for mode in probe.modes:
         session.decode(rows[:half], 0, mode)
@@ -87,7 +103,7 @@ def run_media(path: Path, probe: Probe) -> dict[str, np.ndarray]:
             session.run("audio_subsample", torch.from_numpy(probe.frames[None, :300].copy()))
         steps = [session.decode(rows[i : i + 1], i, mode)[-1:] for i in range(half, len(rows))]
         found[f"logits, {mode}"] = torch.cat(steps)
-    return {name: value.numpy() for name, value in found.items()}
+    return found
 
 
 def check_media(

@@ -41,10 +41,17 @@ def files(tmp_path: Path) -> Path:
 
 
 def put(page: Page, *paths: Path) -> None:
-    """Beside the question."""
-    expect(page.locator("#ask textarea")).to_be_editable()
-    page.locator("#ask input[type=file]").set_input_files(paths)
-    expect(page.locator("#ask .thumbnail-item")).to_have_count(len(paths))
+    """Beside the question; once more where Gradio (6.31) loses it, for the box was being drawn anew."""
+    shown = page.locator("#ask .thumbnail-item")
+    for attempt in range(3):
+        expect(page.locator("#ask textarea")).to_be_editable()
+        page.locator("#ask input[type=file]").set_input_files(paths)
+        try:
+            expect(shown).to_have_count(len(paths), timeout=20_000 if attempt == 2 else 5_000)
+            return
+        except AssertionError:
+            if attempt == 2:
+                raise
 
 
 def empty(place: Path) -> None:

@@ -31,6 +31,7 @@ def test_a_recipe_is_what_the_command_takes(recipe: Any, monkeypatch: pytest.Mon
         pte.main([*recipe.words, "--out", "x.pte"])
     assert recipe.flags.items() <= taken.items()
     ours = {"out", "checkpoint", "revision", "adapter", "adapter_scale", "context", "bos_id", "eos_ids"}
+    ours |= {"modalities", "merge", "text_weights", "max_crops"}
     assert taken.keys() - recipe.flags.keys() == ours | {"save_quantized", "verify", "verbose"}
 
 
