@@ -41,8 +41,12 @@ def files(tmp_path: Path) -> Path:
 
 
 def put(page: Page, *paths: Path) -> None:
-    """Beside the question; once more where Gradio (6.31) loses it, for the box was being drawn anew."""
+    """Beside the question, as slowly as a person; once more where it was lost.
+
+    Gradio (6.31) empties the box once more after an answer, also of what was put into it in that moment.
+    """
     shown = page.locator("#ask .thumbnail-item")
+    page.wait_for_timeout(2_000)
     for attempt in range(3):
         expect(page.locator("#ask textarea")).to_be_editable()
         page.locator("#ask input[type=file]").set_input_files(paths)
