@@ -64,16 +64,7 @@ def make_probe(config: ModelConfig, tokens: Sequence[int]) -> Probe:
 
 
 def run_media(path: Path, probe: Probe) -> dict[str, np.ndarray]:
-    """Run a file's encoders and decoders on a probe; results by what they are of.
-
-    Memory: packed weights of the encoders, then, when these are gone, of the decoders.
-    """
-    found = _run_encoders(path, probe)
-    found |= _run_decoders(path, probe)
-    return {name: value.numpy() for name, value in found.items()}
-
-
-def _run_encoders(path: Path, probe: Probe) -> dict[str, Tensor]:
+    """Run a file's encoders and decoders on a probe; results by what they are of."""
     from export.engine.encoders import MediaSession
 
     session = MediaSession(path)
@@ -88,14 +79,7 @@ def _run_encoders(path: Path, probe: Probe) -> dict[str, Tensor]:
         for mode in probe.modes:
             if f"audio_conformer_{mode}" in session.methods:
                 found[f"sound, {mode}"] = session.sound(probe.frames, probe.audio, mode)
-    return found
-
-
-def _run_decoders(path: Path, probe: Probe) -> dict[str, Tensor]:
-    from export.engine.encoders import MediaSession
-
-    session = MediaSession(path)
-    found: dict[str, Tensor] = {}
+    session.forget_encoders()
     rows, half = session.embed(list(probe.tokens)), len(probe.tokens) // 2
     for mode in probe.modes:
         session.decode(rows[:half], 0, mode)
@@ -103,7 +87,7 @@ def _run_decoders(path: Path, probe: Probe) -> dict[str, Tensor]:
             session.run("audio_subsample", torch.from_numpy(probe.frames[None, :300].copy()))
         steps = [session.decode(rows[i : i + 1], i, mode)[-1:] for i in range(half, len(rows))]
         found[f"logits, {mode}"] = torch.cat(steps)
-    return found
+    return {name: value.numpy() for name, value in found.items()}
 
 
 def check_media(
