@@ -95,6 +95,11 @@ def export_checkpoint(
         config = read_config(source.folder)
         options.check(config)
         opened = open_quantized(source, options.recipe)
+        if quantized_out is not None and opened.config.multimodal is not None:
+            raise BadInput(
+                f"--save-quantized {quantized_out}: {source.folder} takes more than text, of which only the text "
+                "model can be kept (python -m export.quantize)"
+            )
         config, options = opened.config, replace(options, recipe=opened.recipe).suited(opened.config)
         placed, room = place(config, options.recipe), program_room(config)
         tokenizer_path = find_tokenizer(source.folder)
@@ -157,10 +162,20 @@ def export_calibrated(
     from export.calibration.calibrate import calibrate  # imports transformers
 
     options.check(read_config(source.folder))
+    multimodal = wanted_config(source).multimodal is not None
+    if source.text_weights is not None:
+        raise BadInput(
+            f"--text-weights {source.text_weights} are quantized already, --calibrate needs the original's"
+        )
+    if multimodal and calibration.method.fold:
+        raise BadInput(
+            f"--calibrate {calibration.name} folds scales into norms, which the adapters of {source.folder} read: "
+            "use --calibrate gptq or scales"
+        )
     kept = quantized_out or out.resolve().with_name(f".{out.name}.quantized")  # of one name, so that it can go on
     try:
         calibrate(source, options.recipe, calibration, kept, bar)
-        if wanted_config(source).multimodal is not None:
+        if multimodal:
             quantized = replace(source, text_weights=kept)
         else:
             quantized = replace(source, folder=kept, adapters=(), own_adapter=None)

@@ -109,6 +109,28 @@ def test_refuses_a_text_model_with_folded_norms(folder: Path, tmp_path: Path) ->
         open_quantized(find_source(str(folder), text_weights=folded), Recipe())
 
 
+def test_refuses_before_any_work(folder: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot end well takes no time: nothing is calibrated, and no graph is made."""
+
+    def work(*args: Any, **given: Any) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr("export.calibration.calibrate.calibrate", work)
+    monkeypatch.setattr("export.program.trace.build_graph", work)
+    out = tmp_path / "mm.pte"
+    for match, given in (
+        (
+            "--calibrate awq-gptq folds scales into norms, .* use --calibrate gptq or scales",
+            {"calibrate": "awq-gptq"},
+        ),
+        ("are quantized already, --calibrate needs the original's", {"calibrate": "gptq", "text_weights": kept}),
+        ("takes more than text, of which only the text model", {"save_quantized": tmp_path / "Q"}),
+    ):
+        with pytest.raises(BadInput, match=match):
+            export_pte(str(folder), out=out, **given)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_quantized_text_model_is_one_by_itself(folder: Path, kept: Path) -> None:
     """As of a Phi-4-mini; of its original it has the text alone."""
     opened = open_quantized(find_source(str(kept)), Recipe())
