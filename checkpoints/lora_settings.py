@@ -23,6 +23,23 @@ OTHER_KINDS = (
 )  # fmt: skip
 
 
+def plain_settings(rank: int, alpha: int, dropout: float, targets: str) -> dict[str, Any]:
+    """An adapter_config.json of a plain LoRA of the modules that the pattern `targets` matches."""
+    return {
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+    }
+
+
 def refuse_others(path: Path, settings: Mapping[str, Any]) -> None:
     """Raise BadInput for other mathematics than a plain LoRA's."""
     if (kind := settings.get("peft_type")) != "LORA":

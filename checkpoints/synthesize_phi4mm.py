@@ -13,7 +13,7 @@ from typing import Any
 from checkpoints.config import ADAPTER, ModelConfig
 from checkpoints.errors import BadInput
 from checkpoints.files import write_json
-from checkpoints.lora_settings import WEIGHTS
+from checkpoints.lora_settings import WEIGHTS, plain_settings
 from checkpoints.phi4mm import main_name, tensor_shapes, unused_shapes
 from checkpoints.phi4mm_config import AUDIO_CHANNELS, FOLDERS, NATIVE, SIGLIP, TOKENS
 from checkpoints.published import AUDIO_TOKEN, IMAGE_TOKEN, PHI4MM
@@ -116,19 +116,7 @@ def write_settings(folder: Path, layout: str, scale: int) -> None:
         return
     for name, place in FOLDERS.items():
         published = PHI4MM[f"{name}_lora"]
-        settings = {
-            "base_model_name_or_path": None,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "init_lora_weights": True,
-            "lora_alpha": published["lora_alpha"] // scale,
-            "lora_dropout": published["dp"],
-            "peft_type": "LORA",
-            "r": published["r"] // scale,
-            "target_modules": TARGETS,
-            "task_type": "CAUSAL_LM",
-        }
+        settings = plain_settings(published["r"] // scale, published["lora_alpha"] // scale, published["dp"], TARGETS)
         (folder / place).mkdir()
         write_json(folder / place / ADAPTER, settings)
 

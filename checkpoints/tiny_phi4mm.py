@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from checkpoints.config import ADAPTER
 from checkpoints.files import write_json
-from checkpoints.lora_settings import WEIGHTS
+from checkpoints.lora_settings import WEIGHTS, plain_settings
 from checkpoints.phi4mm_config import FOLDERS
 from checkpoints.published import LAST, MULTIMODAL
 from checkpoints.synthesize_phi4mm import AUDIO_FEATURES, PREPROCESSORS, TARGETS, TOKENIZER, media_config
@@ -133,19 +133,7 @@ def save(model: Any, out: Path) -> None:
     for name, place in FOLDERS.items():
         (out / place).mkdir(exist_ok=True)
         save_file(adapters[name], out / place / WEIGHTS, metadata={"format": "pt"})
-        settings = {
-            "base_model_name_or_path": None,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "init_lora_weights": True,
-            "lora_alpha": 2 * RANKS[name],
-            "lora_dropout": 0.0,
-            "peft_type": "LORA",
-            "r": RANKS[name],
-            "target_modules": TARGETS,
-            "task_type": "CAUSAL_LM",
-        }
+        settings = plain_settings(RANKS[name], 2 * RANKS[name], 0.0, TARGETS)
         write_json(out / place / ADAPTER, settings)
     for file in out.rglob("*.safetensors"):
         file.chmod(0o644)

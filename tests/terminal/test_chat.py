@@ -23,9 +23,10 @@ from checkpoints.cache import CACHE
 from checkpoints.errors import BadInput
 from export.chat import main
 from export.engine.conversation import Choosing, Conversation, open_conversation
-from export.terminal.commands import COMMANDS, SETTABLE, Leave, obey
+from export.terminal.commands import COMMANDS, SETTABLE, Leave
 from export.terminal.state import State
 from export.terminal.talk import _answer, talk
+from tests.terminal.printed import told
 from tests.tools import need
 
 FRANCE, PARIS = "What is the capital of France?", "The capital of France is Paris."
@@ -50,14 +51,6 @@ def conversation(tiny_pte: Path) -> Iterator[Conversation]:
 def state(conversation: Conversation) -> State:
     conversation.reset()
     return State(conversation, "tiny.pte", None, Choosing())
-
-
-def told(text: str, state: State) -> str:
-    """What a command prints."""
-    console = Console(width=100, color_system=None)
-    with console.capture() as capture:
-        obey(text, state, console)
-    return capture.get()
 
 
 class Terminal:

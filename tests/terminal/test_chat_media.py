@@ -20,9 +20,9 @@ from rich.console import Console
 from checkpoints.cache import CACHE
 from checkpoints.errors import BadInput
 from export.engine.conversation import Choosing, Conversation, Reply, open_conversation
-from export.terminal.commands import obey
 from export.terminal.state import State
 from export.terminal.talk import _answer, talk
+from tests.terminal.printed import told
 from tests.tools import need
 
 need("media", [name for name in ("PIL", "soundfile", "soxr") if find_spec(name) is None], "uv sync --extra")
@@ -56,14 +56,6 @@ def conversation(multimodal_pte: Path) -> Iterator[Conversation]:
 def state(conversation: Conversation) -> State:
     conversation.reset()
     return State(conversation, "multimodal.pte", None, Choosing(max_tokens=3))
-
-
-def told(text: str, state: State) -> str:
-    """What a command prints."""
-    console = Console(width=100, color_system=None)
-    with console.capture() as capture:
-        obey(text, state, console)
-    return capture.get()
 
 
 def ask(state: State, text: str) -> Reply:
