@@ -59,7 +59,8 @@ def messages_of(history: Sequence[Shown], message: str | dict[str, Any], system:
         if not (one.get("metadata") or {}).get("title")
     ]
     # Gradio shows a question without its margin and hands it back so in the next turn.
-    files: list[Any] = [{"file": {"path": path}} for path in given.get("files") or []]
+    # It gives a question's files by path, and those of one that is asked again as they stand in the history.
+    files: list[Any] = [{"file": one if isinstance(one, dict) else {"path": one}} for one in given.get("files") or []]
     asked = [*files, {"text": cleandoc(given.get("text") or "")}]
     turns.append({"role": "user", "content": _content(asked)})
     following = [one["role"] for one in turns[1:]] + [""]

@@ -17,6 +17,8 @@ need("browser", [] if shutil.which("chromium") else ["chromium"])
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect  # noqa: E402
 
 expect.set_options(timeout=20_000)
+# Gradio (6.31) asks the server three times at its start; the last sets what was kept of the settings.
+STARTED = "performance.getEntriesByType('resource').filter(one => one.name.endsWith('/run/predict')).length >= 3"
 
 
 @contextmanager
@@ -36,13 +38,14 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
 
 def load(page: Page, url: str) -> None:
     """Open it, or open it again: other programs' interfaces come and go too, see `tests.network`, and Gradio does not
-    ask a second time for a script that did not come."""
+    ask a second time for a script that did not come. What a browser kept of the settings is set when it returns."""
     for _ in range(5):
         page.goto(url)
         with suppress(TimeoutError):
             page.locator("#ask textarea").wait_for(timeout=8000)
             break
     expect(page.locator("#ask textarea")).to_be_editable()
+    page.wait_for_function(STARTED)
 
 
 def ask(page: Page, text: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from checkpoints.errors import BadInput
-from export.media.vectors import painted
+from export.media.vectors import painted, tone
 from export.server.held import Budget
 from tests.server.browsing import answers, ask, load, opened, until
 from tests.server.fake import FakeConversation, fake_model, running
@@ -41,21 +41,11 @@ def files(tmp_path: Path) -> Path:
 
 
 def put(page: Page, *paths: Path) -> None:
-    """Beside the question, as slowly as a person; once more where it was lost.
-
-    Gradio (6.31) empties the box once more after an answer, also of what was put into it in that moment.
-    """
-    shown = page.locator("#ask .thumbnail-item")
-    page.wait_for_timeout(2_000)
-    for attempt in range(3):
-        expect(page.locator("#ask textarea")).to_be_editable()
-        page.locator("#ask input[type=file]").set_input_files(paths)
-        try:
-            expect(shown).to_have_count(len(paths), timeout=20_000 if attempt == 2 else 5_000)
-            return
-        except AssertionError:
-            if attempt == 2:
-                raise
+    """Beside the next question, once the last one was taken out of the box and answered."""
+    expect(page.locator("#ask textarea")).to_have_value("")
+    expect(page.locator("#ask textarea")).to_be_editable()
+    page.locator("#ask input[type=file]").set_input_files(paths)
+    expect(page.locator("#ask .thumbnail-item")).to_have_count(len(paths))
 
 
 def empty(place: Path) -> None:
@@ -70,7 +60,10 @@ def kinds(message: dict[str, Any]) -> list[str]:
 
 def test_a_chat_about_a_picture(browser: Browser, media_server: Server, files: Path) -> None:
     """Says what the API says, is encoded once, and is there after a reload."""
-    asked: Any = {"model": "noise", "messages": user(image(picture_file(PHOTO)), "What is this?"), "temperature": 0}
+    photo, beep = painted(64, 40), tone(16000, 0.3, 550, 0.5)  # what no other test has had encoded by this server
+    (files / "photo.png").write_bytes(picture_file(photo))
+    (files / "said.wav").write_bytes(sound_file(beep))
+    asked: Any = {"model": "noise", "messages": user(image(picture_file(photo)), "What is this?"), "temperature": 0}
     said = str(media_server.client.chat.completions.create(**asked, max_tokens=4).choices[0].message.content)
     with opened(browser, media_server.url) as page:
         page.locator(".toggle-button").click()
@@ -83,12 +76,12 @@ def test_a_chat_about_a_picture(browser: Browser, media_server: Server, files: P
         expect(page.locator(".message.user img")).to_be_visible()
         encoded = media_server.metric("encode_seconds_count", kind="image", model="noise")
         ask(page, "And now?")
-        expect(answers(page).last).to_contain_text("prompt tokens from the cache")
+        expect(answers(page)).to_contain_text(["prompt tokens from the cache"] * 2)
         expect(answers(page).last).not_to_contain_text("encoded in")
         assert media_server.metric("encode_seconds_count", kind="image", model="noise") == encoded
         put(page, files / "said.wav")
         ask(page, "And this?")
-        expect(answers(page).last).to_contain_text("sound encoded in")
+        expect(answers(page)).to_contain_text(["prompt tokens from the cache"] * 2 + ["sound encoded in"])
         expect(page.locator(".chats")).to_contain_text("What is this?")
         load(page, media_server.url)
         page.locator(".chats").get_by_text("What is this?").click()
@@ -106,6 +99,7 @@ def test_turns(browser: Browser, files: Path) -> None:
         ask(page, "And now?")
         expect(answers(page)).to_have_count(2)
         until(lambda: len(conversation.ended) == 2)
+        expect(page.locator("#ask textarea")).to_be_editable()
         page.get_by_label("Retry").click()
         until(lambda: len(conversation.ended) == 3)
         first, second, third = conversation.asked
@@ -118,6 +112,27 @@ def test_turns(browser: Browser, files: Path) -> None:
             assert np.array_equal(later[0]["content"][0]["image"], PHOTO)
         expect(page.locator(".message.user audio, .message.user .waveform-container")).not_to_have_count(0)
         assert page.get_by_label("Share").is_hidden()
+
+
+def test_asked_again(browser: Browser, files: Path) -> None:
+    """With what was put beside it: by a retry, and from the box, where an undo puts it back."""
+    conversation = FakeConversation(words=2, media=MEDIA)
+    with running(fake_model([conversation]), page=True) as url, opened(browser, url) as page:
+        put(page, files / "photo.png", files / "said.wav")
+        ask(page, "What is this?")
+        for count, again in enumerate(("Retry", "Undo"), 1):
+            until(lambda count=count: len(conversation.ended) == count)  # type: ignore[misc]
+            expect(page.locator("#ask textarea")).to_be_editable()
+            page.get_by_role("button", name=again).click()
+        expect(page.locator("#ask .thumbnail-item")).to_have_count(2)
+        expect(page.locator("#ask textarea")).to_have_value("What is this?")
+        page.locator("#ask textarea").press("Enter")
+        until(lambda: len(conversation.ended) == 3)
+        for asked in conversation.asked:
+            assert [kinds(message) for message in asked] == [["image", "audio", "text"]]
+            assert np.array_equal(asked[0]["content"][0]["image"], PHOTO)
+            np.testing.assert_allclose(asked[0]["content"][1]["audio"].samples, BEEP, atol=1e-4)
+        expect(answers(page)).to_contain_text("prompt tokens from the cache")
 
 
 def test_a_microphone(browser: Browser) -> None:
