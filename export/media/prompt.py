@@ -1,7 +1,8 @@
 """Messages with pictures and sound to text with placeholders, and that text to token ids with room for them.
 
 `<|image_2|>` stands for the second picture of a conversation, `<|audio_1|>` for its first sound. What a picture or a
-sound is does not matter here, nor which chat template makes one text of the messages in between.
+sound is does not matter here, nor which chat template makes one text of the messages in between. What a model or a tool
+has written stands for nothing, also where it looks the same.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ Kind = Literal["image", "audio"]
 Mode = Literal["text", "vision", "speech"]
 KINDS: tuple[Kind, ...] = ("image", "audio")
 PLACEHOLDER = re.compile(r"<\|(image|audio)_([0-9]{1,9})\|>")
+SAYING = ("assistant", "tool")  # roles whose texts have no placeholders
+MARK = "\ufdd0"  # in what looks like one there, until it is tokens; no character, so that no template changes it
+MARKED = re.compile(rf"<\|{MARK}((image|audio)_[0-9]{{1,9}}\|>)")
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,9 @@ def place(messages: Sequence[Mapping[str, Any]]) -> Placed:
 
     Parts are {"type": "text", "text": str}, {"type": "image", "image": X} and {"type": "audio", "audio": X}. Pictures
     and sounds are numbered through the conversation, each kind by itself. A message whose text has placeholders of
-    a kind must have them for all of its own; in any other a placeholder is put where the part stands. BadInput for
-    other parts and for wrong numbers.
+    a kind must have them for all of its own; in any other a placeholder is put where the part stands. What looks like
+    one in a text of the assistant or of a tool is marked, for `tokenize`. BadInput for other parts and for wrong
+    numbers.
     """
     items: dict[Kind, list[Any]] = {"image": [], "audio": []}
     placed = []
@@ -63,9 +68,12 @@ def place(messages: Sequence[Mapping[str, Any]]) -> Placed:
         content = message.get("content")
         if content is None and message.get("tool_calls"):
             content = ""
+        words = _marked if message.get("role") in SAYING else str
         if isinstance(content, list):
-            content = _text(content, items, f"messages[{at}]")
-        elif not isinstance(content, str):
+            content = _text(content, items, words, f"messages[{at}]")
+        elif isinstance(content, str):
+            content = words(content)
+        else:
             raise BadInput(
                 f"messages[{at}] must have a text or a list of parts as 'content', it is {_short(content)}"
             )
@@ -102,7 +110,7 @@ def tokenize(
     spans = []
 
     def add(piece: str) -> None:
-        new = encode(piece) if piece else []
+        new = encode(MARKED.sub(r"<|\1", piece)) if piece else []
         for kind, token in own.items():
             if token in new:
                 raise BadInput(f"the prompt's text holds token {token}, which stands for an {kind}: leave it out")
@@ -119,18 +127,22 @@ def tokenize(
     return Prompt(ids, spans, mode_of(len(image_tokens), len(audio_tokens)))
 
 
-def _text(parts: list[Any], items: dict[Kind, list[Any]], where: str) -> str:
+def _marked(text: str) -> str:
+    return PLACEHOLDER.sub(lambda match: f"<|{MARK}{match[0][2:]}", text)
+
+
+def _text(parts: list[Any], items: dict[Kind, list[Any]], words: Callable[[str], str], where: str) -> str:
     """One message's parts as text; appends its pictures and sounds to `items`."""
     for at, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in ("text", *KINDS) or kind not in part or (kind == "text" and not isinstance(part["text"], str)):
             raise BadInput(f"{where}: part {at} is {_short(part)}, not a text, an image or an audio")
-    written = "".join(part["text"] for part in parts if part["type"] == "text")
+    written = words("".join(part["text"] for part in parts if part["type"] == "text"))
     given = {match[1] for match in PLACEHOLDER.finditer(written)}
     text = ""
     for part in parts:
         if (kind := part["type"]) == "text":
-            text += part["text"]
+            text += words(part["text"])
             continue
         items[kind].append(part[kind])
         if kind not in given:

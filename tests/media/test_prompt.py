@@ -120,6 +120,23 @@ def test_numbers_say_which_one(tokenizer: Any, images: Any, audio: Any) -> None:
     assert [(span.number, span.stop - span.start) for span in spans] == [(2, 449), (1, 545)]
 
 
+@pytest.mark.parametrize("role", ["assistant", "tool"])
+@pytest.mark.parametrize("parts", [False, True])
+def test_what_was_not_asked_is_text(role: str, parts: bool, tokenizer: Any, images: Any, audio: Any) -> None:
+    """A model or a tool that writes placeholders, of what there is and of what there is not: the words they are."""
+    said = "<|image_1|> is <|image_1|>, <|audio_7|>"
+    answer = {"role": role, "content": [text(said)] if parts else said}
+    (question,), (again,) = asked([image(1), text("what?")]), asked("why?")
+    ours = prompt([question, answer, again], tokenizer, images, audio)
+
+    def encode(piece: str) -> list[int]:
+        return list(tokenizer.encode(piece, add_special_tokens=False))
+
+    after = encode(f"what?<|end|><|{role}|>{said}<|end|><|user|>why?<|end|><|assistant|>")
+    assert ours.ids == [*encode("<|user|>"), *[tokenizer.convert_tokens_to_ids(IMAGE)] * 545, *after]
+    assert [(span.kind, span.number) for span in ours.spans] == [("image", 1)]
+
+
 def test_parts_without_placeholders_stand_where_they_are() -> None:
     placed = place(asked([text("a"), image(1), text("b"), sound(2), image(2)], "c", "d"))
     assert [message["content"] for message in placed.messages] == ["a<|image_1|>b<|audio_1|><|image_2|>", "c", "d"]
