@@ -33,7 +33,7 @@ def held() -> Measured:
 def test_memory_of_all_processes_is_counted(held: Measured) -> None:
     assert held.failure is None
     assert 300 * MIB < held.private_peak_bytes < 400 * MIB
-    assert 0.4 < held.wall_s < 10
+    assert 0.4 < held.wall_s < 60
     assert held.limit_bytes is None
 
 

@@ -51,7 +51,7 @@ def test_a_run(phone: Phone, bench: Bench, binary: Path, pte: Path, tmp_path: Pa
         assert run["configuration"]["load_mode"] == "each"
         for repeat in run["repeats"]:
             assert repeat["generated_tokens"] == 8 and repeat["stop_reason"] == "new_tokens"
-            assert 300 <= repeat["load_ms"] < 3000 and repeat["token_ms"] == []
+            assert 300 <= repeat["load_ms"] < 60_000 and repeat["token_ms"] == []
             peak = repeat["memory"]["peak"]
             assert 64 << 20 < peak["private_bytes"] < 80 << 20 and 64 << 20 < peak["rss_bytes"] < 80 << 20
             assert peak["pss_bytes"] is None, "its pages would be walked through while it computes"
