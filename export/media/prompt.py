@@ -1,8 +1,8 @@
 """Messages with pictures and sound to text with placeholders, and that text to token ids with room for them.
 
 `<|image_2|>` stands for the second picture of a conversation, `<|audio_1|>` for its first sound. What a picture or a
-sound is does not matter here, nor which chat template makes one text of the messages in between. What a model or a tool
-has written stands for nothing, also where it looks the same.
+sound is does not matter here, nor which chat template makes one text of the messages in between. What a model or a
+tool has written stands for nothing, also where it looks the same.
 """
 
 from __future__ import annotations
