@@ -17,6 +17,7 @@ from torch import Tensor
 from checkpoints.config import ModelConfig
 from checkpoints.phi4mm import IMAGE, PROJECTIONS, SOUND
 from checkpoints.phi4mm_config import ADAPTERS, AUDIO, VISION
+from export.engine.memory import trim
 from export.media.prompt import Mode
 from export.media.settings import AudioSettings
 from export.ptefile.weights import FileWeights
@@ -64,11 +65,22 @@ def make_probe(config: ModelConfig, tokens: Sequence[int]) -> Probe:
 
 
 def run_media(path: Path, probe: Probe) -> dict[str, np.ndarray]:
-    """Run a file's encoders and decoders on a probe; results by what they are of."""
+    """Run a file's encoders and decoders on a probe; results by what they are of.
+
+    Each in a session of its own, which is back with the system before anything else takes memory.
+    """
+    found = _run_encoders(path, probe)
+    trim()
+    found |= _run_decoders(path, probe)
+    trim()
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def _run_encoders(path: Path, probe: Probe) -> dict[str, Tensor]:
     from export.engine.encoders import MediaSession
 
     session = MediaSession(path)
-    found: dict[str, Tensor] = {}
+    found = {}
     if probe.pixels is not None:
         pixels = torch.from_numpy(probe.pixels)
         for valid in probe.valid:
@@ -79,15 +91,23 @@ def run_media(path: Path, probe: Probe) -> dict[str, np.ndarray]:
         for mode in probe.modes:
             if f"audio_conformer_{mode}" in session.methods:
                 found[f"sound, {mode}"] = session.sound(probe.frames, probe.audio, mode)
-    session.forget_encoders()
+    return found
+
+
+def _run_decoders(path: Path, probe: Probe) -> dict[str, Tensor]:
+    from export.engine.encoders import MediaSession
+
+    session, found = MediaSession(path), {}
     rows, half = session.embed(list(probe.tokens)), len(probe.tokens) // 2
     for mode in probe.modes:
         session.decode(rows[:half], 0, mode)
-        if probe.frames is not None:  # between two calls, which must leave the cache alone
+        if probe.pixels is not None:  # between two calls, which must leave the cache alone; a call that takes least
+            session.run("vision_separators")
+        elif probe.frames is not None:
             session.run("audio_subsample", torch.from_numpy(probe.frames[None, :300].copy()))
         steps = [session.decode(rows[i : i + 1], i, mode)[-1:] for i in range(half, len(rows))]
         found[f"logits, {mode}"] = torch.cat(steps)
-    return {name: value.numpy() for name, value in found.items()}
+    return found
 
 
 def check_media(
@@ -109,6 +129,7 @@ def check_media(
                 weighed(name, piece, checkpoint.rows(name, piece.start, stop))
             checkpoint.release(name)
     found = [replace(check, name=f"media {check.name}") for check in weighed.checks()]
+    trim()
     # The running file is gone before an encoder in float32 comes: together they would need more than text ever does.
     results = {name: torch.from_numpy(values) for name, values in run().items()}
     with torch.no_grad():

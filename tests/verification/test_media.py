@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import Tensor
 
+from checkpoints.config import read_config
 from checkpoints.source import resolve
 from checkpoints.synthesize import synthesize
+from export.engine import encoders
 from export.models.modules import Numbers
 from export.models.phi4mm import audio, decoder, vision
 from export.pte import export_pte
+from export.verification import media
 from export.verification.extent import SHORT
 from export.verification.verify import verify
 
@@ -80,3 +84,20 @@ def test_a_number_wrong_in_each_encoder(folder: Path, tmp_path: Path, monkeypatc
     failed, passed = judged(folder, tmp_path / "wrong.pte", quantize=True)
     assert {FULL, PADDED, "vision_encoder", "sound, vision", "sound, speech"} <= failed, (failed, passed)
     assert {"vision_separators", *DECODERS} <= passed, (failed, passed)
+
+
+def test_what_ran_is_gone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders before decoders come, and both before the reference: the system has their memory again."""
+    path, sessions, found = tmp_path / "mm.pte", list[weakref.ref[Any]](), list[list[bool]]()
+    export_pte(str(folder), out=path, context=1024, verify=False)
+
+    class Session(encoders.MediaSession):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            sessions.append(weakref.ref(self._program))
+
+    monkeypatch.setattr(encoders, "MediaSession", Session)
+    monkeypatch.setattr(media, "trim", lambda: found.append([one() is None for one in sessions]))
+    results = media.run_media(path, media.make_probe(read_config(folder), range(8)))
+    assert found == [[True], [True, True]]
+    assert {FULL, "sound, vision", "logits, speech"} <= results.keys()
