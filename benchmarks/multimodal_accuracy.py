@@ -36,6 +36,7 @@ from export.media.pictures import prepare
 from export.media.prompt import tokenize
 from export.media.sounds import log_mel
 from export.pte import export_pte
+from export.ptefile.magic import read_head
 
 if TYPE_CHECKING:
     from checkpoints.tiny_exercises import Exercise
@@ -57,6 +58,8 @@ def compare(
     """
     if pictures < 1:
         raise BadInput(f"--pictures {pictures} is not at least 1")
+    for path in files:
+        read_head(path)  # before others have answered for a minute
     folder = resolve(checkpoint).folder
     exercises = _exercises(folder, pictures, progress)
     results = []

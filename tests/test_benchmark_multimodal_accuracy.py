@@ -79,6 +79,9 @@ def test_bad_input(tmp_path: Path) -> None:
         main(["--pictures", "0"])
     with pytest.raises(BadInput, match=r"phi4-tiny is no checkpoint of checkpoints\.train_tiny_phi4mm"):
         main(["--checkpoint", "phi4-tiny"])
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(BadInput, match="none.pte does not exist"):
+        patched.setattr(multimodal_accuracy, "_by_transformers", None)
+        main([str(tmp_path / "none.pte")])
     out = tmp_path / "text.pte"
     export_pte("phi4-tiny", out=out, verify=False)
     with pytest.raises(BadInput, match="text.pte does not take both pictures and sound"):
