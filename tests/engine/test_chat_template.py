@@ -1,7 +1,8 @@
-"""Tools, calls and lists of parts in the chat template, as transformers renders what the template expects."""
+"""Chat templates as transformers renders them: turns, tools, calls and lists of parts; and templates that fail."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arg
 USER = {"role": "user", "content": "Is it raining in Zürich?"}
 CALLED = [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
 ANSWERED = [*CALLED, {"role": "tool", "tool_call_id": "call_1", "content": "rain"}]
+TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " \n Why?"}]
 KNOWS_TOOLS = (
     "{% for tool in tools %}{{ tool.function.name }};{% endfor %}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
     "{% for call in m.tool_calls %}{{ call.function.name }}({{ call.function.arguments.city }}){% endfor %}"
@@ -100,3 +102,49 @@ def test_tools_without_a_place(tmp_path: Path) -> None:
         chat_prompt(tmp_path, [USER], TOOLS)
     with pytest.raises(BadInput, match="tools must be a list of functions with a name"):
         chat_prompt(PHI4, [USER], [{"type": "function"}])
+
+
+def test_chat_prompt_is_that_of_transformers() -> None:
+    theirs = AutoTokenizer.from_pretrained(PHI4).apply_chat_template(
+        TURNS, tokenize=False, add_generation_prompt=True
+    )
+    assert chat_prompt(PHI4, TURNS) == chat_prompt(PHI4 / "tokenizer_config.json", TURNS) == theirs
+    assert theirs == "<|system|>Be brief.<|end|><|user|> \n Why?<|end|><|assistant|>"
+
+
+def test_chat_templates(tmp_path: Path) -> None:
+    prompt = "<|system|>Be brief.<|end|><|user|> \n Why?<|end|><|assistant|>"
+    assert chat_prompt(tmp_path, TURNS) == prompt  # nothing there: Phi-4-mini's
+    settings: dict[str, Any] = {"bos_token": {"content": "<s>"}, "pad_token": None, "add_bos_token": True}
+    listed = [
+        {"name": "tool_use", "template": "x"},
+        {"name": "default", "template": "{{ bos_token }}{{ messages[0].role }}"},
+    ]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": listed}))
+    assert chat_prompt(tmp_path, TURNS) == "<s>system"
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[1].content }}|é")
+    assert chat_prompt(tmp_path, TURNS) == " \n Why?|é"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
+        ("{{ raise_exception('only user turns') }}", "only user turns"),
+        ("{% for %}", "TemplateSyntaxError"),
+        ("{{ messages[9].content.x }}", "UndefinedError"),
+        (17, "chat template"),
+        ([{"name": "x"}], "entries without name and template"),
+    ],
+)
+def test_templates_that_fail(template: Any, words: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(BadInput, match=words) as caught:
+        chat_prompt(tmp_path, TURNS)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_messages_need_a_role_and_a_content(tmp_path: Path) -> None:
+    for message in ({"role": "user"}, {"content": "x"}, {"role": "user", "content": None}):
+        with pytest.raises(BadInput, match=r"messages\[1\]"):
+            chat_prompt(tmp_path, [*copy.deepcopy(TURNS[:1]), message])

@@ -1,11 +1,10 @@
 """The phone's C++ tokenizer and the Python libraries give the same ids for every format and kind of text.
 
 The reference is the untouched Python library of each format, and once the runner itself: a .pte that answers
-with its own prompt. Also what is refused, the stop ids and the chat prompts.
+with its own prompt. Also what is refused, and the stop ids.
 """
 
 import base64
-import copy
 import json
 import random
 from collections.abc import Callable
@@ -28,15 +27,14 @@ from export.engine.tokenizer import (
     PROBES,
     TIKTOKEN_SPLIT,
     check_tokenizer,
-    find_tokenizer,
     load_tokenizer,
     runner_ids,
     stop_ids,
 )
+from tests.engine.test_chat_template import TURNS
 
 PHI4 = Path(__file__).parents[2] / "checkpoints" / "phi4-tiny"
 FORMATS = ["huggingface", "sentencepiece", "tiktoken"]
-TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " \n Why?"}]
 
 TEXTS = [
     *PROBES, " ", "a", "\n", "don't DON'T we'Ll I'VE 'S 'ſ 'd", "1 12 123 1234 12345 1,000.00 ١٢٣٤ Ⅷ½²",
@@ -301,82 +299,6 @@ def test_what_the_runner_would_tokenize_otherwise(change: Any, words: str, tmp_p
         check_tokenizer(tokenizer, config())
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda raw: raw["added_tokens"][-1].update(id=7), ["two tokens have one id"]),
-        (lambda raw: raw["added_tokens"][-1].update(content=""), ["makes no token of ''"]),
-        (lambda raw: raw["model"].update(type="WordPiece"), ["model.type", "WordPiece"]),
-        (lambda raw: raw["model"].update(vocab="x"), ["not a Hugging Face tokenizer"]),
-        (lambda raw: raw["model"].update(continuing_subword_prefix="##"), ["not a Hugging Face tokenizer"]),
-        (lambda raw: raw.update(added_tokens=[3]), ["not a Hugging Face tokenizer"]),
-        (lambda raw: raw.pop("added_tokens"), ["added_tokens"]),
-        (lambda raw: raw.pop("model"), ["no model"]),
-    ],
-)
-def test_damaged_tokenizer_json(change: Any, words: list[str], tmp_path: Path) -> None:
-    path = changed(tmp_path, change)
-    with pytest.raises(BadInput) as caught:
-        load_tokenizer(path)
-    assert all(word in str(caught.value) for word in [str(path), *words])
-
-
-LETTERS = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"", "0 bytes"),
-        (b"\x00\xff" * 500, "1000 bytes"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "`git lfs pull`"),
-        (b"\x80\x04\x95cbuiltins\neval\n", "bytes"),
-        (b'{"model": {"type": "BPE"', "not JSON"),
-        (b"[" * 100_000, "100000 bytes"),
-        (b'{"a":' * 100_000, "not JSON"),
-        (b"{\xff}", "not JSON"),
-        (LETTERS + b"@@@@ 256\n", "line 257 is not base64"),
-        (LETTERS + b"YW 256\n", "line 257 is not base64"),
-        (LETTERS + b"YWI=\n", "line 257 is not base64"),
-        (LETTERS + b"\nYWI= 256\n", "line 257 is not base64"),
-        (LETTERS + b"YWI= -1\n", "line 257 is not base64"),
-        (LETTERS + b"YWI= 257\n", "none of rank 256"),
-        (LETTERS + b"YWI= 7\n", "none of rank 256"),
-        (LETTERS + b"YQ== 256\n", "257 lines, 256 tokens and none of rank 97"),
-        (LETTERS[:-9], "255 of 256 single bytes, not 0xff"),
-    ],
-)
-def test_damaged_files(data: bytes, words: str, tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.model"
-    path.write_bytes(data)
-    with pytest.raises(BadInput) as caught:
-        load_tokenizer(path)
-    assert str(path) in str(caught.value) and words in str(caught.value)
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("part", [0.001, 0.3, 0.9])
-def test_truncated_files(kind: str, part: float, files: dict[str, Path], tmp_path: Path) -> None:
-    data = files[kind].read_bytes()
-    path = tmp_path / "cut"
-    end = int(len(data) * part) + 3
-    if kind == "tiktoken":  # a cut between lines leaves a smaller tokenizer
-        end = data.index(b" ", end)
-    path.write_bytes(data[:end])
-    with pytest.raises(BadInput, match="cut"):
-        load_tokenizer(path)
-
-
-def test_find_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"tokenizer\.json.*tokenizer\.model.*\.tiktoken"):
-        find_tokenizer(tmp_path)
-    for name in ["z.tiktoken", "a.tiktoken", "tokenizer.model", "tokenizer.json"]:
-        (tmp_path / name).touch()
-        assert find_tokenizer(tmp_path).name == name
-    with pytest.raises(BadInput, match="No such file"):
-        load_tokenizer(tmp_path / "gone")
-
-
 def test_unpaired_surrogates_are_refused(files: dict[str, Path]) -> None:
     for path in files.values():
         with pytest.raises(BadInput, match="surrogate at character 2"):
@@ -445,42 +367,6 @@ def test_gaps_in_the_ids(tmp_path: Path) -> None:
     assert note.endswith("'<|system|>' is 2042 in the file and on the phone, but 2041 for transformers")
 
 
-def test_only_vocab_and_merges(tmp_path: Path) -> None:
-    """The sentence's way on works, for a folder that names the class of its tokenizer."""
-    from transformers import AutoTokenizer
-
-    model = json.loads((PHI4 / "tokenizer.json").read_bytes())["model"]
-    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    with pytest.raises(BadInput, match=r"vocab.json and merges.txt and no tokenizer.json.*save_pretrained\(folder\)"):
-        find_tokenizer(tmp_path)
-    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
-    assert load_tokenizer(find_tokenizer(tmp_path)).encode("the") == load_tokenizer(PHI4 / "tokenizer.json").encode(
-        "the"
-    )
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
-def test_what_is_no_file_is_named(name: str, tmp_path: Path) -> None:
-    def use() -> None:
-        find_tokenizer(tmp_path)
-        chat_prompt(tmp_path, TURNS)
-
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / file).write_bytes((PHI4 / file).read_bytes())
-    use()
-    (tmp_path / name).unlink(missing_ok=True)
-    (tmp_path / name).symlink_to("gone")
-    with pytest.raises(BadInput, match=f"{name} is a link to nothing"):
-        use()
-    (tmp_path / name).unlink()
-    (tmp_path / name).mkdir()
-    with pytest.raises(BadInput, match=f"{name} is a folder, not a file"):
-        use()
-
-
 def test_an_end_the_phone_never_samples(tmp_path: Path) -> None:
     """The runner samples as many logits as the file has entries: a hole in the ids hides the last ones."""
 
@@ -508,49 +394,14 @@ def test_stop_ids(files: dict[str, Path], tmp_path: Path) -> None:
         stop_ids(phi3, config(eos_token_ids=()), tmp_path)
 
 
-def test_chat_prompt_is_that_of_transformers() -> None:
-    from transformers import AutoTokenizer
-
-    theirs = AutoTokenizer.from_pretrained(PHI4).apply_chat_template(
-        TURNS, tokenize=False, add_generation_prompt=True
-    )
-    assert chat_prompt(PHI4, TURNS) == chat_prompt(PHI4 / "tokenizer_config.json", TURNS) == theirs
-    assert theirs == "<|system|>Be brief.<|end|><|user|> \n Why?<|end|><|assistant|>"
-
-
-def test_chat_templates(tmp_path: Path) -> None:
-    prompt = "<|system|>Be brief.<|end|><|user|> \n Why?<|end|><|assistant|>"
-    assert chat_prompt(tmp_path, TURNS) == prompt  # nothing there: Phi-4-mini's
-    settings: dict[str, Any] = {"bos_token": {"content": "<s>"}, "pad_token": None, "add_bos_token": True}
-    listed = [
-        {"name": "tool_use", "template": "x"},
-        {"name": "default", "template": "{{ bos_token }}{{ messages[0].role }}"},
-    ]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": listed}))
-    assert chat_prompt(tmp_path, TURNS) == "<s>system"
-    (tmp_path / "chat_template.jinja").write_text("{{ messages[1].content }}|é")
-    assert chat_prompt(tmp_path, TURNS) == " \n Why?|é"
-
-
-@pytest.mark.parametrize(
-    ("template", "words"),
-    [
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
-        ("{{ raise_exception('only user turns') }}", "only user turns"),
-        ("{% for %}", "TemplateSyntaxError"),
-        ("{{ messages[9].content.x }}", "UndefinedError"),
-        (17, "chat template"),
-        ([{"name": "x"}], "entries without name and template"),
-    ],
-)
-def test_templates_that_fail(template: Any, words: str, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    with pytest.raises(BadInput, match=words) as caught:
-        chat_prompt(tmp_path, TURNS)
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_messages_need_a_role_and_a_content(tmp_path: Path) -> None:
-    for message in ({"role": "user"}, {"content": "x"}, {"role": "user", "content": None}):
-        with pytest.raises(BadInput, match=r"messages\[1\]"):
-            chat_prompt(tmp_path, [*copy.deepcopy(TURNS[:1]), message])
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("part", [0.001, 0.3, 0.9])
+def test_truncated_files(kind: str, part: float, files: dict[str, Path], tmp_path: Path) -> None:
+    data = files[kind].read_bytes()
+    path = tmp_path / "cut"
+    end = int(len(data) * part) + 3
+    if kind == "tiktoken":  # a cut between lines leaves a smaller tokenizer
+        end = data.index(b" ", end)
+    path.write_bytes(data[:end])
+    with pytest.raises(BadInput, match="cut"):
+        load_tokenizer(path)
