@@ -26,7 +26,7 @@ from tests.tools import need
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "android_app"
 ANDROID = "{http://schemas.android.com/apk/res/android}"
-TESTS = 168
+TESTS = 169
 
 
 def read(name: str) -> str:
@@ -67,6 +67,7 @@ def test_build(tmp_path: Path) -> None:
         "result",
         "compare",
         "chat",
+        "chat-forgotten",
         "chat-recording",
         "chat-media",
         "main-multimodal",

@@ -33,6 +33,7 @@ class ChatActivity : Activity() {
     private val onMedia = { now: MediaState -> show(now) }
     private var drawn: List<Message> = emptyList()
     private var streaming: View? = null
+    private var forgotten: View? = null
     private var shownPending: List<Part>? = null
 
     override fun onCreate(saved: Bundle?) {
@@ -56,10 +57,8 @@ class ChatActivity : Activity() {
         super.onStart()
         choice.look()
         choice.model?.let { header(it.nameWithoutExtension) }
-        drawn = emptyList()
-        streaming = null
         shownPending = null
-        turns.removeAllViews()
+        clear()
         app.chat.listen(listener)
         app.media.listen(onMedia)
     }
@@ -187,14 +186,14 @@ class ChatActivity : Activity() {
             if (question.text.isEmpty()) question.text = now.unsent
             return app.chat.tookUnsent() // which shows the rest
         }
-        if (drawn != now.messages) {
-            if (now.messages.size < drawn.size) {
-                drawn = emptyList()
-                turns.removeAllViews()
-            }
+        if (drawn != now.messages || now.forgotten != (forgotten?.tag ?: 0)) {
+            if (now.messages.size < drawn.size || now.forgotten != (forgotten?.tag ?: 0)) clear()
             streaming?.let { turns.removeView(it) }
             streaming = null
-            now.messages.drop(drawn.size).forEach { bubble(it) }
+            for (index in drawn.size..now.messages.size) {
+                if (index == now.forgotten && index > 0 && forgotten == null) forgotten = forgottenLine(index)
+                now.messages.getOrNull(index)?.let { bubble(it) }
+            }
             drawn = now.messages
         }
         if (now.streaming != null) {
@@ -225,6 +224,18 @@ class ChatActivity : Activity() {
         now.messages.isEmpty() && choice.model == null -> getString(R.string.chat_no_model)
         now.messages.isEmpty() -> getString(R.string.chat_empty)
         else -> null
+    }
+
+    private fun clear() {
+        turns.removeAllViews()
+        drawn = emptyList()
+        streaming = null
+        forgotten = null
+    }
+
+    private fun forgottenLine(messages: Int): View = layoutInflater.inflate(R.layout.forgotten, turns, false).also {
+        it.tag = messages
+        turns.addView(it)
     }
 
     private fun bubble(message: Message): View {

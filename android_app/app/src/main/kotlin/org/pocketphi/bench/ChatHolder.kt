@@ -27,7 +27,8 @@ import java.util.concurrent.Future
 /**
  * What the chat shows; [streaming] is the answer under way, null between answers, [rate] tokens a second, [memory] bytes.
  * [takes] is what the model that is loaded takes, null while none is. [encoding] is what is being looked at or listened to,
- * [encodeMs] how long that took. [unsent] is a question that could not be asked.
+ * [encodeMs] how long that took. [unsent] is a question that could not be asked. The model, loaded anew, does not know the
+ * first [forgotten] messages.
  */
 data class ChatState(
     val model: String? = null,
@@ -42,8 +43,12 @@ data class ChatState(
     val encoding: Encoding? = null,
     val encodeMs: Double? = null,
     val unsent: String? = null,
+    val forgotten: Int = 0,
 ) {
     val busy: Boolean get() = loading || streaming != null
+
+    /** Without the model that has given these answers. */
+    fun forgetting() = copy(forgotten = if (messages.any { it.role == Role.ASSISTANT }) messages.size else 0)
 }
 
 /** The conversation and its engine; both outlive the screen. All functions: main thread. */
@@ -75,7 +80,7 @@ class ChatHolder(private val app: BenchApp) {
         val load = state.model != model.path || session == null || loadedWith != settings.engine
         stopAsked = false
         tell(
-            state.copy(
+            (if (load) state.forgetting() else state).copy(
                 model = model.path, loading = load, messages = state.messages + Message(Role.USER, text, media),
                 streaming = if (load) null else "", tokens = 0, rate = null, problem = null, encodeMs = null,
                 takes = if (load) null else state.takes,
@@ -156,10 +161,10 @@ class ChatHolder(private val app: BenchApp) {
         } catch (_: EngineStopped) {
             if (encoding) return unasked(text, media, null)
             unload()
-            post { it.copy(loading = false, streaming = null, takes = null) }
+            post { it.forgetting().copy(loading = false, streaming = null, takes = null) }
         } catch (failure: EngineError) {
             unload()
-            post { it.copy(loading = false, streaming = null, problem = failure.message, takes = null, encoding = null) }
+            post { it.forgetting().copy(loading = false, streaming = null, problem = failure.message, takes = null, encoding = null) }
         }
     }
 

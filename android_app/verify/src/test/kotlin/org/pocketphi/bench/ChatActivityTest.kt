@@ -30,7 +30,7 @@ class ChatActivityTest {
     }
 
     private fun ChatActivity.bubbles() = findViewById<LinearLayout>(R.id.turns)
-        .let { turns -> (0 until turns.childCount).map { turns.getChildAt(it).findViewById<TextView>(R.id.bubble).text.toString() } }
+        .let { turns -> (0 until turns.childCount).map { (turns.getChildAt(it).findViewById<TextView>(R.id.bubble) ?: turns.getChildAt(it) as TextView).text.toString() } }
 
     private fun ChatActivity.ask(text: String) {
         type(R.id.question, text)
@@ -141,6 +141,37 @@ class ChatActivityTest {
             waitFor("the answer") { !app.chat.state.busy }
             assertEquals(2, engine.loads)
             assertEquals("", screen.text(R.id.problem))
+        }
+    }
+
+    /** By an error, or since other settings want another load: what the screen still shows, the model does not know. */
+    @Test
+    fun whatTheModelHasForgottenIsSaid() {
+        pushModel()
+        val line = "The conversation begins anew: the model has forgotten what stands above."
+        val answer = "The boats come home "
+        Robolectric.buildActivity(ChatActivity::class.java).use { controller ->
+            val screen = controller.setup().get()
+            screen.ask("Hello")
+            waitFor("the answer") { !app.chat.state.busy }
+            engine.failAt = 0 to EngineErrors.generating(0x12, null, 1024)
+            screen.ask("Long")
+            waitFor("the error") { !app.chat.state.busy }
+            assertEquals(listOf("Hello", answer, "Long", line), screen.bubbles())
+            engine.failAt = null
+            screen.ask("Again")
+            waitFor("the answer") { !app.chat.state.busy }
+            assertEquals("<|user|>Again<|end|><|assistant|>", engine.prompts.last())
+            assertEquals(listOf("Hello", answer, "Long", line, "Again", answer), screen.bubbles())
+            app.settings.keep(Settings(EngineSettings(threads = 4)))
+            screen.ask("More")
+            waitFor("the answer") { !app.chat.state.busy }
+            val anew = listOf("Hello", answer, "Long", "Again", answer, line, "More", answer)
+            assertEquals(anew, screen.bubbles())
+            controller.recreate()
+            assertEquals(anew, controller.get().bubbles())
+            controller.get().click(R.id.action_one)
+            assertEquals(emptyList<String>(), controller.get().bubbles())
         }
     }
 

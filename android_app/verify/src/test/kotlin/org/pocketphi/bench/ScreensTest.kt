@@ -12,6 +12,7 @@ import org.junit.Rule
 import org.junit.Test
 import org.junit.runner.RunWith
 import org.pocketphi.core.Configuration
+import org.pocketphi.core.EngineErrors
 import org.pocketphi.core.EngineFactory
 import org.pocketphi.core.EngineSettings
 import org.pocketphi.core.LoadMode
@@ -165,6 +166,11 @@ class ScreensTest(private val name: String, private val qualifiers: String) {
             draw(screen, "chat")
             engine.release()
             waitFor("the answer") { !app.chat.state.busy }
+            engine.failAt = 0 to EngineErrors.generating(0x12, null, 1024)
+            screen.type(R.id.question, "Tell me all you know of both.")
+            screen.click(R.id.send)
+            waitFor("the error") { !app.chat.state.busy }
+            draw(screen, "chat-forgotten")
         }
     }
 
