@@ -172,6 +172,7 @@ def export_calibrated(
             f"--calibrate {calibration.name} folds scales into norms, which the adapters of {source.folder} read: "
             "use --calibrate gptq or scales"
         )
+    Companions(out, find_tokenizer(source.folder))  # a name that is taken costs no calibration
     kept = quantized_out or out.resolve().with_name(f".{out.name}.quantized")  # of one name, so that it can go on
     try:
         calibrate(source, options.recipe, calibration, kept, bar)

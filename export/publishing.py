@@ -19,7 +19,7 @@ from export.ptefile.magic import read_head
 
 def check_place(out: Path) -> None:
     """Raise BadInput unless a `.pte` can be written there."""
-    folder = out.resolve().parent
+    folder = out.parent.absolute()
     if out.suffix != ".pte":
         raise BadInput(f"--out {out} does not end in .pte")
     if out.is_dir():

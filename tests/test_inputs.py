@@ -257,7 +257,7 @@ def test_pointers_of_git_lfs(single: Path, tmp_path: Path) -> None:
             exported(single, tmp_path / "out" / "f.pte", verify=False)
 
 
-def test_a_folder_of_models(tiny: Path, tiny_pte: Path, tmp_path: Path) -> None:
+def test_a_folder_of_models(tiny: Path, tiny_pte: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No name of a file beside a `.pte` is taken from another model, or from anybody."""
     config = (tiny / "config.json").read_bytes()
     with pytest.raises(BadInput, match=r"its manifest would replace .*config.json, which is none of it"):
@@ -272,7 +272,12 @@ def test_a_folder_of_models(tiny: Path, tiny_pte: Path, tmp_path: Path) -> None:
         BadInput, match="tokenizer.json is or would be another model's.*give each model a folder of its own"
     ):
         export_pte("phi4-tiny", out=place / "c.pte", **LENGTHS, verify=False)
+    monkeypatch.setattr("export.calibration.calibrate.calibrate", None)  # nor is anything calibrated for it
+    with pytest.raises(BadInput, match="give each model a folder of its own"):
+        export_pte("phi4-tiny", out=place / "c.pte", **LENGTHS, calibrate="scales")
     assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    with pytest.raises(BadInput, match=r"the folder .*/no/\.\. does not exist"):
+        export_pte("phi4-tiny", out=place / "no" / ".." / "d.pte", **LENGTHS, verify=False)
 
     template = tiny / "chat_template.jinja"
     template.write_text("{{ messages[0].content }}")
